@@ -1,0 +1,416 @@
+"""CHAIR: which objects a caption names, and which of them the image does not hold.
+
+Source: Rohrbach et al. 2018, "Object Hallucination in Image Captioning", arXiv 1809.02156. Pooled over a corpus:
+CHAIR_i = hallucinated object mentions / object mentions (repeats count), CHAIR_s = captions with at least one /
+captions, recall = distinct ground-truth objects mentioned / ground-truth objects.
+
+A scorer is named, because scorers in use give different numbers. `fixed` keeps the official word lists and joining
+rules, and drops the faults of string handling that the official scripts have: "bus" stays "bus", "men" is "man",
+"motor bike", "cheesecake", "iPhone", "sports ball" and "stove top oven" match, and a word is found beside any
+punctuation ("dog/cat", "dog.The", "hot-dog"). It knows no word senses: an orange ball counts as an orange, as in the
+official scripts, and "baby X" is joined for the twelve listed animals only.
+
+"Word" means whitespace-separated word wherever it is counted: in lengths, in `word_index` and in truncation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import pandas as pd
+
+from prunehal.resources import data_path
+
+__all__ = [
+    "ChairResult",
+    "ChairScorer",
+    "Mention",
+    "Truncation",
+    "ground_truth_from_coco",
+    "load_scorer",
+    "score",
+    "truncate",
+    "truncate_to_mean",
+]
+
+_ITEM_COLUMNS = ["image_id", "words", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "hallucinated", "nodes"]
+_MENTION_TYPES = {
+    "image_id": None,  # as given: COCO ids are numbers, others may be names
+    "index": "int64",
+    "node": None,
+    "word": None,
+    "start": "int64",
+    "end": "int64",
+    "word_index": "int64",
+    "hallucinated": "bool",
+}
+
+Token = tuple[str, int, int]  # normalised word, first character, one past the last character
+
+# A possessive 's is no part of its word; each punctuation mark is a token, so that no phrase is joined across one.
+_TOKEN = re.compile(r"[^\W_]+(?:(?:-|['’](?!s\b))[^\W_]+)*|[^\w\s]|_", re.IGNORECASE)
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """One object named in a caption; `caption[start:end]` is the text that names it.
+
+    Attributes:
+        word: the text as written, in lower case ("hot dogs").
+        node: the COCO category it stands for ("hot dog").
+        start, end: character span in the caption.
+        word_index: 0-based index of its first word among the caption's words.
+        index: 0-based order among the caption's mentions.
+    """
+
+    word: str
+    node: str
+    start: int
+    end: int
+    word_index: int
+    index: int
+
+
+@dataclass(frozen=True)
+class ChairScorer:
+    """Find the objects that a caption names; `load_scorer` builds one.
+
+    Attributes:
+        name: shown in every table, because scorers differ.
+        read: caption -> its tokens, each a normalised (singular, lower-case) word with its character span.
+        phrases: first word -> ((further words, the word that stands for the whole), ...); the first fit is taken.
+        nodes: word or phrase -> COCO category.
+    """
+
+    name: str
+    read: Callable[[str], list[Token]]
+    phrases: Mapping[str, tuple[tuple[list[str], str], ...]]
+    nodes: Mapping[str, str]
+
+    def mentions(self, caption: str) -> list[Mention]:
+        """List the objects named in a caption, in order, repeats kept.
+
+        >>> [(m.word, m.node) for m in load_scorer().mentions("Two men eat hot dogs by a passenger train.")]
+        [('men', 'person'), ('hot dogs', 'hot dog'), ('passenger train', 'train')]
+        """
+        tokens = self.read(caption)
+        words = [token[0] for token in tokens]
+        found: list[Token] = []
+        i = 0
+        while i < len(words):
+            unit, last = words[i], i
+            for further, joined in self.phrases.get(unit, ()):
+                if words[i + 1 : i + 1 + len(further)] == further:
+                    unit, last = joined, i + len(further)
+                    break
+            if unit in self.nodes:
+                found.append((unit, tokens[i][1], tokens[last][2]))
+            i = last + 1
+        named = {unit for unit, _, _ in found}
+        if {"toilet", "seat"} <= named:  # the official rule: the seat of a toilet is no chair
+            found = [token for token in found if token[0] != "seat"]
+        if not found:
+            return []
+        starts = [word.start() for word in _WORD.finditer(caption)]
+        return [
+            Mention(
+                " ".join(caption[start:end].lower().split()),
+                self.nodes[unit],
+                start,
+                end,
+                bisect_right(starts, start) - 1,
+                index,
+            )
+            for index, (unit, start, end) in enumerate(found)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class ChairResult:
+    """The scores of a set of captions.
+
+    Attributes:
+        scorer: name of the scorer used.
+        metrics: chair_i, chair_s, recall and duplicates (share of mentions that repeat a category already named in the
+            caption), all fractions in [0, 1]; words (mean caption length); the counts n (captions), n_mentions,
+            n_hallucinated and n_captions_hallucinated.
+        items: one row per caption: image_id, words, n_mentions, n_hallucinated, n_truth, n_recalled, hallucinated,
+            nodes (categories in order of mention, repeats kept).
+        mentions: one row per mention: image_id, index, node, word, start, end, word_index, hallucinated.
+    """
+
+    scorer: str
+    metrics: dict[str, float | int]
+    items: pd.DataFrame
+    mentions: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Captions cut to at most `n_words` words each, with the mean length (in words) that this gives."""
+
+    n_words: int
+    mean_words: float
+    captions: dict[Hashable, str]
+
+
+def _fixed() -> ChairScorer:
+    rows = data_path("chair", "synonyms.txt").read_text(encoding="utf-8").lower().splitlines()
+    names = [[name.strip() for name in row.split(",")] for row in rows if row.strip()]
+    nodes = {name: row[0] for row in names for name in row}  # a row starts with its COCO category
+    lists = json.loads(data_path("chair", "double_words.json").read_text(encoding="utf-8"))
+    joined = {phrase: phrase for phrase in [*lists["double_words"], *nodes] if " " in phrase}
+    for first in ("baby", "adult"):
+        joined |= {f"{first} {animal}": animal for animal in lists["baby_or_adult_becomes_the_animal"]}
+    joined |= {f"passenger {vehicle}": vehicle for vehicle in lists["passenger_becomes_the_vehicle"]}
+    joined |= {"bow tie": "tie", "toilet seat": "toilet"}
+    phrases: dict[str, list[tuple[list[str], str]]] = {}
+    for phrase, meaning in joined.items():
+        first, *further = phrase.split()
+        phrases.setdefault(first, []).append((further, meaning))
+    listed = {word for name in [*nodes, *joined] for word in name.split()}
+
+    @lru_cache(maxsize=1)
+    def inflection():
+        import inflect  # takes a second or more to import, and only scoring needs it
+
+        return inflect.engine()
+
+    @lru_cache(maxsize=1 << 17)
+    def singular(word: str) -> str:
+        # A listed word is never taken for a plural: inflect would make "bu" of "bus" and "tenni" of "tennis".
+        return word if word in listed else inflection().singular_noun(word) or word
+
+    def read(caption: str) -> list[Token]:
+        tokens: list[Token] = []
+        for match in _TOKEN.finditer(caption):
+            word, start = singular(match.group().lower()), match.start()
+            if "-" in word and word.replace("-", " ") in joined:
+                for part in re.finditer(r"[^-]+", match.group()):
+                    tokens.append((singular(part.group().lower()), start + part.start(), start + part.end()))
+            else:
+                tokens.append((word, start, match.end()))
+        return tokens
+
+    return ChairScorer("fixed", read, {first: tuple(rest) for first, rest in phrases.items()}, nodes)
+
+
+_SCORERS: dict[str, Callable[[], ChairScorer]] = {"fixed": _fixed}
+
+
+@lru_cache(maxsize=len(_SCORERS))
+def load_scorer(name: str = "fixed") -> ChairScorer:
+    """Load a scorer by name from the shipped word lists; loaded once per process.
+
+    Raises:
+        ValueError: no scorer has this name.
+
+    >>> load_scorer("fixed").nodes["sofa"]
+    'couch'
+    """
+    if name not in _SCORERS:
+        raise ValueError(f"unknown CHAIR scorer {name!r}; expected one of {sorted(_SCORERS)}; pass one of these names")
+    return _SCORERS[name]()
+
+
+def score(
+    captions: pd.DataFrame | Mapping[Hashable, str],
+    ground_truth: Mapping[Hashable, Iterable[str]],
+    scorer: str | ChairScorer = "fixed",
+) -> ChairResult:
+    """Score captions against the objects that their images hold.
+
+    Where nothing can be divided the answer is 0.0: chair_i and duplicates without a mention, recall without a
+    ground-truth object. An empty caption counts as a caption without mentions.
+
+    Args:
+        captions: image_id -> caption, or a frame with the columns image_id and caption.
+        ground_truth: image_id -> COCO categories in the image; it may hold further images.
+        scorer: name or loaded scorer.
+
+    Raises:
+        ValueError: no captions, a missing column, an image_id twice, an image_id without ground truth (the official
+            scripts count each of its mentions as hallucinated), a caption that is no text, an unknown category.
+
+    >>> result = score({1: "A dog and two cats on a sofa.", 2: "A bus."}, {1: {"dog", "couch"}, 2: {"bus", "car"}})
+    >>> result.metrics["chair_i"], result.metrics["chair_s"], result.metrics["recall"]
+    (0.25, 0.5, 0.75)
+    """
+    scorer = load_scorer(scorer) if isinstance(scorer, str) else scorer
+    texts = _texts(captions)
+    if missing := [image for image in texts if image not in ground_truth]:
+        raise ValueError(
+            f"no ground truth for {len(missing)} image_id(s): {_some(missing)}; expected ids such as "
+            f"{_some(ground_truth)}; check the id type (int or str) and the split"
+        )
+    truths = {image: set(ground_truth[image]) for image in texts}
+    if unknown := set().union(*truths.values()) - set(scorer.nodes.values()):
+        raise ValueError(
+            f"the ground truth names {_some(sorted(unknown))}; expected COCO category names; map these names first"
+        )
+    items, rows, repeats = [], [], 0
+    for image, text in texts.items():
+        truth, mentions = truths[image], scorer.mentions(text)
+        nodes = [mention.node for mention in mentions]
+        wrong = [node not in truth for node in nodes]
+        repeats += len(nodes) - len(set(nodes))
+        recalled = len(truth.intersection(nodes))
+        items.append((image, len(text.split()), len(nodes), sum(wrong), len(truth), recalled, any(wrong), nodes))
+        rows.extend(
+            (image, m.index, m.node, m.word, m.start, m.end, m.word_index, bad)
+            for m, bad in zip(mentions, wrong, strict=True)
+        )
+    frame = pd.DataFrame(items, columns=_ITEM_COLUMNS)
+    total = {column: int(frame[column].sum()) for column in _ITEM_COLUMNS[1:-1]}
+    metrics = {
+        "chair_i": total["n_hallucinated"] / max(total["n_mentions"], 1),
+        "chair_s": total["hallucinated"] / len(frame),
+        "recall": total["n_recalled"] / max(total["n_truth"], 1),
+        "n": len(frame),
+        "n_mentions": total["n_mentions"],
+        "n_hallucinated": total["n_hallucinated"],
+        "n_captions_hallucinated": total["hallucinated"],
+        "words": total["words"] / len(frame),
+        "duplicates": repeats / max(total["n_mentions"], 1),
+    }
+    # Types are set, because a frame without rows would otherwise hold objects where callers expect numbers.
+    mentions_frame = pd.DataFrame(rows, columns=list(_MENTION_TYPES)).astype(
+        {column: kind for column, kind in _MENTION_TYPES.items() if kind}
+    )
+    return ChairResult(scorer.name, metrics, frame, mentions_frame)
+
+
+def ground_truth_from_coco(
+    instances: Mapping | str | Path,
+    captions: Mapping | str | Path | None = None,
+    scorer: str | ChairScorer = "fixed",
+) -> dict[int, set[str]]:
+    """Read which objects each image holds: its COCO instances, united with the objects its captions name.
+
+    Annotators of instances miss objects that the captions name, so the official scripts unite both. Give no captions
+    to take the instances alone, as for scenes whose instances are complete.
+
+    Args:
+        instances: COCO instances file, or its parsed content (images, annotations, categories).
+        captions: COCO captions file, or its parsed content (annotations), or None.
+        scorer: reads the captions; the one that scores is the one to use here.
+
+    Raises:
+        ValueError: a file holds no JSON, a part of the COCO layout is missing, or a category is none of the 80.
+        OSError: a file cannot be read.
+
+    >>> coco = {"images": [{"id": 7}], "categories": [{"id": 18, "name": "dog"}],
+    ...         "annotations": [{"image_id": 7, "category_id": 18}]}
+    >>> ground_truth_from_coco(coco)
+    {7: {'dog'}}
+    """
+    scorer = load_scorer(scorer) if isinstance(scorer, str) else scorer
+    content = _coco(instances, "instances", ("images", "annotations", "categories"))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    if unknown := set(names.values()) - set(scorer.nodes.values()):
+        raise ValueError(
+            f"unknown categories {_some(sorted(unknown))}; expected COCO category names; rename these categories"
+        )
+    truth: dict[int, set[str]] = {image["id"]: set() for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation["category_id"] not in names:
+            raise ValueError(
+                f"an annotation of image {annotation['image_id']} has category_id {annotation['category_id']!r}; "
+                "expected an id listed under 'categories'; complete that list"
+            )
+        truth.setdefault(annotation["image_id"], set()).add(names[annotation["category_id"]])
+    if captions is not None:
+        for annotation in _coco(captions, "captions", ("annotations",))["annotations"]:
+            named = {mention.node for mention in scorer.mentions(annotation["caption"])}
+            truth.setdefault(annotation["image_id"], set()).update(named)
+    return truth
+
+
+def truncate(caption: str, n_words: int) -> str:
+    """Cut a caption after `n_words` words; a shorter caption is returned as it is.
+
+    Raises:
+        ValueError: n_words is negative.
+
+    >>> truncate("A dog sits on a sofa.", 3)
+    'A dog sits'
+    """
+    if n_words < 0:
+        raise ValueError(f"n_words is {n_words}, expected 0 or more; pass the number of words to keep")
+    ends = [word.end() for word in _WORD.finditer(caption)]
+    if len(ends) <= n_words:
+        return caption
+    return caption[: ends[n_words - 1]] if n_words else ""
+
+
+def truncate_to_mean(captions: pd.DataFrame | Mapping[Hashable, str], target_mean_words: float) -> Truncation:
+    """Cut all captions at the one word cap that brings their mean length to the target, or nearest below it.
+
+    This is the null baseline of a method that shortens captions. The mean length never falls as the cap rises, so the
+    largest cap that does not exceed the target is found exactly. A target above the mean length cuts nothing.
+
+    Args:
+        captions: image_id -> caption, or a frame with the columns image_id and caption.
+        target_mean_words: words per caption.
+
+    Raises:
+        ValueError: the target is negative or no number, or the captions are unusable (see `score`).
+
+    >>> truncate_to_mean({1: "one two three four", 2: "one"}, 2).captions
+    {1: 'one two three', 2: 'one'}
+    """
+    if not target_mean_words >= 0:
+        raise ValueError(f"target_mean_words is {target_mean_words}, expected 0 or more; pass a mean length in words")
+    texts = _texts(captions)
+    lengths = sorted(len(text.split()) for text in texts.values())
+    # Raising the cap from c to c + 1 words keeps one more word of each caption longer than c.
+    totals = list(accumulate((len(lengths) - bisect_right(lengths, c) for c in range(lengths[-1])), initial=0))
+    # The tolerance takes back the rounding of a target that was itself computed as a mean.
+    cap = bisect_right(totals, target_mean_words * len(lengths) * (1 + 1e-12)) - 1
+    return Truncation(cap, totals[cap] / len(lengths), {image: truncate(text, cap) for image, text in texts.items()})
+
+
+def _texts(captions: pd.DataFrame | Mapping[Hashable, str]) -> dict[Hashable, str]:
+    if isinstance(captions, pd.DataFrame):
+        if absent := {"image_id", "caption"} - set(captions.columns):
+            raise ValueError(
+                f"the captions lack the column(s) {sorted(absent)}; expected image_id and caption; add or rename"
+            )
+        if (twice := captions["image_id"].duplicated()).any():
+            raise ValueError(
+                f"image_id(s) with more than one caption: {_some(captions.loc[twice, 'image_id'].unique().tolist())}; "
+                "expected one caption per image; drop the others"
+            )
+        captions = dict(zip(captions["image_id"].tolist(), captions["caption"].tolist(), strict=True))
+    if not captions:
+        raise ValueError("there are no captions; expected at least one; check that the file or the frame has rows")
+    for image, text in captions.items():
+        if not isinstance(text, str):
+            raise ValueError(f"the caption of image_id {image!r} is {text!r}, expected text; drop it or set it to ''")
+    return dict(captions)
+
+
+def _coco(source: Mapping | str | Path, what: str, keys: tuple[str, ...]) -> Mapping:
+    try:
+        content = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} holds no JSON ({error}); expected a COCO {what} file; get it again") from error
+    if absent := [key for key in keys if key not in content]:
+        raise ValueError(
+            f"the COCO {what} lack {absent}; expected the keys {list(keys)}; give the {what} annotation file"
+        )
+    return content
+
+
+def _some(values: Iterable, at_most: int = 5) -> str:
+    """Show the first few values of a long list."""
+    shown = list(values)
+    return ", ".join(repr(value) for value in shown[:at_most]) + (", ..." if len(shown) > at_most else "")

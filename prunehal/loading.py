@@ -1,0 +1,91 @@
+"""Load a model and its processor: the embedded one, one from the hub, or one from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from prunehal.resources import data_path
+
+__all__ = ["EMBEDDED", "load"]
+
+EMBEDDED = "embedded"
+
+
+def load(
+    name: str | Path = EMBEDDED,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a multimodal LLM for generation, with its processor.
+
+    Args:
+        name: ``"embedded"`` for the small LLaVA-architecture model that ships with this package, a hub name such as
+            ``"llava-hf/llava-1.5-7b-hf"``, or a folder written by ``save_pretrained``.
+        revision: branch, tag or commit of a hub repository; pin it to make a study repeatable.
+        dtype: data type of the weights; ``"auto"`` takes that of the checkpoint (the embedded model always in float32,
+            so that results do not depend on the machine's half precision).
+        trust_remote_code: run code that a hub repository brings along; off unless asked for.
+        **kwargs: more arguments of ``from_pretrained``, e.g. ``device_map="auto"`` or ``attn_implementation="sdpa"``.
+
+    Returns:
+        The model in evaluation mode, and its processor, with padding on the left as batched generation needs it.
+
+    Raises:
+        ValueError: the checkpoint holds no image-text-to-text model.
+        OSError: no such folder or hub name, or a weights file that cannot be read.
+
+    >>> model, processor = load()
+    >>> type(model).__name__, model.training
+    ('LlavaForConditionalGeneration', False)
+    """
+    if name == EMBEDDED:
+        name, dtype = data_path("embedded"), torch.float32
+    source = str(name)
+    looks_local = isinstance(name, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        source = str(folder)
+        _check_folder(folder)
+    elif looks_local or "/" not in source:
+        raise OSError(
+            f"model {source!r} is no folder here and no hub name; expected {EMBEDDED!r}, a folder written by save_pretrained, "
+            "or a hub name of the form 'owner/name'; check the spelling and the working directory"
+        )
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **common, **kwargs)
+        processor = AutoProcessor.from_pretrained(source, **common)
+    except ValueError as error:
+        raise ValueError(
+            f"model {source!r} cannot be loaded as an image-text-to-text model: {error}; expected a multimodal LLM such as "
+            "LLaVA or Qwen2.5-VL; a text-only model has no visual tokens to prune"
+        ) from error
+    except SafetensorError as error:
+        raise OSError(f"weights of {source!r} cannot be read: {error}; expected whole safetensors files; fetch them again") from error
+    processor.tokenizer.padding_side = "left"
+    return model.eval(), processor
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise an OSError that names the file when a checkpoint folder lacks its config or holds a broken weights file."""
+    if not (folder / "config.json").is_file():
+        raise OSError(
+            f"model folder {folder} holds no config.json; expected a folder written by save_pretrained; point to that folder itself"
+        )
+    for weights in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(weights, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise OSError(
+                f"weights file {weights} is corrupt ({weights.stat().st_size} bytes: {error}); expected a whole safetensors "
+                "file; copy or download it again"
+            ) from error
