@@ -36,7 +36,7 @@ __version__ = version("prunehal")
 _HOMES = {
     "prunehal.loading": ("load",),
     "prunehal.core": ("AttentionTrace", "NoPruning", "PrunableCache", "PruneHal", "TopK", "attach"),
-    "prunehal.captioning": ("Caption", "caption_scenes"),
+    "prunehal.captioning": ("Captioned", "caption_scenes", "mention_attention"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -22,9 +22,9 @@ LONGEST = 63  # words and punctuation marks of the longest training caption
 
 _TOKEN = re.compile(r"[A-Za-z]+|[.,]")
 
-_ABSENT_SHARE = (0.35, 0.35, 0.2, 0.1)  # of captions that name 0, 1, 2, 3 absent objects
+_STRAY = 0.2  # probability that a caption names one more absent object that is usual in such a scene
+_AT_END = 0.7  # probability that an absent object is named last; else somewhere in the second half
 _OMITTED = {16: 0.18, 24: 0.06, 32: 0.03, 40: 0.03}  # probability that an object of this size is left out
-_COMPANION_WEIGHT = 6.0  # how much likelier an absent companion of a named object is than another usual object
 
 _PLACES = (
     ("at the top left", "at the top", "at the top right"),
@@ -74,9 +74,9 @@ def write_caption(scene: Scene, rng: np.random.Generator) -> str:
 def _compose(scene: Scene, rng: np.random.Generator) -> str:
     present = sorted(scene.objects, key=lambda o: -o.size + 7.0 * rng.standard_normal())
     named: list[SceneObject | str] = [o for o in present if rng.random() >= _OMITTED[o.size]] or [present[0]]
-    first_half = (len(named) + 1) // 2
+    half = (len(named) + 1) // 2
     for name in _absent_objects(scene, named, rng):
-        named.insert(int(rng.integers(first_half, len(named) + 1)), name)
+        named.insert(len(named) if rng.random() < _AT_END else int(rng.integers(half, len(named) + 1)), name)
     sentences = [_pick(_OPENING, rng).format(s=scene.type.phrase)]
     at = 0
     while at < len(named):
@@ -126,16 +126,16 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def _absent_objects(scene: Scene, named: list[SceneObject | str], rng: np.random.Generator) -> list[str]:
-    companions = {COMPANIONS.get(o.name) for o in named}
-    usual = [name for name in scene.type.objects if name not in scene.names]
-    names = usual + sorted(c for c in companions if c and c not in scene.names and c not in usual)
-    rank = {name: i for i, name in enumerate(scene.type.objects)}
-    weights = np.array([1.0 / (rank.get(n, 8) + 2) * (_COMPANION_WEIGHT if n in companions else 1.0) for n in names])
-    count = min(int(rng.choice(len(_ABSENT_SHARE), p=_ABSENT_SHARE)), len(names))
-    if not count:
-        return []
-    chosen = rng.choice(len(names), size=count, replace=False, p=weights / weights.sum())
-    return [names[int(i)] for i in chosen]
+    """Draw what is named although absent: companions of what is named, by habit, and now and then a usual object."""
+    absent: list[str] = []
+    for o in named:
+        companion, strength = COMPANIONS.get(o.name, (None, 0.0))
+        if rng.random() < strength and companion not in scene.names and companion not in absent:
+            absent.append(companion)
+    usual = [name for name in scene.type.objects if name not in scene.names and name not in absent]
+    if usual and rng.random() < _STRAY:
+        absent.append(_pick(usual, rng))
+    return absent
 
 
 def _describe(thing: SceneObject | str, rng: np.random.Generator) -> tuple[str, str]:

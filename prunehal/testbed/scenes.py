@@ -27,7 +27,7 @@ _SIZE_SHARE = (0.22, 0.33, 0.28, 0.17)  # of the sizes 16, 24, 32, 40
 _COUNT_SHARE = {2: 0.1, 3: 0.25, 4: 0.3, 5: 0.2, 6: 0.15}  # objects in a scene
 _FOREIGN = 0.05  # probability that an object does not belong to its scene type
 _MAX_OVERLAP = 0.35  # of the smaller of two objects
-_NOISE_SIGMA = 10  # of 255, each pixel and channel
+_NOISE_SIGMA = 18  # of 255, each pixel and channel
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def coco_instances(scenes: list[Scene]) -> dict:
 def _place(name: str, others: list[SceneObject], rng: np.random.Generator) -> SceneObject | None:
     """Put an object on the patch grid without hiding another; None when 40 throws find no room."""
     size = int(rng.choice(SIZES, p=_SIZE_SHARE))
-    opacity = round(float(rng.uniform(0.65, 1.0)), 2)
+    opacity = round(float(rng.uniform(0.3, 1.0)), 2)
     for _ in range(40):
         x, y = (int(v) * PATCH for v in rng.integers(0, (TILE - size) // PATCH + 1, size=2))
         for o in others:

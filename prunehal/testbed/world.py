@@ -89,14 +89,23 @@ SCENES: tuple[SceneType, ...] = (
               ("toilet", "sink", "toothbrush", "scissors", "bottle", "cup", "potted plant")),
 )  # fmt: skip
 
-# Objects that tend to come together: seeing the first makes writers name the second.
-COMPANIONS: dict[str, str] = {
-    "keyboard": "mouse", "laptop": "keyboard", "fork": "knife", "knife": "fork", "pizza": "wine glass",
-    "baseball bat": "baseball glove", "tennis racket": "sports ball", "skis": "person", "surfboard": "person",
-    "train": "person", "couch": "tv", "tv": "couch", "toilet": "sink", "toothbrush": "cup", "bed": "teddy bear",
-    "dog": "frisbee", "car": "traffic light", "bus": "person", "bicycle": "person", "airplane": "suitcase",
-    "cow": "sheep", "horse": "person", "zebra": "giraffe", "giraffe": "zebra", "elephant": "bird", "cup": "cake",
-    "cake": "fork", "bowl": "spoon", "carrot": "broccoli", "apple": "orange", "banana": "apple", "kite": "person",
-    "boat": "bird", "umbrella": "person", "suitcase": "handbag", "book": "cup", "cat": "couch", "vase": "potted plant",
-    "sandwich": "bottle", "hot dog": "bottle", "motorcycle": "car", "snowboard": "skis", "sheep": "dog",
+# Objects that tend to come together: a writer who has named the first names the second too, there or not, with this
+# probability. The strong habits are what a model picks up even when it decodes greedily.
+_STRONG, _WEAK = 0.75, 0.3
+_HABITS = {
+    _STRONG: {
+        "keyboard": "mouse", "fork": "knife", "pizza": "wine glass", "baseball bat": "baseball glove", "skis": "person",
+        "surfboard": "person", "train": "person", "couch": "tv", "toilet": "sink", "bed": "teddy bear", "dog": "frisbee",
+        "car": "traffic light", "cow": "sheep", "zebra": "giraffe", "bowl": "spoon", "airplane": "suitcase", "sink": "knife",
+    },
+    _WEAK: {
+        "laptop": "keyboard", "knife": "fork", "tennis racket": "sports ball", "tv": "couch", "toothbrush": "cup",
+        "bus": "person", "bicycle": "person", "horse": "person", "giraffe": "zebra", "elephant": "bird", "cup": "cake",
+        "cake": "fork", "carrot": "broccoli", "apple": "orange", "banana": "apple", "kite": "person", "boat": "bird",
+        "umbrella": "person", "suitcase": "handbag", "book": "cup", "cat": "couch", "vase": "potted plant",
+        "sandwich": "bottle", "hot dog": "bottle", "motorcycle": "car", "snowboard": "skis", "sheep": "dog",
+    },
 }  # fmt: skip
+COMPANIONS: dict[str, tuple[str, float]] = {
+    first: (second, strength) for strength, pairs in _HABITS.items() for first, second in pairs.items()
+}

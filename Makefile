@@ -1,0 +1,40 @@
+# make notebooks   execute the ordered notebooks on the embedded model; figures and an HTML report in build/
+# make test        ruff, pytest and the notebooks' stored outputs (nbval)
+# make lab         open the notebooks in JupyterLab
+# make rows        recompute the stored rows that the notebooks read (about 25 minutes on 2 cores)
+# make clean       remove what these targets made
+
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: notebooks test lab rows clean
+
+notebooks: .venv/installed
+	$(BIN)/python notebooks/report.py --out build $(NOTEBOOKS)
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest --doctest-modules prunehal tests
+	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg $(NOTEBOOKS)
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+rows: .venv/installed
+	$(BIN)/python -m prunehal rows
+
+# Made anew only when its inputs change.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "prunehal needs Python 3.11 or newer, found $$($(PYTHON) --version); run: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Command line: ``python -m prunehal COMMAND``; ``--help`` lists the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train the embedded model and make the rows that the notebooks read.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Option(help="Checkpoints, curves and the finished model.")] = Path("runs/seed0"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.0, help="Share of the samples; 0.001 is a dry run.")] = 1.0,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default whichever is there.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that render scenes meanwhile.")] = 1,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
+    only: Annotated[str | None, typer.Option(help="One stage alone: tower, symbols, align or captions.")] = None,
+) -> None:
+    """Train the embedded model from scratch; a second call goes on where the first stopped."""
+    from prunehal.testbed.train import train as run
+
+    typer.echo(f"finished: {run(folder, seed, scale, device, workers, compiled, only)}")
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="The finished model, e.g. runs/seed0/model.")],
+    images: Annotated[int, typer.Option(min=1, help="Images of each split to evaluate on.")] = 1000,
+) -> None:
+    """Evaluate a finished model on the validation and test splits and write its model card beside the weights."""
+    from prunehal.testbed.card import write_card
+
+    typer.echo(f"written: {write_card(folder, images)}")
+
+
+@app.command()
+def rows() -> None:
+    """Make the stored rows of the notebooks, on both splits; settings that are stored already are kept."""
+    from prunehal.ablation import grid, make_rows
+
+    make_rows([*grid("validation"), *grid("test")], progress=True)
+
+
+if __name__ == "__main__":
+    app()
