@@ -40,8 +40,9 @@ def card(
 @app.command()
 def rows() -> None:
     """Make the stored rows of the notebooks, on both splits; settings that are stored already are kept."""
-    from prunehal.ablation import grid, make_rows
+    from prunehal.ablation import grid, make_mentions, make_rows
 
+    make_mentions("test", progress=True)
     make_rows([*grid("validation"), *grid("test")], progress=True)
 
 

@@ -18,13 +18,14 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from prunehal.captioning import caption_scenes
+from prunehal.benchmarks.chair import score
+from prunehal.captioning import caption_scenes, mention_attention
 from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.loading import load
 from prunehal.resources import data_path
 from prunehal.testbed.scenes import scene
 
-__all__ = ["N_STORED", "Setting", "grid", "make_rows", "read_rows", "weights_id"]
+__all__ = ["N_STORED", "Setting", "grid", "ground_truth", "make_mentions", "make_rows", "read_rows", "weights_id"]
 
 N_STORED = 1000  # images of a stored setting
 RATIOS = (0.25, 0.4, 0.5, 0.7, 0.9)
@@ -60,7 +61,9 @@ def grid(split: str) -> list[Setting]:
     policies: list[Policy] = [NoPruning(), *(PruneHal(r, t) for r in RATIOS for t in PRUNES)]
     settings = [Setting(split, policy) for policy in policies]
     if split == "test":
-        settings += [Setting(split, PruneHal(r, t, selection=s)) for s in ("random", "lowest") for r, t in ((0.4, 1), (0.4, 3), (0.7, 2))]
+        settings += [
+            Setting(split, PruneHal(r, t, selection=s)) for s in ("random", "lowest") for r, t in ((0.4, 1), (0.4, 3), (0.7, 2))
+        ]
         settings += [Setting(split, PruneHal(0.7, 2, factor=factor)) for factor in (0.25, 0.5, 0.95)]
         settings += [Setting(split, policy, 3) for policy in (NoPruning(), PruneHal(0.4, 1), PruneHal(0.4, 3))]
     return settings
@@ -70,6 +73,11 @@ def grid(split: str) -> list[Setting]:
 def weights_id() -> str:
     """Return the first 16 hex digits of the sha256 of the embedded model's weights."""
     return hashlib.sha256(data_path("embedded", "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def ground_truth(split: str, n_images: int = N_STORED) -> dict[int, set[str]]:
+    """Return ``{image_id: names of the objects in the scene}`` for the first scenes of a split."""
+    return {s.image_id: set(s.names) for s in (scene(split, i) for i in range(n_images))}
 
 
 def read_rows(setting: Setting, folder: Path | None = None) -> pd.DataFrame:
@@ -83,9 +91,12 @@ def read_rows(setting: Setting, folder: Path | None = None) -> pd.DataFrame:
         FileNotFoundError: the setting was not stored; make its rows with ``make_rows``.
         ValueError: the rows were made by other weights than the embedded model now has.
     """
-    path = _path(setting, folder)
+    return _read(_path(setting, folder))
+
+
+def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
-        raise FileNotFoundError(f"no stored rows for {setting.split}/{setting.name} (looked for {path}); make them with make_rows")
+        raise FileNotFoundError(f"no stored rows at {path}; make them with: python -m prunehal rows")
     rows = pd.read_csv(path)
     if (rows.pop("weights") != weights_id()).any():
         raise ValueError(
@@ -132,6 +143,30 @@ def make_rows(
         rows[setting] = done.captions[["image_id", "caption", "tokens", "prunes"]]
         if n_images == N_STORED:
             _write(rows[setting].assign(weights=weights_id()), _path(setting, folder))
+    return rows
+
+
+def make_mentions(
+    split: str = "test", n_images: int = N_STORED, *, folder: Path | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Return the visual attention at every object mention, without pruning: stored rows if there are, else made.
+
+    Returns:
+        The columns of :func:`prunehal.captioning.mention_attention` for the first ``n_images`` scenes of the split.
+
+    Raises:
+        ValueError: stored rows belong to other weights.
+    """
+    path = (folder or data_path("results", must_exist=False)) / split / "mentions.csv.gz"
+    truth = ground_truth(split, n_images)
+    if path.exists():
+        rows = _read(path)
+        return rows[rows["image_id"].isin(truth)]
+    model, processor = load()
+    done = caption_scenes(model, processor, [scene(split, i) for i in range(n_images)], trace=True, progress=progress)
+    rows = mention_attention(done, score(done.texts, truth)).round(6)
+    if n_images == N_STORED:
+        _write(rows.assign(weights=weights_id()), path)
     return rows
 
 

@@ -76,7 +76,9 @@ def caption_scenes(
     ['image_id', 'caption', 'tokens', 'prunes', 'starts']
     """
     if not scenes or batch_size < 1:
-        raise ValueError(f"got {len(scenes)} scenes and batch_size={batch_size}; expected at least one scene and a batch size >= 1")
+        raise ValueError(
+            f"got {len(scenes)} scenes and batch_size={batch_size}; expected at least one scene and a batch size >= 1"
+        )
     policy = NoPruning() if policy is None else policy
     if sample_seed is not None:
         torch.manual_seed(sample_seed)

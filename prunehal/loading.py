@@ -69,7 +69,9 @@ def load(
             "LLaVA or Qwen2.5-VL; a text-only model has no visual tokens to prune"
         ) from error
     except SafetensorError as error:
-        raise OSError(f"weights of {source!r} cannot be read: {error}; expected whole safetensors files; fetch them again") from error
+        raise OSError(
+            f"weights of {source!r} cannot be read: {error}; expected whole safetensors files; fetch them again"
+        ) from error
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
 
@@ -78,7 +80,7 @@ def _check_folder(folder: Path) -> None:
     """Raise an OSError that names the file when a checkpoint folder lacks its config or holds a broken weights file."""
     if not (folder / "config.json").is_file():
         raise OSError(
-            f"model folder {folder} holds no config.json; expected a folder written by save_pretrained; point to that folder itself"
+            f"model folder {folder} holds no config.json; expected a folder written by save_pretrained; point to that one"
         )
     for weights in sorted(folder.glob("*.safetensors")):
         try:

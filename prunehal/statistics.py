@@ -1,19 +1,19 @@
 """Intervals and tests for captions and their mentions: bootstrap over images, effect sizes, adjusted odds.
 
 Images are drawn, never mentions or captions alone: mentions of one caption depend on each other, and two methods that
-caption the same images are compared in pairs. Intervals are BCa (bias-corrected and accelerated; Efron 1987, "Better
-Bootstrap Confidence Intervals", JASA 82), the same as scipy.stats.bootstrap gives for the same draws, computed from
-resampling weights so that thousands of images take a second and little memory.
+caption the same images are compared in pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special, stats
+from scipy import optimize, stats
+
+from prunehal.bootstrap import Interval, Statistic, bca, check_confidence
 
 __all__ = ["Association", "Interval", "adjusted_logit", "association", "bootstrap_interval", "paired_bootstrap"]
 
@@ -24,26 +24,6 @@ _METRICS = {
     "recall": ("n_recalled", "n_truth"),
     "words": ("words", None),
 }
-_CHUNK = 2_000_000  # weights held at once: 16 MB
-
-Statistic = Callable[[np.ndarray], np.ndarray]  # weights (resample, unit) -> values (resample,)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval, from `n` observations.
-
-    >>> str(Interval(0.125, 0.1, 0.15, 500))
-    '0.125 [0.100, 0.150], n = 500'
-    """
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +68,7 @@ def bootstrap_interval(
     >>> bootstrap_interval(items, "chair_i").estimate
     0.1875
     """
-    return _bca(_ratio(_counts(items, metric, "items")), len(items), len(items), n_resamples, seed, confidence)
+    return bca(_ratio(_counts(items, metric, "items")), len(items), len(items), n_resamples, seed, confidence)
 
 
 def paired_bootstrap(
@@ -124,7 +104,7 @@ def paired_bootstrap(
             "images; keep those that both have"
         )
     ratio_a, ratio_b = _ratio(a), _ratio(b.loc[a.index])
-    return _bca(lambda weights: ratio_b(weights) - ratio_a(weights), len(a), len(a), n_resamples, seed, confidence)
+    return bca(lambda weights: ratio_b(weights) - ratio_a(weights), len(a), len(a), n_resamples, seed, confidence)
 
 
 def association(
@@ -172,8 +152,8 @@ def association(
         raise ValueError(f"all {len(x)} values equal {x[0]}; expected values that vary; check the column")
     settings = (len(labels), len(x), n_resamples, seed, confidence)
     return Association(
-        auc=_bca(_auc(x, faithful, codes), *settings),
-        cohens_d=_bca(_cohens_d(x, faithful, codes), *settings),
+        auc=bca(_auc(x, faithful, codes), *settings),
+        cohens_d=bca(_cohens_d(x, faithful, codes), *settings),
         p_value=float(stats.mannwhitneyu(x[faithful], x[~faithful]).pvalue),
         n_positive=int(faithful.sum()),
         n_negative=int((~faithful).sum()),
@@ -213,7 +193,7 @@ def adjusted_logit(
     """
     import statsmodels.api as sm  # takes a second or two to import, and nothing else here needs it
 
-    _check_confidence(confidence)
+    check_confidence(confidence)
     names = list(predictors)
     if not names:
         raise ValueError("predictors is empty; expected at least one column; name the columns to adjust for")
@@ -230,13 +210,9 @@ def adjusted_logit(
     x = frame[names].to_numpy(dtype=float)
     if constant := [name for name, column in zip(names, x.T, strict=True) if np.ptp(column) == 0]:
         raise ValueError(f"predictor(s) {constant} are constant; expected columns that vary; leave them out")
-    design = np.column_stack(
-        [np.ones(len(x)), (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)]
-    )  # (mention, 1 + predictor)
+    design = np.column_stack([np.ones(len(x)), (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)])  # (mention, 1 + predictor)
     if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ValueError(
-            f"the predictors {names} are collinear; expected none to follow from the others; leave one out"
-        )
+        raise ValueError(f"the predictors {names} are collinear; expected none to follow from the others; leave one out")
     if _separated(design, y):
         raise ValueError(
             f"the predictors {names} separate {outcome} perfectly, or all but ties; expected overlapping classes; "
@@ -259,15 +235,8 @@ def _binary(values: Sequence | pd.Series, name: str) -> np.ndarray:
     """Return booleans; refuse anything but two-valued input, which astype(bool) would take silently."""
     array = np.asarray(values)
     if not np.isin(array, (0, 1)).all():
-        raise ValueError(
-            f"{name} holds {pd.unique(pd.Series(array))[:5].tolist()}; expected booleans or 0/1; convert it"
-        )
+        raise ValueError(f"{name} holds {pd.unique(pd.Series(array))[:5].tolist()}; expected booleans or 0/1; convert it")
     return array.astype(bool)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}, expected a fraction between 0 and 1; pass 0.95 for 95%")
 
 
 def _counts(items: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
@@ -276,9 +245,7 @@ def _counts(items: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
         raise ValueError(f"unknown metric {metric!r}; expected one of {sorted(_METRICS)}; pass one of these names")
     top, bottom = _METRICS[metric]
     if absent := {"image_id", top, bottom} - {None} - set(items.columns):
-        raise ValueError(
-            f"{name} lacks the column(s) {sorted(absent)}; expected the items of a ChairResult; pass those"
-        )
+        raise ValueError(f"{name} lacks the column(s) {sorted(absent)}; expected the items of a ChairResult; pass those")
     if (twice := items["image_id"].duplicated()).any():
         raise ValueError(
             f"{name} holds image_id {items.loc[twice, 'image_id'].iloc[0]} more than once; expected one row per image; "
@@ -332,41 +299,6 @@ def _cohens_d(x: np.ndarray, faithful: np.ndarray, codes: np.ndarray) -> Statist
             return (s1 / n1 - s0 / n0) / np.sqrt(variance)
 
     return statistic
-
-
-def _bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, confidence: float) -> Interval:
-    """Bootstrap a statistic of weighted units; `n` is what the interval reports as its number of observations."""
-    if units < 2:
-        raise ValueError(f"there are {units} images or clusters, expected at least 2 to resample; add captions")
-    if n_resamples < 100:
-        raise ValueError(f"n_resamples is {n_resamples}, expected at least 100; 2000 or more give a steady interval")
-    _check_confidence(confidence)
-    rng = np.random.default_rng(seed)
-
-    def drawn(rows: range) -> np.ndarray:
-        drawn_units = rng.integers(0, units, (len(rows), units)) + units * np.arange(len(rows))[:, None]
-        return np.bincount(drawn_units.ravel(), minlength=len(rows) * units).reshape(len(rows), units).astype(float)
-
-    def leaving_one_out(rows: range) -> np.ndarray:
-        return 1.0 - np.equal.outer(np.asarray(rows), np.arange(units))
-
-    def evaluate(weights: Callable[[range], np.ndarray], count: int) -> np.ndarray:
-        step = max(1, _CHUNK // max(units, n))
-        values = np.concatenate([statistic(weights(range(i, min(i + step, count)))) for i in range(0, count, step)])
-        return values[np.isfinite(values)]
-
-    estimate = statistic(np.ones((1, units))).item()
-    draws = evaluate(drawn, n_resamples)
-    influence = evaluate(leaving_one_out, units)
-    influence = influence.mean() - influence
-    spread = (influence**2).sum() ** 1.5
-    acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
-    below = ((draws < estimate).mean() + (draws <= estimate).mean()) / 2
-    # One half draw away from 0 and 1, so that an estimate at the edge of its draws keeps a finite correction.
-    bias = special.ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
-    z = bias + special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(draws, special.ndtr(bias + z / (1 - acceleration * z)))
-    return Interval(estimate, float(low), float(high), n)
 
 
 def _separated(design: np.ndarray, y: np.ndarray) -> bool:

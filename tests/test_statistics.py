@@ -6,8 +6,9 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-import prunehal.statistics as statistics
-from prunehal.statistics import Interval, adjusted_logit, association, bootstrap_interval, paired_bootstrap
+from prunehal import bootstrap
+from prunehal.bootstrap import Interval
+from prunehal.statistics import adjusted_logit, association, bootstrap_interval, paired_bootstrap
 
 METRICS = ["chair_i", "chair_s", "recall", "words"]
 
@@ -39,7 +40,7 @@ def pooled(items: pd.DataFrame, metric: str) -> float:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_bootstrap_equals_scipy_draw_for_draw(metric, monkeypatch):
-    monkeypatch.setattr(statistics, "_CHUNK", 40 * 37)  # many chunks, the last one short
+    monkeypatch.setattr(bootstrap, "_CHUNK", 40 * 37)  # many chunks, the last one short
     rng = np.random.default_rng(1)
     a, b = make_items(40, rng), make_items(40, rng, 0.4)
 

@@ -2,15 +2,13 @@
 
 from prunehal.benchmarks.chair import (
     ChairResult,
-    ChairScorer,
-    Mention,
     Truncation,
     ground_truth_from_coco,
-    load_scorer,
     score,
     truncate,
     truncate_to_mean,
 )
+from prunehal.benchmarks.mentions import ChairScorer, Mention, load_scorer
 
 __all__ = [
     "ChairResult",

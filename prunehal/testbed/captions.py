@@ -168,10 +168,7 @@ def _patterns() -> tuple[re.Pattern, re.Pattern, re.Pattern]:
         "a": things, "b": things, "p": places, "q": places, "m": list(_MOODS), "s": [k.phrase for k in SCENES],
         "A": [t[0].upper() + t[1:] for t in things], "P": [p[0].upper() + p[1:] for p in places],
     }  # fmt: skip
-    slots = {
-        key: "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")"
-        for key, words in choices.items()
-    }
+    slots = {key: "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")" for key, words in choices.items()}
 
     def compiled(templates: tuple[str, ...]) -> re.Pattern:
         return re.compile("|".join(re.sub(r"\\\{(\w)\\\}", lambda m: slots[m[1]], re.escape(t)) for t in templates))

@@ -55,16 +55,16 @@ def write_card(folder: Path, n_images: int = 1000) -> Path:
     _draw(curve, folder / "training_curve.png")
     (folder / "figures.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     table = pd.DataFrame(rows).T
-    percent = table.drop(columns="tokens").mul(100).round(1).assign(tokens=table["tokens"].round(1))
+    percent = table.drop(columns="tokens").mul(100).assign(tokens=table["tokens"])
     lines = ["| split | " + " | ".join(percent.columns) + " |", "|---" * (len(percent.columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |" for name, row in zip(percent.index, percent.to_numpy(), strict=True)]
+    for name, row in zip(percent.index, percent.to_numpy(), strict=True):
+        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
     samples = curve.groupby("stage", sort=False)["samples"].max()
     trained = "; ".join(f"{name} {count:,} scenes" for name, count in samples.items())
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     card = folder / "README.md"
-    card.write_text(
-        _CARD.format(parameters=f"{parameters:.2f}", trained=trained, table="\n".join(lines), n=n_images, few=len(few)), encoding="utf-8"
-    )
+    numbers = {"parameters": f"{parameters:.2f}", "trained": trained, "table": "\n".join(lines), "n": n_images, "few": len(few)}
+    card.write_text(_CARD.format(**numbers), encoding="utf-8")
     return card
 
 
@@ -84,9 +84,10 @@ def _draw(curve: pd.DataFrame, path: Path) -> None:
 _CARD = """# The embedded model
 
 A small multimodal LLM of LLaVA architecture (`LlavaForConditionalGeneration`: CLIP vision tower, patch 8, 96 x 96 pixels, 144
-visual tokens a tile; two-layer projector; Llama decoder of 6 layers x 192), {parameters} million parameters in bfloat16. Trained from scratch by
-`python -m prunehal train` on scenes and captions that this project renders and writes itself ({trained}; every training
-scene is fresh; each caption-stage scene comes with four captions). License: Apache-2.0. It is a testbed, not a captioner of photos.
+visual tokens a tile; two-layer projector; Llama decoder of 6 layers x 192), {parameters} million parameters in bfloat16.
+Trained from scratch by `python -m prunehal train` on scenes and captions that this project renders and writes itself
+({trained}; every training scene is fresh; captions come four to a scene). License: Apache-2.0.
+It is a testbed, not a captioner of photos.
 
 It hallucinates for the reason that real ones are said to: its training captions name, mostly late, objects that usually go with
 such a scene although they are absent.

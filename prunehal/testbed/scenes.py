@@ -15,7 +15,7 @@ from PIL import Image
 from prunehal.testbed.sprites import SIZES, load_sprites
 from prunehal.testbed.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
 
-__all__ = ["GRID", "PATCH", "SPLITS", "TILE", "SceneObject", "Scene", "coco_instances", "scene"]
+__all__ = ["GRID", "PATCH", "SPLITS", "TILE", "Scene", "SceneObject", "coco_instances", "scene"]
 
 TILE = 96  # pixels, width and height of one tile
 PATCH = 8  # pixels of one patch of the vision tower; objects are snapped to this grid
@@ -165,8 +165,7 @@ def coco_instances(scenes: list[Scene]) -> dict:
             )  # fmt: skip
     return {
         "images": [
-            {"id": s.image_id, "file_name": f"{s.split}_{s.index:08d}.png", "width": TILE, "height": TILE}
-            for s in scenes
+            {"id": s.image_id, "file_name": f"{s.split}_{s.index:08d}.png", "width": TILE, "height": TILE} for s in scenes
         ],
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for name, (number, _) in CATEGORIES.items()],

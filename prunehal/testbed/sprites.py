@@ -62,9 +62,7 @@ def draw_sheet(font: Path, folder: Path, columns: int = 21) -> None:
             ImageDraw.Draw(canvas).text((12, 12), emoji, font=face, embedded_color=True)
             box = canvas.getbbox()
             if box is None:
-                raise ValueError(
-                    f"the font {font} draws nothing for {name!r} ({emoji!r}); expected a colour-emoji font"
-                )
+                raise ValueError(f"the font {font} draws nothing for {name!r} ({emoji!r}); expected a colour-emoji font")
             glyph = canvas.crop(box)
             glyph.thumbnail((size, size), Image.Resampling.LANCZOS)
             row, slot = divmod(column, columns)

@@ -122,7 +122,10 @@ class Testbed(nn.Module):
         labels = batch["labels"]
         shown = labels < len(NAMES)
         right = logits.argmax(-1) == labels
-        numbers = {"object_patches": float(right[shown].float().mean()), "background": float(right[~shown].float().mean())}
+        numbers = {
+            "object_patches": float(right[shown].float().mean()),
+            "background": float(right[~shown].float().mean()),
+        }
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), numbers
 
     def symbol_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
@@ -205,5 +208,6 @@ def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0)
               testbed.tower_loss, 64, 0.02, 2e-3),
         stage("symbols", decoder, samples(12_000, 1_000_000, pixels=False), testbed.symbol_loss, 16, 0.015, 2e-3),
         stage("align", [core.multi_modal_projector], samples(6_000, 2_000_000, captions=0), testbed.align_loss, 64, 0.02, 2e-3),
-        stage("captions", [*decoder, core.multi_modal_projector], samples(60_000, 3_000_000), testbed.caption_loss, 16, 0.01, 1e-3),
+        stage("captions", [*decoder, core.multi_modal_projector], samples(22_400, 3_000_000),
+              testbed.caption_loss, 16, 0.01, 1e-3),
     ]  # fmt: skip

@@ -78,7 +78,11 @@ def run_stage(stage: Stage, folder: Path, device: torch.device, workers: int = 1
         start, curve = saved["step"], saved["curve"]
     left = Subset(stage.data, range(start * stage.batch_size, stage.steps * stage.batch_size))
     loader = DataLoader(
-        left, batch_size=stage.batch_size, num_workers=workers, collate_fn=stage.collate, prefetch_factor=4 if workers else None
+        left,
+        batch_size=stage.batch_size,
+        num_workers=workers,
+        collate_fn=stage.collate,
+        prefetch_factor=4 if workers else None,
     )
     sums: dict[str, float] = {}
     progress = tqdm(loader, desc=stage.name, initial=start, total=stage.steps, mininterval=5, dynamic_ncols=True)

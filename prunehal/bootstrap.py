@@ -1,0 +1,77 @@
+"""The bootstrap behind every interval: BCa over units (images), computed from resampling weights.
+
+BCa is bias-corrected and accelerated (Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82), the same as
+scipy.stats.bootstrap gives for the same draws; weights make thousands of images take a second and little memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+__all__ = ["Interval", "Statistic", "bca", "check_confidence"]
+
+_CHUNK = 2_000_000  # weights held at once: 16 MB
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # weights (resample, unit) -> values (resample,)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval, from `n` observations.
+
+    >>> str(Interval(0.125, 0.1, 0.15, 500))
+    '0.125 [0.100, 0.150], n = 500'
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
+
+
+def bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, confidence: float) -> Interval:
+    """Bootstrap a statistic of weighted units; `n` is what the interval reports as its number of observations."""
+    if units < 2:
+        raise ValueError(f"there are {units} images or clusters, expected at least 2 to resample; add captions")
+    if n_resamples < 100:
+        raise ValueError(f"n_resamples is {n_resamples}, expected at least 100; 2000 or more give a steady interval")
+    check_confidence(confidence)
+    rng = np.random.default_rng(seed)
+
+    def drawn(rows: range) -> np.ndarray:
+        drawn_units = rng.integers(0, units, (len(rows), units)) + units * np.arange(len(rows))[:, None]
+        return np.bincount(drawn_units.ravel(), minlength=len(rows) * units).reshape(len(rows), units).astype(float)
+
+    def leaving_one_out(rows: range) -> np.ndarray:
+        return 1.0 - np.equal.outer(np.asarray(rows), np.arange(units))
+
+    def evaluate(weights: Callable[[range], np.ndarray], count: int) -> np.ndarray:
+        step = max(1, _CHUNK // max(units, n))
+        values = np.concatenate([statistic(weights(range(i, min(i + step, count)))) for i in range(0, count, step)])
+        return values[np.isfinite(values)]
+
+    estimate = statistic(np.ones((1, units))).item()
+    draws = evaluate(drawn, n_resamples)
+    influence = evaluate(leaving_one_out, units)
+    influence = influence.mean() - influence
+    spread = (influence**2).sum() ** 1.5
+    acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
+    below = ((draws < estimate).mean() + (draws <= estimate).mean()) / 2
+    # One half draw away from 0 and 1, so that an estimate at the edge of its draws keeps a finite correction.
+    bias = special.ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
+    z = bias + special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(draws, special.ndtr(bias + z / (1 - acceleration * z)))
+    return Interval(estimate, float(low), float(high), n)
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise a ValueError unless the confidence is a fraction between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a fraction between 0 and 1; pass 0.95 for 95%")
