@@ -18,12 +18,11 @@ def train(
     device: Annotated[str | None, typer.Option(help="cuda or cpu; by default whichever is there.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that render scenes meanwhile.")] = 1,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
-    only: Annotated[str | None, typer.Option(help="One stage alone: tower, symbols, align or captions.")] = None,
 ) -> None:
     """Train the embedded model from scratch; a second call goes on where the first stopped."""
     from prunehal.testbed.train import train as run
 
-    typer.echo(f"finished: {run(folder, seed, scale, device, workers, compiled, only)}")
+    typer.echo(f"finished: {run(folder, seed, scale, device, workers, compiled)}")
 
 
 @app.command()
@@ -44,6 +43,14 @@ def rows() -> None:
 
     make_mentions("test", progress=True)
     make_rows([*grid("validation"), *grid("test")], progress=True)
+
+
+@app.command()
+def readme(path: Annotated[Path, typer.Argument(help="The file with the two markers.")] = Path("README.md")) -> None:
+    """Write the findings, computed from the stored rows, into the README."""
+    from prunehal.summary import update_readme
+
+    update_readme(path)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def use_style() -> None:
     """Set fonts, grid and palette for all figures of a notebook."""
     sns.set_theme(context="notebook", style="ticks", palette=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"])
     plt.rcParams.update(
-        {"figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+        {"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
     )
 
 
@@ -62,7 +62,7 @@ def patch_counts(kept: Sequence[Tensor], first: int = 1, tiles: int = 1) -> np.n
 
 
 def draw_kept(axis: Axes, image: Image.Image, counts: np.ndarray, layers: int, title: str = "") -> None:
-    """Show an image with its dropped patches whitened: the fewer layers still hold a patch, the paler it is.
+    """Show an image with its dropped patches darkened: the fewer layers still hold a patch, the darker it is.
 
     Args:
         axis: where to draw.
@@ -72,12 +72,12 @@ def draw_kept(axis: Axes, image: Image.Image, counts: np.ndarray, layers: int, t
         title: of the axis.
     """
     axis.imshow(image, interpolation="nearest", extent=(0, TILE, TILE, 0))
-    veil = np.ones((GRID, GRID, 4))
-    veil[..., 3] = 0.92 * (1 - counts / layers)
+    veil = np.zeros((GRID, GRID, 4))
+    veil[..., 3] = 0.88 * (1 - counts / layers)
     axis.imshow(veil, interpolation="nearest", extent=(0, TILE, TILE, 0))
     for edge in range(0, TILE + 1, PATCH):
-        axis.axhline(edge, color="white", linewidth=0.25)
-        axis.axvline(edge, color="white", linewidth=0.25)
+        axis.axhline(edge, color="white", linewidth=0.25, alpha=0.5)
+        axis.axvline(edge, color="white", linewidth=0.25, alpha=0.5)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=11)
     sns.despine(ax=axis, left=True, bottom=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as hf_logging
 
 from prunehal.resources import data_path
 
@@ -59,6 +60,9 @@ def load(
             f"model {source!r} is no folder here and no hub name; expected {EMBEDDED!r}, a folder written by save_pretrained, "
             "or a hub name of the form 'owner/name'; check the spelling and the working directory"
         )
+    quiet = source == str(data_path("embedded", must_exist=False)) and hf_logging.is_progress_bar_enabled()
+    if quiet:  # a bar for 7 MB is noise in a notebook
+        hf_logging.disable_progress_bar()
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **common, **kwargs)
@@ -72,6 +76,9 @@ def load(
         raise OSError(
             f"weights of {source!r} cannot be read: {error}; expected whole safetensors files; fetch them again"
         ) from error
+    finally:
+        if quiet:
+            hf_logging.enable_progress_bar()
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
 

@@ -1,9 +1,9 @@
-"""The four stages that teach the embedded model to see, to write, and to write what it sees.
+"""The three stages that teach the embedded model to see, to map and to write what it sees.
 
 1. tower: the vision tower names what every patch shows;
-2. symbols: the decoder writes captions from symbolic visual tokens (the word embeddings of what each patch shows);
-3. align: the projector maps the tower's features onto those symbols;
-4. captions: projector and decoder learn from pixels; several captions share one visual prefix.
+2. align: the projector maps the tower's features onto symbols: the word embeddings of what each patch shows, plus a code of
+   where it stands;
+3. captions: projector and decoder learn from pixels; several captions share one visual prefix.
 
 Caption positions are shifted as if background tiles stood before and after the scene's tile, so that prompts of 288 or
 576 visual tokens are in distribution.
@@ -31,7 +31,6 @@ __all__ = ["Samples", "Testbed", "collate", "make_stages"]
 
 _VISUAL = GRID * GRID
 _LABELS = len(NAMES) + len(SCENES)
-_FLIPPED = 0.08  # of the symbolic visual tokens show a wrong object: vision will not be perfect either
 _OBJECT_WEIGHT = 2.0  # weight of the loss at the words that name objects
 _SHARED = 4  # captions that share one visual prefix
 
@@ -44,7 +43,6 @@ class Samples(Dataset):
     count: int
     first: int  # number of the first training scene
     captions: int = _SHARED
-    pixels: bool = True
     split: str = "train"
 
     def __len__(self) -> int:
@@ -56,8 +54,7 @@ class Samples(Dataset):
         shown = scene(self.split, self.first + number)
         rng = np.random.default_rng([shown.image_id, 7])
         sample = {"labels": torch.from_numpy(shown.patch_labels())}
-        if self.pixels:
-            sample["pixels"] = torch.from_numpy(shown.pixels()).permute(2, 0, 1)
+        sample["pixels"] = torch.from_numpy(shown.pixels()).permute(2, 0, 1)
         if self.captions:
             texts = [write_caption(shown, rng) + "</s>" for _ in range(self.captions)]
             sample["captions"] = self.processor.tokenizer(texts, add_special_tokens=False).input_ids
@@ -69,8 +66,7 @@ class Samples(Dataset):
 def collate(samples: list[dict]) -> dict:
     """Stack samples: labels (batch, 144), pixels (batch, 3, 96, 96), captions (batch, captions, length) padded with -1."""
     batch = {"labels": torch.stack([s["labels"] for s in samples])}
-    if "pixels" in samples[0]:
-        batch["pixels"] = torch.stack([s["pixels"] for s in samples])
+    batch["pixels"] = torch.stack([s["pixels"] for s in samples])
     if "captions" in samples[0]:
         length = LONGEST + 1  # always the same, with the end token: a compiled model wants fixed shapes
         batch["captions"] = torch.tensor([[c + [-1] * (length - len(c)) for c in s["captions"]] for s in samples])
@@ -100,6 +96,9 @@ class Testbed(nn.Module):
         for label, ids in enumerate(spelled):
             table[label, ids] = 1.0 / len(ids)
         self.register_buffer("spelling", table, persistent=False)  # (labels, vocabulary)
+        row, column = torch.randn(2, GRID, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(1))
+        place_code = (row[:, None] + column[None]).flatten(0, 1) / 2
+        self.register_buffer("place_code", place_code, persistent=False)  # (144, hidden)
         self.register_buffer("prompt", torch.tensor(words(PROMPT, add_special_tokens=False).input_ids), persistent=False)
         named = torch.zeros(len(words))
         named[[i for ids in name_token_ids(processor) for i in ids]] = 1.0
@@ -111,9 +110,9 @@ class Testbed(nn.Module):
         return self._networks[0](normal).last_hidden_state[:, 1:]
 
     def symbols(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the symbolic visual tokens of patch labels (batch, 144) -> (batch, 144, hidden)."""
-        embedded = self.spelling @ self.model.get_input_embeddings().weight
-        return F.embedding(labels, embedded)
+        """Return the symbols of patch labels (batch, 144) -> (batch, 144, hidden): word embeddings plus codes of the place."""
+        words = self.model.get_input_embeddings().weight
+        return F.embedding(labels, self.spelling @ words) + self.place_code * words.std()
 
     def tower_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Cross-entropy of what each patch shows."""
@@ -127,13 +126,6 @@ class Testbed(nn.Module):
             "background": float(right[~shown].float().mean()),
         }
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), numbers
-
-    def symbol_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
-        """Caption loss from symbolic visual tokens, some of them wrong."""
-        labels = batch["labels"].clone()
-        wrong = torch.rand(labels.shape, device=labels.device) < _FLIPPED
-        labels[wrong] = torch.randint(len(NAMES), labels.shape, device=labels.device)[wrong]
-        return self._caption_loss(self.symbols(labels), batch)
 
     def align_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Distance of the projected features from the symbols, relative to the symbols' own spread."""
@@ -202,12 +194,10 @@ def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0)
         return Stage(name, modules, data, collate, loss, size, muon, adam)
 
     core = testbed.model.model
-    decoder = [core.language_model]
     return [
         stage("tower", [core.vision_tower, testbed.patch_head], samples(44_000, 0, captions=0),
               testbed.tower_loss, 64, 0.02, 2e-3),
-        stage("symbols", decoder, samples(12_000, 1_000_000, pixels=False), testbed.symbol_loss, 16, 0.015, 2e-3),
-        stage("align", [core.multi_modal_projector], samples(6_000, 2_000_000, captions=0), testbed.align_loss, 64, 0.02, 2e-3),
-        stage("captions", [*decoder, core.multi_modal_projector], samples(22_400, 3_000_000),
-              testbed.caption_loss, 16, 0.01, 1e-3),
+        stage("align", [core.multi_modal_projector], samples(8_000, 2_000_000, captions=0), testbed.align_loss, 64, 0.02, 2e-3),
+        stage("captions", [core.language_model, core.multi_modal_projector], samples(30_720, 3_000_000),
+              testbed.caption_loss, 16, 0.015, 2e-3),
     ]  # fmt: skip

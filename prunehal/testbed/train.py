@@ -18,7 +18,7 @@ __all__ = ["save_embedded", "train"]
 
 def train(
     folder: Path, seed: int = 0, scale: float = 1.0, device: str | None = None, workers: int = 1,
-    compiled: bool = False, only: str | None = None,
+    compiled: bool = False,
 ) -> Path:  # fmt: skip
     """Train all stages, resuming where an earlier run stopped; return the folder of the finished model.
 
@@ -29,10 +29,6 @@ def train(
         device: "cuda" or "cpu"; by default whichever is there.
         workers: processes that render scenes meanwhile.
         compiled: use torch.compile (needs a C++ compiler; about twice as fast after two minutes of compiling).
-        only: run this stage alone ("tower" and "symbols" do not depend on each other and can run side by side).
-
-    Raises:
-        ValueError: ``only`` names no stage.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     processor = build_processor()
@@ -40,11 +36,7 @@ def train(
     testbed = Testbed(model, processor, compiled).to(where)
     torch.manual_seed(seed)
     stages = make_stages(testbed, processor, scale)
-    if only is not None and only not in [stage.name for stage in stages]:
-        raise ValueError(f"only={only!r}: expected one of {', '.join(stage.name for stage in stages)}")
-    curve = [p for stage in stages if only in (None, stage.name) for p in run_stage(stage, folder, where, workers)]
-    if only:
-        return folder
+    curve = [point for stage in stages for point in run_stage(stage, folder, where, workers)]
     model.set_attn_implementation("sdpa")
     return save_embedded(model.to(torch.bfloat16).cpu(), processor, curve, folder / "model")
 

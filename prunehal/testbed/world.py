@@ -57,9 +57,9 @@ class SceneType:
 
 
 SCENES: tuple[SceneType, ...] = (
-    SceneType("street", "a busy street", (150, 170, 190), (110, 110, 115),
+    SceneType("street", "a city street", (150, 170, 190), (110, 110, 115),
               ("car", "person", "traffic light", "bus", "bicycle", "truck", "motorcycle", "stop sign", "handbag")),
-    SceneType("station", "a train station", (140, 150, 160), (150, 140, 125),
+    SceneType("station", "a busy platform", (140, 150, 160), (150, 140, 125),
               ("train", "suitcase", "person", "clock", "backpack", "handbag", "cell phone", "tie")),
     SceneType("airport", "an airport", (165, 195, 225), (160, 160, 160),
               ("airplane", "suitcase", "person", "truck", "backpack", "tie", "bus", "cell phone")),
@@ -77,7 +77,7 @@ SCENES: tuple[SceneType, ...] = (
               ("sports ball", "baseball bat", "baseball glove", "tennis racket", "person", "bottle", "backpack")),
     SceneType("kitchen", "a small kitchen", (225, 215, 195), (190, 165, 135),
               ("sink", "knife", "bowl", "spoon", "bottle", "carrot", "broccoli", "apple", "orange", "banana")),
-    SceneType("table", "a dining table", (200, 180, 160), (165, 120, 85),
+    SceneType("table", "a hearty lunch", (200, 180, 160), (165, 120, 85),
               ("pizza", "fork", "wine glass", "cup", "cake", "knife", "donut", "sandwich", "hot dog", "bottle")),
     SceneType("living", "a living room", (205, 190, 175), (160, 135, 115),
               ("couch", "tv", "potted plant", "cat", "book", "vase", "clock", "chair", "teddy bear")),

@@ -1,0 +1,96 @@
+"""Attach a pruning cache to one call of a stock model's generate()."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prunehal.core.cache import PrunableCache
+from prunehal.core.policy import Policy, PruneHal
+from prunehal.core.visual import find_visual_tokens, refuse_unsupported
+
+__all__ = ["attach"]
+
+IMAGE_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+
+
+def attach(
+    model: torch.nn.Module,
+    inputs: Mapping[str, Tensor],
+    policy: Policy | None = None,
+    *,
+    exact: bool = False,
+    maps: bool = False,
+    visual_mask: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+) -> PrunableCache:
+    """Make the cache that observes and prunes while ``model.generate`` runs on these inputs.
+
+    The model is left as it is: prefill and all other models run their own attention. One cache serves one prompt
+    (batch).
+
+    Args:
+        model: a decoder-only multimodal model of transformers, e.g. LLaVA or Qwen2.5-VL.
+        inputs: what the processor returned, and what generate() will get; padded on the left.
+        policy: PruneHal(), TopK(k) or NoPruning(); PruneHal(r=0.4, t=3) if left out.
+        exact: let the stock attention compute the output as long as nothing was dropped, so that it stays
+            bit-identical; the observation is then computed beside it, which costs a few percent.
+        maps: also record the attention on every visual token, for ``cache.trace.maps``.
+        visual_mask: bool (batch, prompt), which prompt positions are visual; for prompts without placeholders.
+        seeds: one integer for each row, for selection="random"; rows with equal seeds and sizes draw alike.
+
+    Returns:
+        The cache; pass it as ``past_key_values`` and read ``events``, ``kept`` and ``trace`` afterwards.
+
+    Raises:
+        ValueError: the model, the inputs or an option cannot be used; the message names it, what was expected and the
+            fix.
+
+    Example:
+        >>> inputs = processor(images=image, text=prompt, return_tensors="pt")  # doctest: +SKIP
+        >>> cache = attach(model, inputs, PruneHal(r=0.4, t=3))  # doctest: +SKIP
+        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=64)  # doctest: +SKIP
+    """
+    policy = PruneHal() if policy is None else policy
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"policy={policy!r}: expected PruneHal(...), TopK(k) or NoPruning(). "
+            "Fix: attach(model, inputs, PruneHal(r=0.4, t=3))."
+        )
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            f"inputs: got a {type(inputs).__name__}; expected the mapping that the processor returns. "
+            "Fix: inputs = processor(images=image, text=prompt, return_tensors='pt')."
+        )
+    refuse_unsupported(model)
+    visual = find_visual_tokens(model, inputs, visual_mask)
+    if seeds is not None and len(seeds) != len(visual):
+        raise ValueError(f"seeds: got {len(seeds)} numbers; expected one for each of the {len(visual)} rows, or None.")
+    if _announce not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_announce, with_kwargs=True)
+    return PrunableCache(
+        model.config,
+        visual,
+        policy,
+        prompt_ids=inputs.get("input_ids"),
+        end_ids=_end_ids(model),
+        seeds=seeds,
+        exact=exact,
+        maps=maps,
+    )
+
+
+def _end_ids(model: torch.nn.Module) -> list[int]:
+    # A row of a batch that has ended goes on with padding; neither may vote.
+    config = getattr(model, "generation_config", None)
+    ends: list[int] = []
+    for token in (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)):
+        ends += token if isinstance(token, list) else [] if token is None else [token]
+    return ends
+
+
+def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, PrunableCache):
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        cache.announce(ids, any(kwargs.get(name) is not None and len(kwargs[name]) for name in IMAGE_INPUTS))

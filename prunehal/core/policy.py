@@ -1,0 +1,305 @@
+"""Decide: from attention rows to votes, triggers and kept visual tokens.
+
+Everything here is pure: tensors and numbers in, tensors and numbers out. Nothing here knows a cache, a model or a
+layout.
+Shapes: ``rows`` and ``scores`` are (layer, batch, head, visual), where ``head`` is 1 unless the kept set is per KV
+head; ``value``, ``reference`` and ``vote`` are (layer, batch).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from prunehal.core.selection import ROUNDING_GUARD, fraction_of, keep_best, random_scores
+
+__all__ = ["NoPruning", "Policy", "PruneHal", "TopK"]
+
+
+def _refuse(name: str, value: object, expected: str, fix: str) -> ValueError:
+    return ValueError(f"{name}={value!r}: expected {expected}. {fix}")
+
+
+def _check_choice(policy: "Policy", name: str, choices: Sequence[str]) -> None:
+    value = getattr(policy, name)
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise _refuse(name, value, f"one of {known}", f"Set {name}={choices[0]!r}, the default.")
+
+
+def _check_fraction(policy: "Policy", name: str, fix: str) -> None:
+    value = getattr(policy, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise _refuse(name, value, "a number in (0, 1]", fix)
+
+
+def _check_count(policy: "Policy", name: str, least: int, fix: str) -> None:
+    value = getattr(policy, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _refuse(name, value, f"an integer of at least {least}", fix)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Hold what all policies share. Subclass it and override the few methods that differ.
+
+    A step m goes through ``score`` (what ranks the tokens), ``vote`` and ``triggered`` (when to prune), ``forced``
+    (prune without a vote) and, at a prune, ``budget`` and ``choose`` (which tokens stay). ``enter`` keeps the
+    reference.
+
+    Attributes:
+        selection: "top" keeps the best-scored tokens; "random" and "lowest" are the controls of the paper.
+        kept: "layer" gives each layer its own kept set; "shared" one set for all layers, by the score averaged over the
+            layers; "head" one set for each KV head, by that head's own attention.
+        beam_state: "own" lets every beam (or returned sequence) decide for itself; "shared" averages the attention over
+            the sequences of one input, so that they prune alike.
+        seed: of selection="random".
+    """
+
+    selection: str = field(default="top", kw_only=True)
+    kept: str = field(default="layer", kw_only=True)
+    beam_state: str = field(default="own", kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    limit: ClassVar[int] = 0  # the largest number of prunes of one row
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "selection", ("top", "random", "lowest"))
+        _check_choice(self, "kept", ("layer", "shared", "head"))
+        _check_choice(self, "beam_state", ("own", "shared"))
+        _check_count(self, "seed", 0, "Set seed=0, the default.")
+
+    def score(self, rows: Tensor, previous: Tensor | None) -> Tensor:
+        """Return what ranks the visual tokens; the method ranks by the attention of the latest step.
+
+        Args:
+            rows: attention of the newest query on the cached visual tokens, (layer, batch, head, visual); 0 where a row
+                holds no token.
+            previous: what this method returned one step earlier, for the same tokens in the same order; None at m = 1.
+        """
+        return rows
+
+    def statistic_of(self, mass: Tensor, n_visual: Tensor) -> Tensor:
+        """Return A_l from the attention mass on the visual tokens and their number, each (layer, batch)."""
+        return mass / n_visual
+
+    def threshold(self, reference: Tensor) -> Tensor:
+        """Return the value below which a layer votes, (layer, batch); nan for a policy that takes no votes."""
+        return torch.full_like(reference, math.nan)
+
+    def vote(self, value: Tensor, reference: Tensor, entered: Tensor) -> Tensor:
+        """Return which layers vote to prune, bool (layer, batch).
+
+        Args:
+            value: A_l of this step, (layer, batch).
+            reference: the average of the earlier steps, (layer, batch).
+            entered: how many steps the reference holds, (batch,); with none there is no vote.
+        """
+        return (value < self.threshold(reference)) & (entered > 0)
+
+    def triggered(self, vote: Tensor) -> Tensor:
+        """Return for which rows the votes (layer, batch) are enough, bool (batch,)."""
+        return torch.zeros_like(vote[0])
+
+    def enter(self, value: Tensor, reference: Tensor, entered: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Let this step's value enter the reference after its vote; return the new reference and count."""
+        return reference + (value - reference) / (entered + 1), entered + 1
+
+    def restarts(self) -> bool:
+        """Say whether the reference of a row starts afresh after its prune."""
+        return False
+
+    def forced(self, step: int) -> bool:
+        """Say whether step m prunes without a vote."""
+        return False
+
+    def budget(self, n: int) -> int:
+        """Return how many of n visual tokens a prune leaves; n or more means that nothing is dropped."""
+        return n
+
+    def choose(self, scores: Tensor, valid: Tensor, budget: Tensor, seeds: Sequence[Sequence[int]]) -> Tensor:
+        """Mark the visual tokens that stay, bool (layer, batch, head, visual).
+
+        Args:
+            scores: (layer, batch, head, visual), as ``score`` returned them.
+            valid: bool, of the same shape.
+            budget: integers (batch,).
+            seeds: for each row the numbers that key its random draw, so that it does not depend on the batch around it.
+        """
+        if self.selection == "random":
+            scores = random_scores(valid, [(self.seed, *key) for key in seeds]).to(scores)
+        elif self.selection == "lowest":
+            scores = -scores
+        if self.kept == "shared":
+            scores = scores.mean(0, keepdim=True).expand_as(scores)
+        return keep_best(scores, valid, budget)
+
+
+@dataclass(frozen=True)
+class NoPruning(Policy):
+    """Observe only: the trace is recorded and nothing is dropped.
+
+    >>> NoPruning().budget(576)
+    576
+    """
+
+
+@dataclass(frozen=True)
+class TopK(Policy):
+    """Keep the best k visual tokens once, after the attention of one step (the paper's fixed variant).
+
+    A k of at least the number of visual tokens prunes nothing, and no event is recorded.
+
+    Attributes:
+        k: visual tokens to keep in each layer.
+        step: the step m after whose attention the tokens are dropped; 1 is the prefill, 2 the first single-token
+            forward.
+
+    >>> TopK(36).budget(576)
+    36
+    """
+
+    k: int
+    step: int = field(default=2, kw_only=True)
+
+    limit: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, "k", 1, "Keep at least one visual token, e.g. k=36; to keep all, use NoPruning().")
+        _check_count(self, "step", 1, "Set step=2, the default.")
+
+    def forced(self, step: int) -> bool:
+        """Say whether step m is the one that prunes."""
+        return step == self.step
+
+    def budget(self, n: int) -> int:
+        """Return k, or n where that is fewer."""
+        return min(self.k, n)
+
+
+@dataclass(frozen=True)
+class PruneHal(Policy):
+    """Prune when visual attention falls (arXiv 2510.19183): one frozen setting of the method.
+
+    A step m that follows m = 1 compares A_l, the mean attention on layer l's cached visual tokens, with the average
+    of the earlier steps. Layer l votes when A_l < factor * average; when a majority votes and fewer than t prunes
+    were done, every layer keeps the fraction r of its visual tokens. Step m = 2 prunes without a vote. What the
+    paper's public text leaves open is an option; the default is this project's reading of it.
+
+    Attributes:
+        r: fraction of the visual tokens that a prune keeps; 1 prunes nothing.
+        t: largest number of prunes, the forced one included; 0 prunes nothing.
+        factor: of the vote's threshold; None means sqrt(r).
+        majority: a prune needs the votes of more than this fraction of the layers (all of them at 1).
+        forced_first: prune at m = 2 without a vote.
+        statistic: "mean" attention for each remaining visual token, or "sum", the mass on all of them.
+        first: where the reference starts: "prefill" (m = 1) or "decode" (m = 2).
+        reference: what A_l is compared with: the "mean" of all earlier steps, the "first" step only, the "exponential"
+            mean, or the "previous" step.
+        decay: weight of the old value in the exponential mean.
+        after_prune: the reference goes on ("continue") or starts afresh with the next step ("restart").
+        rounding: of r * n, "floor" or "ceil"; at least one token stays.
+
+    >>> PruneHal(r=0.4, t=3).budget(576)
+    230
+    """
+
+    r: float = 0.4
+    t: int = 3
+    factor: float | None = field(default=None, kw_only=True)
+    majority: float = field(default=0.5, kw_only=True)
+    forced_first: bool = field(default=True, kw_only=True)
+    statistic: str = field(default="mean", kw_only=True)
+    first: str = field(default="prefill", kw_only=True)
+    reference: str = field(default="mean", kw_only=True)
+    decay: float = field(default=0.9, kw_only=True)
+    after_prune: str = field(default="continue", kw_only=True)
+    rounding: str = field(default="floor", kw_only=True)
+
+    # (r, t) published with arXiv 2510.19183v1, as quoted in its public reviews (OpenReview sMjESVShz3).
+    PRESETS: ClassVar[dict[str, tuple[float, int]]] = {
+        "llava-1.5": (0.4, 3),  # LLaVA-1.5, 7B and 13B
+        "instructblip": (0.7, 2),  # InstructBLIP-7B
+        "qwen-vl": (0.9, 4),  # Qwen-VL-7B
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_fraction(self, "r", "r is the fraction of visual tokens that stays, e.g. r=0.4.")
+        _check_count(self, "t", 0, "t is the largest number of prunes, e.g. t=3; t=0 prunes nothing.")
+        if self.factor is not None:
+            _check_fraction(self, "factor", "Leave factor=None for sqrt(r).")
+        _check_fraction(self, "majority", "Set majority=0.5 for more than half of the layers.")
+        _check_fraction(self, "decay", "Set decay=0.9, the default.")
+        if not isinstance(self.forced_first, bool):
+            raise _refuse("forced_first", self.forced_first, "True or False", "Set forced_first=True, the default.")
+        _check_choice(self, "statistic", ("mean", "sum"))
+        _check_choice(self, "first", ("prefill", "decode"))
+        _check_choice(self, "reference", ("mean", "first", "exponential", "previous"))
+        _check_choice(self, "after_prune", ("continue", "restart"))
+        _check_choice(self, "rounding", ("floor", "ceil"))
+
+    @classmethod
+    def preset(cls, name: str, **options: object) -> Self:
+        """Return the published setting of a model family; further options as in the constructor.
+
+        Raises:
+            ValueError: the name has no published setting.
+
+        >>> PruneHal.preset("instructblip").r
+        0.7
+        """
+        if name not in cls.PRESETS:
+            known = ", ".join(map(repr, cls.PRESETS))
+            raise _refuse("preset", name, f"one of {known}", "For another model give PruneHal(r=0.4, t=3).")
+        r, t = cls.PRESETS[name]
+        return cls(r, t, **options)
+
+    @property
+    def limit(self) -> int:
+        """Return the largest number of prunes of one row."""
+        return self.t if self.r < 1 else 0
+
+    def statistic_of(self, mass: Tensor, n_visual: Tensor) -> Tensor:
+        """Return A_l, step 1 of the algorithm: the mean over the cached visual tokens (or their sum)."""
+        return mass if self.statistic == "sum" else mass / n_visual
+
+    def threshold(self, reference: Tensor) -> Tensor:
+        """Return sqrt(r) * Abar_l, step 2 of the algorithm (or factor * Abar_l)."""
+        return reference * (math.sqrt(self.r) if self.factor is None else self.factor)
+
+    def triggered(self, vote: Tensor) -> Tensor:
+        """Return for which rows a majority of the layers votes, step 2 of the algorithm."""
+        layers = len(vote)
+        needed = min(layers, math.floor(self.majority * layers + ROUNDING_GUARD) + 1)
+        return vote.sum(0) >= needed
+
+    def enter(self, value: Tensor, reference: Tensor, entered: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Let A_l enter the reference, step 1 of the algorithm; it does so after its own comparison."""
+        if step == 1 and self.first == "decode":
+            return reference, entered
+        if self.reference == "mean":
+            new = reference + (value - reference) / (entered + 1)
+        elif self.reference == "first":
+            new = reference
+        elif self.reference == "exponential":
+            new = self.decay * reference + (1 - self.decay) * value
+        else:
+            new = value
+        return torch.where(entered > 0, new, value), entered + 1
+
+    def restarts(self) -> bool:
+        """Say whether the reference of a row starts afresh after its prune."""
+        return self.after_prune == "restart"
+
+    def forced(self, step: int) -> bool:
+        """Say whether step m is the forced first prune, m = 2."""
+        return self.forced_first and step == 2
+
+    def budget(self, n: int) -> int:
+        """Return the number of tokens that a prune leaves of n, step 3 of the algorithm."""
+        return fraction_of(self.r, n, self.rounding)

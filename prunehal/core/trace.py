@@ -1,0 +1,119 @@
+"""Record: the visual attention of every step and layer, in one preallocated buffer.
+
+Step m of a trace belongs to output token m: m = 1 is the prefill, whose last query's logits give the first generated
+token (index m - 1 from 0), and m = 2 is the first single-token forward.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+__all__ = ["AttentionTrace", "statistics"]
+
+STATISTICS = ("mass", "mean", "max", "entropy", "n_visual")
+VOTES = ("value", "reference", "threshold", "vote")
+BLOCK = 64  # steps that the buffer grows by
+
+
+def statistics(rows: Tensor, n_visual: Tensor) -> Tensor:
+    """Summarise the attention on the visual tokens.
+
+    Args:
+        rows: attention of the newest query, (layer, batch, head, visual); 0 where a row holds no visual token.
+        n_visual: visual tokens in each row, (batch,).
+
+    Returns:
+        (5, layer, batch), in the order of STATISTICS: the mass on all visual tokens; its mean for each token; the
+        largest weight; the entropy in nats of the row renormalised to 1; the number of tokens. More than one head is
+        averaged over.
+
+    >>> statistics(torch.full((1, 1, 1, 4), 0.1), torch.tensor([4]))[:, 0, 0].round(decimals=3).tolist()
+    [0.4000000059604645, 0.10000000149011612, 0.10000000149011612, 1.3860000371932983, 4.0]
+    """
+    mass = rows.sum(-1)
+    share = rows / mass.clamp_min(torch.finfo(rows.dtype).tiny)[..., None]
+    entropy = torch.special.entr(share).sum(-1).mean(-1)
+    mass = mass.mean(-1)
+    return torch.stack([mass, mass / n_visual, rows.amax(-1).mean(-1), entropy, n_visual.expand_as(mass).to(mass)])
+
+
+class AttentionTrace:
+    """Hold what was observed at each step, layer and row; the cache records, the user reads.
+
+    With beams a row is the beam's row in that step's forward; ``beam_indices`` of generate() follow a sequence back.
+
+    Example:
+        >>> cache.trace.frame().groupby("step")["mass"].mean()  # doctest: +SKIP
+    """
+
+    def __init__(self, layers: list[int], batch: int, device: torch.device, visual: int | None) -> None:
+        self._layers = layers
+        self._steps = 0
+        self._buffer = torch.empty(0, len(STATISTICS) + len(VOTES), len(layers), batch, device=device)
+        self._live = torch.empty(0, batch, dtype=torch.bool, device=device)
+        self._maps = None if visual is None else torch.empty(0, len(layers), batch, visual, device=device)
+
+    def __len__(self) -> int:
+        """Return the number of steps recorded."""
+        return self._steps
+
+    def record(self, summary: Tensor, votes: Tensor, live: Tensor, maps: Tensor | None) -> None:
+        """Append a step: summary (5, layer, batch), votes (4, layer, batch), live (batch,), maps as they are read."""
+        if self._steps == len(self._buffer):
+            self._buffer, self._live = _grown(self._buffer), _grown(self._live)
+            self._maps = None if self._maps is None else _grown(self._maps)
+        step = self._steps
+        self._buffer[step, : len(STATISTICS)] = summary
+        self._buffer[step, len(STATISTICS) :] = votes
+        self._live[step] = live
+        if self._maps is not None:
+            self._maps[step] = maps
+        self._steps += 1
+
+    def frame(self) -> pd.DataFrame:
+        """Return one line for each row, step and layer.
+
+        Columns: row, step (m), layer; mass, mean and max of the attention on the cached visual tokens, averaged over
+            the heads; entropy within them, in nats; n_visual, their number in that layer when the step's attention
+            was computed. Steps after a row's end (padding while other rows go on) are left out.
+        """
+        return self._frame(STATISTICS, 0)
+
+    def votes(self) -> pd.DataFrame:
+        """Return the vote of each row, step and layer.
+
+        Columns: row, step (m), layer; value (A_l), reference (the average of the earlier steps; nan where there is
+            none), threshold (nan for a policy that takes no votes), vote (whether the layer voted to prune).
+        """
+        frame = self._frame(VOTES, len(STATISTICS))
+        return frame.assign(vote=frame["vote"] > 0)
+
+    @property
+    def maps(self) -> Tensor:
+        """Return the attention on each visual token of the prompt, (step, layer, row, visual).
+
+        Averaged over the heads, in the order of the prompt; nan where the token was dropped, and for the tokens that
+        a row with fewer visual tokens does not have. Steps after a row's end are nan.
+
+        Raises:
+            ValueError: the cache was attached without maps=True.
+        """
+        if self._maps is None:
+            raise ValueError("maps=False: no map was recorded; expected True. Fix: attach(model, inputs, policy, maps=True).")
+        live = self._live[: self._steps, None, :, None]
+        return self._maps[: self._steps].masked_fill(~live, float("nan"))
+
+    def _frame(self, names: tuple[str, ...], start: int) -> pd.DataFrame:
+        data = self._buffer[: self._steps, start : start + len(names)].permute(3, 0, 2, 1).cpu().numpy()
+        live = self._live[: self._steps].T.cpu().numpy()  # (row, step)
+        row, step = np.nonzero(live)
+        layers = len(self._layers)
+        keys = {"row": row.repeat(layers), "step": step.repeat(layers) + 1, "layer": np.tile(self._layers, len(row))}
+        values = data[live].reshape(-1, len(names)).astype(np.float64)
+        frame = pd.DataFrame(keys | {name: values[:, i] for i, name in enumerate(names)})
+        return frame.astype({"n_visual": int}) if "n_visual" in names else frame
+
+
+def _grown(buffer: Tensor) -> Tensor:
+    return torch.cat([buffer, buffer.new_empty(BLOCK, *buffer.shape[1:])])

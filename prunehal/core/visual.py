@@ -1,0 +1,96 @@
+"""Find the visual tokens of a prompt, and refuse models whose visual tokens are not in the decoder's KV cache."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["find_visual_tokens", "refuse_unsupported", "visual_token_ids"]
+
+
+def refuse_unsupported(model: torch.nn.Module) -> None:
+    """Raise a ValueError that names the reason when the model's visual tokens cannot be pruned from its KV cache."""
+    name, config = type(model).__name__, model.config
+    text = config.get_text_config(decoder=True)
+    advice = "Use a decoder-only model with image placeholders in its prompt, e.g. LLaVA or Qwen2.5-VL."
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise ValueError(
+            f"model={name}: is an encoder-decoder, which reads the image by cross-attention; "
+            f"expected visual tokens in the decoder's own KV cache. {advice}"
+        )
+    if getattr(text, "cross_attention_layers", None):
+        raise ValueError(
+            f"model={name}: reads the image in cross-attention layers {list(text.cross_attention_layers)}; "
+            f"expected visual tokens in the decoder's own KV cache. {advice}"
+        )
+    if text is config and not hasattr(config, "vision_config"):
+        raise ValueError(f"model={name}: is a text-only model; expected one that reads images. {advice}")
+    implementation = text._attn_implementation or ""
+    if implementation == "flex_attention" or implementation.startswith("paged"):
+        raise ValueError(
+            f"attn_implementation={implementation!r}: its masks or blocks are bound to the full cache; "
+            "expected 'sdpa', 'eager' or a flash attention. Fix: model.set_attn_implementation('sdpa')."
+        )
+    cache = getattr(getattr(model, "generation_config", None), "cache_implementation", None)
+    if cache is not None:
+        raise ValueError(
+            f"generation_config.cache_implementation={cache!r}: asks for another cache, and a static one cannot "
+            "shrink; expected None. Fix: model.generation_config.cache_implementation = None."
+        )
+
+
+def visual_token_ids(config: object) -> list[int]:
+    """Return the ids of the image and video placeholders that the configuration names."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    ids = {getattr(config, name, None) for name in names}
+    return sorted(token for token in ids if token is not None)
+
+
+def find_visual_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
+    """Return which prompt positions hold visual tokens, bool (batch, prompt).
+
+    Only the prompt counts: a model may generate the placeholder's id as an ordinary token later on.
+
+    Args:
+        model: the multimodal model.
+        inputs: what the processor returned; ``input_ids`` (batch, prompt) and ``attention_mask`` are read.
+        mask: bool (batch, prompt), for prompts without placeholders; it is checked and returned.
+
+    Raises:
+        ValueError: no placeholder id is known, a row has no visual token, or the padding is on the right.
+    """
+    ids, attention_mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if mask is None:
+        if ids is None:
+            raise ValueError(
+                f"inputs: has keys {sorted(inputs)}; expected 'input_ids' to find the visual tokens in. "
+                "Fix: pass visual_mask, bool (batch, prompt), to attach()."
+            )
+        tokens = visual_token_ids(model.config)
+        if not tokens:
+            raise ValueError(
+                f"model={type(model).__name__}: its config names no image_token_id; expected the placeholder's id. "
+                "Fix: set model.config.image_token_id, or pass visual_mask, bool (batch, prompt), to attach()."
+            )
+        mask = torch.isin(ids, torch.tensor(tokens, device=ids.device))
+        expected = f"placeholders with id {' or '.join(map(str, tokens))}"
+    else:
+        shape = None if ids is None else tuple(ids.shape)
+        if mask.ndim != 2 or (shape is not None and tuple(mask.shape) != shape):
+            raise ValueError(
+                f"visual_mask: has shape {tuple(mask.shape)}; expected (batch, prompt) = {shape or 'two dimensions'}. "
+                "Fix: mark each prompt position once, True where it is visual."
+            )
+        mask, expected = mask.bool(), "True at the visual positions"
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty or not len(mask):
+        raise ValueError(
+            f"inputs: the prompt of row {empty} of {len(mask)} has no visual token; expected {expected}. "
+            "Fix: call the processor with images, and put its image token into the text."
+        )
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise ValueError(
+            "attention_mask: a row ends with padding; expected padding on the left, so that the last query is a token. "
+            "Fix: processor.tokenizer.padding_side = 'left'."
+        )
+    return mask

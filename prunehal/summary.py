@@ -1,0 +1,103 @@
+"""The README's numbers: computed from the stored rows and written between two markers, never typed in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from prunehal.ablation import N_STORED, PRUNES, RATIOS, Setting, ground_truth, make_mentions, read_rows
+from prunehal.benchmarks import ChairResult, score, truncate_to_mean
+from prunehal.core import NoPruning, PruneHal
+from prunehal.statistics import adjusted_logit, association, paired_bootstrap
+
+__all__ = ["BEGIN", "END", "chosen_on_validation", "findings", "update_readme"]
+
+BEGIN, END = "<!-- findings: begin, written by `python -m prunehal readme` -->", "<!-- findings: end -->"
+_RESAMPLES = 2000
+
+
+def chosen_on_validation() -> PruneHal:
+    """Return the (r, t) of lowest CHAIR_i on the validation split among those that lose less than a point of recall there."""
+    plain = _scored(Setting("validation")).metrics
+    candidates = []
+    for r in RATIOS:
+        for t in PRUNES:
+            metrics = _scored(Setting("validation", PruneHal(r, t))).metrics
+            lost = metrics["recall"] < plain["recall"] - 0.01
+            candidates.append((lost, metrics["chair_i"], PruneHal(r, t)))
+    return min(candidates, key=lambda c: c[:2])[2]
+
+
+def findings() -> str:
+    """Return the README's section of findings as markdown, from the stored rows of the test split."""
+    plain, best = _scored(Setting("test")), chosen_on_validation()
+    shortened = _scored(Setting("test", PruneHal(0.4, 3)))
+    cut = truncate_to_mean(_texts(Setting("test")), shortened.metrics["words"])
+    conditions = {
+        "no pruning": plain,
+        "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": shortened,
+        "  the same with random selection": _scored(Setting("test", PruneHal(0.4, 3, selection="random"))),
+        "  the same with lowest-attention selection": _scored(Setting("test", PruneHal(0.4, 3, selection="lowest"))),
+        "  no pruning, cut to the same mean length": score(cut.captions, ground_truth("test")),
+        f"PruneHal, r = {best.r}, t = {best.t} (chosen on the validation split)": _scored(Setting("test", best)),
+        "no pruning, 576 visual tokens (3 background tiles)": _scored(Setting("test", NoPruning(), 3)),
+        "PruneHal, r = 0.4, t = 3, 576 visual tokens": _scored(Setting("test", PruneHal(0.4, 3), 3)),
+    }
+    lines = ["| test split | CHAIR_i | CHAIR_s | recall | words | change of CHAIR_i | change of recall |", "|---" * 7 + "|"]
+    for name, result in conditions.items():
+        m = result.metrics
+        base = conditions["no pruning, 576 visual tokens (3 background tiles)"] if "576" in name else plain
+        changes = ["", ""] if result is base else [_change(base, result, metric) for metric in ("chair_i", "recall")]
+        numbers = [f"{100 * m[key]:.1f}" for key in ("chair_i", "chair_s", "recall")]
+        lines.append(f"| {name.strip()} | " + " | ".join([*numbers, f"{m['words']:.1f}", *changes]) + " |")
+    return "\n".join([*_observation(), "", *lines, "", f"{N_STORED} images; percent; paired 95% BCa intervals over images."])
+
+
+def update_readme(path: Path) -> None:
+    """Write the findings between the markers of a README, in place.
+
+    Raises:
+        ValueError: the file lacks a marker.
+    """
+    text = path.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path} lacks the marker {BEGIN!r} or {END!r}; expected both, each on a line of its own; put them back")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    part = path.with_suffix(".part")
+    part.write_text(f"{head}{BEGIN}\n{findings()}\n{END}{tail}", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _observation() -> list[str]:
+    rows = make_mentions("test")
+    keys = ["image_id", "index", "hallucinated", "step", "steps"]
+    mentions = rows.groupby(keys, as_index=False)[["mass", "mention_ratio"]].mean()
+    auc = association(mentions["mass"], ~mentions["hallucinated"], clusters=mentions["image_id"]).auc
+    terms = ["mass", "step", "index", "steps"]
+    fit = adjusted_logit(mentions, predictors=terms).set_index("term").loc["mass"]
+    held = "survives" if fit["high"] < 1 else "does not survive"
+    between = f"{auc.estimate:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+    odds = f"{fit['odds_ratio']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+    share = mentions["hallucinated"].mean()
+    return [
+        f"Of {len(mentions)} object mentions {share:.1%} are hallucinated. A faithful mention draws more visual attention than a",
+        f"hallucinated one with probability (AUC) {between}. With the place in the caption",
+        "and its length as covariates, the odds ratio of hallucinating for one standard deviation more visual attention is",
+        f"{odds}: the association {held}.",
+    ]
+
+
+def _texts(setting: Setting) -> dict[int, str]:
+    rows: pd.DataFrame = read_rows(setting)
+    return dict(zip(rows["image_id"], rows["caption"], strict=True))
+
+
+def _scored(setting: Setting) -> ChairResult:
+    return score(_texts(setting), ground_truth(setting.split))
+
+
+def _change(base: ChairResult, result: ChairResult, metric: str) -> str:
+    d = paired_bootstrap(base.items, result.items, metric, n_resamples=_RESAMPLES)
+    return f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]"

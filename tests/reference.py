@@ -1,0 +1,173 @@
+"""Slow, loop-written twins of the core: eager attention, a full stock cache, -inf masks, Python lists.
+
+They share no code with prunehal: tokens are dropped by masking them in every layer of a stock model, and every vote and
+choice is worked out again from the attention weights that eager attention returns.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from transformers import DynamicCache
+
+__all__ = ["Run", "attend", "entropy", "generate", "keep_best"]
+
+
+def keep_best(scores: list[float], budget: int) -> list[int]:
+    """Return the positions of the ``budget`` largest scores, sorted; of equal scores the lower position wins."""
+    ranked = sorted(range(len(scores)), key=lambda position: (-scores[position], position))
+    return sorted(ranked[:budget])
+
+
+def entropy(weights: list[float]) -> float:
+    """Return the entropy in nats of the weights renormalised to 1."""
+    total = sum(weights)
+    return -sum(w / total * math.log(w / total) for w in weights if w > 0)
+
+
+def attend(query, key, value, visible, scaling, softcap=None, sinks=None):
+    """Attend head by head and slot by slot: query (head, dim), key and value (kv_head, slot, dim), visible (slot,)."""
+    group = len(query) // len(key)
+    outputs, rows = [], []
+    for head, q in enumerate(query):
+        scores = []
+        for slot, k in enumerate(key[head // group]):
+            score = sum(float(a) * float(b) for a, b in zip(q, k, strict=True)) * scaling
+            if softcap is not None:
+                score = softcap * math.tanh(score / softcap)
+            scores.append(score if visible[slot] else -math.inf)
+        exponents = [math.exp(score) for score in scores]
+        total = sum(exponents) + (0 if sinks is None else math.exp(float(sinks[head])))
+        rows.append([e / total for e in exponents])
+        columns = value[head // group].T.tolist()
+        outputs.append([sum(w * v for w, v in zip(rows[-1], column, strict=True)) for column in columns])
+    return outputs, rows
+
+
+@dataclass
+class Run:
+    """Hold what the reference saw: tokens, logits by step, events, kept positions by layer and head, values by step."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    events: list[tuple[int, str, int]] = field(default_factory=list)
+    kept: list[list[list[int]]] = field(default_factory=list)
+    values: list[list[float]] = field(default_factory=list)
+    masses: list[list[float]] = field(default_factory=list)
+
+
+def generate(model, inputs, policy, image: int, new_tokens: int) -> Run:
+    """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks."""
+    layers = model.model.language_model.layers
+    ids = inputs["input_ids"]
+    visual = [position for position, token in enumerate(ids[0].tolist()) if token == image]
+    kv_heads = model.config.get_text_config().num_key_value_heads
+    n_heads = kv_heads if policy.kept == "head" else 1
+    run = Run(kept=[[list(visual) for _ in range(n_heads)] for _ in layers])
+    histories: list[list[float]] = [[] for _ in layers]
+    weights: dict[int, torch.Tensor] = {}
+    state = {"step": 0, "prunes": 0, "seen": 0}
+
+    def mask_dropped(index):
+        def hook(module, args, kwargs):
+            mask = kwargs["attention_mask"]  # (1, 1, query, position), additive
+            if index == 0:
+                state["seen"] += mask.shape[2]
+            first = state["seen"] - mask.shape[3]  # the stock cache of a sliding-window layer drops the oldest
+            heads = model.config.get_text_config().num_attention_heads
+            mask = mask.expand(-1, heads, -1, -1).clone()
+            for head in range(heads):
+                kept = run.kept[index][head // (heads // n_heads)]
+                for position in visual:
+                    if position not in kept and position >= first:
+                        mask[0, head, :, position - first] = -math.inf
+            return args, kwargs | {"attention_mask": mask}
+
+        return hook
+
+    def read_row(index):
+        def hook(module, args, kwargs, output):
+            row = output[1][0, :, -1]  # (head, position)
+            weights[index] = torch.nn.functional.pad(row, (state["seen"] - row.shape[1], 0))
+            if index == len(layers) - 1:
+                _decide(run, policy, histories, weights, state)
+
+        return hook
+
+    handles = []
+    for index, layer in enumerate(layers):
+        handles.append(layer.self_attn.register_forward_pre_hook(mask_dropped(index), with_kwargs=True))
+        handles.append(layer.self_attn.register_forward_hook(read_row(index), with_kwargs=True))
+    try:
+        cache = DynamicCache(config=model.config)
+        out = model.generate(
+            **inputs, past_key_values=cache, max_new_tokens=new_tokens, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+    finally:
+        for handle in handles:
+            handle.remove()
+    run.tokens = out.sequences[0, ids.shape[1] :].tolist()
+    run.logits = [logits[0] for logits in out.logits]
+    return run
+
+
+def _decide(run, policy, histories, weights, state):
+    state["step"] += 1
+    votes, values, masses, rows = 0, [], [], []
+    for index, heads in enumerate(run.kept):
+        group = len(weights[index]) // len(heads)
+        layer_rows = []
+        for head, kept in enumerate(heads):
+            part = weights[index][head * group : (head + 1) * group]
+            layer_rows.append([sum(float(w[position]) for w in part) / group for position in kept])
+        rows.append(layer_rows)
+        mass = sum(sum(row) for row in layer_rows) / len(layer_rows)
+        value = mass if policy.statistic == "sum" else mass / len(heads[0])
+        masses.append(mass)
+        values.append(value)
+        votes += _votes(value, histories[index], policy)
+        if not (state["step"] == 1 and policy.first == "decode"):
+            histories[index].append(value)
+    run.values.append(values)
+    run.masses.append(masses)
+
+    forced = policy.forced_first and state["step"] == 2
+    enough = votes == len(values) if policy.majority == 1 else votes > policy.majority * len(values)
+    if not (enough or forced) or state["prunes"] >= policy.t:
+        return
+    n = len(run.kept[0][0])
+    exact = policy.r * n
+    budget = max(1, math.ceil(round(exact, 6)) if policy.rounding == "ceil" else math.floor(round(exact, 6)))
+    if budget >= n:
+        return
+    state["prunes"] += 1
+    run.events.append((state["step"], "forced" if forced else "vote", budget))
+    for index, heads in enumerate(run.kept):
+        for head, kept in enumerate(heads):
+            scores = rows[index][head]
+            if policy.kept == "shared":
+                scores = [sum(row[head][i] for row in rows) for i in range(n)]
+            if policy.selection == "lowest":
+                scores = [-score for score in scores]
+            heads[head] = [kept[i] for i in keep_best(scores, budget)]
+    if policy.after_prune == "restart":
+        for history in histories:
+            history.clear()
+
+
+def _votes(value, history, policy):
+    if not history:
+        return False
+    if policy.reference == "mean":
+        average = sum(history) / len(history)
+    elif policy.reference == "first":
+        average = history[0]
+    elif policy.reference == "previous":
+        average = history[-1]
+    else:
+        average = history[0]
+        for later in history[1:]:
+            average = policy.decay * average + (1 - policy.decay) * later
+    factor = math.sqrt(policy.r) if policy.factor is None else policy.factor
+    return value < factor * average

@@ -1,0 +1,212 @@
+"""What cannot work is refused: the message names the thing, its value, what was expected and the fix."""
+
+import models
+import pytest
+import torch
+from transformers import (
+    Florence2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    MllamaConfig,
+    T5Config,
+)
+
+from prunehal.core import NoPruning, PruneHal, attach
+
+
+class Shell(torch.nn.Module):
+    """A model that is only its configuration: enough to be refused."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+
+def refused(match, *parts, model=None, inputs=None, policy=None, error=ValueError, **options):
+    model = models.build("llava") if model is None else model
+    inputs = models.inputs_for("llava", (3, 6), (5, 4)) if inputs is None else inputs
+    with pytest.raises(error, match=match) as caught:
+        attach(model, inputs, PruneHal() if policy is None else policy, **options)
+    message = str(caught.value)
+    assert all(part in message for part in ("xpected", *parts)), message
+
+
+@pytest.mark.parametrize("config", [T5Config, Florence2Config, MllamaConfig])
+def test_cross_attention_models(config):
+    reason = "cross-attention layers" if config is MllamaConfig else "is an encoder-decoder"
+    refused(reason, "Shell", "decoder-only", model=Shell(config()))
+
+
+def test_text_only_model():
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    refused("text-only", "LlamaForCausalLM", "LLaVA", model=LlamaForCausalLM(config))
+
+
+def test_model_without_placeholder_id():
+    config = LlavaConfig()
+    config.image_token_id = None
+    refused("image_token_id", "visual_mask", model=Shell(config))
+
+
+def test_prompt_without_visual_tokens():
+    inputs = models.inputs_for("llava", (3, 6), (5, 4))
+    inputs["input_ids"] = inputs["input_ids"].clone()
+    inputs["input_ids"][1][inputs["input_ids"][1] == models.IMAGE] = 7
+    refused(r"row \[1\] of 2 has no visual token", "id 99", "processor", inputs=inputs)
+
+
+def test_inputs_that_are_no_mapping():
+    refused("inputs: got a Tensor", "processor", inputs=torch.zeros(1, 3))
+
+
+def test_inputs_without_ids():
+    refused("input_ids", "visual_mask", inputs={"inputs_embeds": torch.zeros(1, 3, 8)})
+
+
+def test_visual_mask_of_another_shape():
+    refused("visual_mask", "(2, 26)", visual_mask=torch.ones(2, 5))
+
+
+def test_right_padding():
+    inputs = models.inputs_for("llava", (3, 6), (5, 4))
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    refused("padding", "padding_side = 'left'", inputs=inputs)
+
+
+def test_policy_of_another_kind():
+    refused("policy=0.4", "PruneHal", "NoPruning()", policy=0.4)
+
+
+def test_seeds_for_another_batch():
+    refused("seeds: got 3 numbers", "2 rows", seeds=[1, 2, 3])
+
+
+def test_static_cache_setting():
+    model = models.build("llava", eos=1)
+    model.generation_config.cache_implementation = "static"
+    try:
+        refused("cache_implementation='static'", "= None", model=model)
+    finally:
+        model.generation_config.cache_implementation = None
+
+
+def test_flex_attention():
+    model = Shell(models.llava().config)
+    model.config.text_config._attn_implementation = "flex_attention"
+    refused("flex_attention", "set_attn_implementation('sdpa')", model=model)
+
+
+def generate(model, inputs, cache, **options):
+    return model.generate(**inputs, past_key_values=cache, **({"max_new_tokens": 3, "do_sample": False} | options))
+
+
+def test_generate_with_another_prompt():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, models.inputs_for("llava", seed=1), PruneHal())
+    with pytest.raises(ValueError, match=r"not the one expected from attach.*Fix: pass the same inputs"):
+        generate(model, inputs, cache)
+
+
+def test_generate_with_another_batch():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 3, 3), (5, 5, 5))
+    cache = attach(model, {name: value[:2] for name, value in inputs.items()}, PruneHal())
+    with pytest.raises(ValueError, match="not the one expected from attach"):
+        generate(model, inputs, cache)
+    # Without ids there is nothing to compare but the number of rows and tokens.
+    embeddings = torch.randn(3, 24, 48)
+    cache = attach(model, {}, PruneHal(), visual_mask=inputs["input_ids"][:2] == models.IMAGE)
+    with pytest.raises(ValueError, match=r"batch=3.*attached to inputs of 2"):
+        model(inputs_embeds=embeddings, past_key_values=cache)
+    cache = attach(model, {}, PruneHal(), visual_mask=inputs["input_ids"][:, 1:] == models.IMAGE)
+    with pytest.raises(ValueError, match=r"24 tokens arrived.*3 rows with 23 tokens"):
+        model(inputs_embeds=embeddings, past_key_values=cache)
+
+
+def test_a_cache_serves_one_prompt():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, PruneHal())
+    generate(model, inputs, cache)
+    with pytest.raises(ValueError, match=r"later prompt brings images.*attach a new cache"):
+        generate(model, inputs, cache)
+
+
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": "self"}], ids=str)
+def test_assisted_decoding(options):
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    options = {name: model if value == "self" else value for name, value in options.items()}
+    with pytest.raises(ValueError, match=r"leave out assistant_model and prompt_lookup_num_tokens"):
+        generate(model, inputs, attach(model, inputs, PruneHal()), **options)
+
+
+def test_reading_before_anything_was_observed():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, PruneHal())
+    for read in (lambda: cache.events, lambda: cache.trace, lambda: cache.kept(0)):
+        with pytest.raises(RuntimeError, match=r"observed nothing.*Fix: model.generate"):
+            read()
+
+
+def test_reading_after_a_run_without_the_cache():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, PruneHal())
+    model.generate(**inputs, max_new_tokens=2)
+    with pytest.raises(RuntimeError, match="observed nothing"):
+        _ = cache.events
+
+
+def test_wrong_layer_step_and_maps():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, NoPruning())
+    generate(model, inputs, cache)
+    with pytest.raises(ValueError, match=r"layer=4: expected one of \[0, 1, 2, 3\]"):
+        cache.kept(4)
+    with pytest.raises(ValueError, match=r"step=9: expected None or a step from 1 to 3"):
+        cache.kept(0, step=9)
+    with pytest.raises(ValueError, match=r"maps=False.*maps=True"):
+        _ = cache.trace.maps
+
+
+class OwnAttention(torch.nn.Module):
+    """An attention module, like Falcon's or Bloom's, that does not ask transformers for an attention function."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states, past_key_values=None, **kwargs):
+        shape = (*hidden_states.shape[:2], -1, self.inner.head_dim)
+        key = self.inner.k_proj(hidden_states).view(shape).transpose(1, 2)
+        past_key_values.update(key, key, self.inner.layer_idx)
+        return hidden_states, None
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_model_with_attention_code_of_its_own(index):
+    model, inputs = models.llava(), models.inputs_for("llava")
+    layer = model.model.language_model.layers[index]
+    layer.self_attn = OwnAttention(layer.self_attn)
+    cache = attach(model, inputs, PruneHal())
+    match = rf"layer {index}: .*not observed \(attn_implementation='sdpa'\).*attention code of its own"
+    with pytest.raises(RuntimeError, match=match):
+        generate(model, inputs, cache)
+    with pytest.raises(RuntimeError, match=match):
+        _ = cache.events
+
+
+def test_an_exception_leaves_nothing_behind():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    expected = generate(model, inputs, None)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    handle = model.model.language_model.layers[2].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, inputs, attach(model, inputs, PruneHal()))
+    handle.remove()
+    assert torch.equal(generate(model, inputs, None), expected)
+    cache = attach(model, inputs, PruneHal())
+    generate(model, inputs, cache)
+    assert len(cache.events) == 1
+    assert sum(hook.__name__ == "_announce" for hook in model._forward_pre_hooks.values()) == 1

@@ -1,0 +1,246 @@
+"""The cache itself: what is stored, what is reported, and what the user reads."""
+
+import copy
+import math
+
+import models
+import pytest
+import reference
+import torch
+
+from prunehal.core import NoPruning, PruneHal, TopK, attach
+from prunehal.core.layer import BLOCK
+from prunehal.core.trace import statistics
+
+FAMILIES = ["llava", "qwen2_5_vl"]
+
+
+def prefill(family, policy, before=(3, 6), after=(5, 4), **options):
+    model, inputs = models.build(family), models.inputs_for(family, before, after)
+    cache = attach(model, inputs, policy, **options)
+    with torch.no_grad():
+        model(**inputs, past_key_values=cache)
+    return model, inputs, cache
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kept", ["layer", "shared", "head"])
+def test_a_prune_leaves_all_other_entries_bit_identical(family, kept):
+    _, inputs, cache = prefill(family, TopK(5, step=1, kept=kept))
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    assert cache.events["kept"].tolist() == [[5] * len(cache.layers)] * 2
+    visual = inputs["input_ids"] == models.IMAGE
+    for index, layer in enumerate(cache.layers):
+        positions = layer.slot_positions().expand(2, 2, -1)
+        assert layer.keys.shape[2] == positions.shape[2] == inputs["input_ids"].shape[1] - models.VISUAL + 5
+        for row in range(2):
+            for head in range(2):
+                chosen = cache.kept(index)[row]
+                chosen = chosen[head] if kept == "head" else chosen
+                expected = sorted((~visual[row]).nonzero().flatten().tolist() + chosen.tolist())
+                assert positions[row, head].tolist() == expected
+                assert torch.equal(layer.keys[row, head], before[index][0][row, head, expected])
+                assert torch.equal(layer.values[row, head], before[index][1][row, head, expected])
+
+
+def test_memory_is_freed():
+    _, inputs, cache = prefill("llava", TopK(2, step=1))
+    size = lambda tensor: tensor.untyped_storage().nbytes()  # noqa: E731
+    slot = 2 * 2 * 8 * 4  # rows, KV heads, dim, bytes
+    before = size(cache.layers[0].keys)
+    assert before == (inputs["input_ids"].shape[1] + BLOCK) * slot
+    assert len(cache.events) == 2
+    for layer in cache.layers:
+        assert size(layer.keys) == size(layer.values) == before - (models.VISUAL - 2) * slot
+
+
+def test_lengths_are_logical_and_blocks_grow():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache, prompt = attach(model, inputs, TopK(2)), inputs["input_ids"].shape[1]
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=BLOCK + 9)
+    for layer in cache.layers:
+        assert layer.length == prompt + BLOCK + 8 - models.VISUAL + 2
+        assert layer.get_seq_length() == prompt + BLOCK + 8
+        assert layer.get_mask_sizes(1) == (prompt + BLOCK + 9, 0)
+        assert layer.get_max_length() == -1
+    assert cache.get_seq_length() == prompt + BLOCK + 8
+
+
+def test_rows_of_different_length_share_a_width():
+    # Only the row that votes is pruned: the other row's tokens set the width, and the free slots are dead.
+    model = models.build("llava")
+    inputs = models.inputs_for("llava", (3, 6, 1), (5, 4, 9), seed=9)
+    cache = attach(model, inputs, PruneHal(r=0.4, t=3))
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=14, do_sample=False)
+    left = [len(positions) for positions in cache.kept(0)]
+    assert len(set(left)) > 1
+    for index, layer in enumerate(cache.layers):
+        positions = layer.slot_positions()[:, 0]
+        alive = (positions >= 0).sum(1)
+        assert layer.length == positions.shape[1] == alive.max()
+        assert (alive - alive.min()).tolist() == [n - min(left) for n in left]
+        for row, kept in enumerate(cache.kept(index)):
+            assert set(kept.tolist()) <= set(positions[row].tolist())
+            assert positions[row].diff().ge(0).all()
+
+
+def test_slot_masks():
+    _, inputs, cache = prefill("llava", TopK(5, step=1))
+    assert cache.layers[0].slot_mask(None, 1) is None
+    flat, full = inputs["attention_mask"], inputs["attention_mask"].bool()[:, None, None]
+    assert cache.layers[0].slot_mask(flat, 1) is flat
+    assert len(cache.events) == 2
+    layer = cache.layers[0]
+    positions = layer.slot_positions()[:, 0]
+    assert layer.slot_mask(None, 1) is None, "every slot is alive"
+    assert torch.equal(layer.slot_mask(flat, 1), flat.gather(1, positions))
+    assert torch.equal(layer.slot_mask(full, 1)[:, 0, 0], full[:, 0, 0].gather(1, positions))
+    additive = torch.where(full, 0.0, -1e30)
+    assert torch.equal(layer.slot_mask(additive, 1)[:, 0, 0], additive[:, 0, 0].gather(1, positions))
+
+
+def test_kept_looks_back_in_time():
+    model, inputs = models.build("qwen2_5_vl"), models.inputs_for("qwen2_5_vl", seed=9)
+    cache = attach(model, inputs, PruneHal(), maps=True)
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=14, do_sample=False)
+    steps = cache.events["step"].tolist()
+    assert len(steps) > 1
+    start = int((inputs["input_ids"][0] == models.IMAGE).nonzero()[0])
+    for step in range(1, cache.step + 1):
+        for layer in range(3):
+            seen = (~cache.trace.maps[step - 1, layer, 0].isnan()).nonzero().flatten() + start
+            assert torch.equal(cache.kept(layer, step)[0], seen)
+    counts = [len(cache.kept(0, step)[0]) for step in (1, 2, 3)]
+    assert counts == [16, 16, 6]
+
+
+def test_trace_equals_the_loop():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4))
+    cache = attach(model, inputs, PruneHal(), maps=True)
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    frame = cache.trace.frame()
+    assert list(frame.columns) == ["row", "step", "layer", "mass", "mean", "max", "entropy", "n_visual"]
+    assert len(frame) == 2 * 6 * 4
+    for line in frame.itertuples():
+        row = [w for w in cache.trace.maps[line.step - 1, line.layer, line.row].tolist() if w == w]
+        assert line.n_visual == len(row)
+        assert line.mass == pytest.approx(sum(row), abs=1e-6)
+        assert line.mean == pytest.approx(sum(row) / len(row), abs=1e-6)
+        assert line.max == pytest.approx(max(row), abs=1e-6)
+        assert line.entropy == pytest.approx(reference.entropy(row), abs=1e-5)
+
+
+def test_votes_are_recorded():
+    model, inputs = models.build("qwen2_5_vl"), models.inputs_for("qwen2_5_vl", seed=9)
+    cache = attach(model, inputs, PruneHal(r=0.4, t=9))
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=14, do_sample=False)
+    votes = cache.trace.votes()
+    assert list(votes.columns) == ["row", "step", "layer", "value", "reference", "threshold", "vote"]
+    assert votes.loc[votes["step"] == 1, "reference"].isna().all()
+    later = votes[votes["step"] > 1]
+    assert (later["threshold"] - later["reference"] * 0.4**0.5).abs().max() < 1e-7
+    assert (later["vote"] == (later["value"] < later["threshold"])).all()
+    majority = later.groupby("step")["vote"].sum() > 1.5
+    events = cache.events
+    assert events.loc[events["reason"] == "vote", "step"].isin(majority[majority].index).all()
+
+
+def test_statistics_of_uneven_rows():
+    rows = torch.tensor([[[[0.0, 0.0, 0.2, 0.2]], [[0.1, 0.1, 0.1, 0.1]]]])
+    summary = statistics(rows, torch.tensor([2, 4]))[:, 0]
+    expected = [[0.4, 0.4], [0.2, 0.1], [0.2, 0.1], [math.log(2), math.log(4)], [2, 4]]
+    assert torch.allclose(summary, torch.tensor(expected))
+
+
+def test_images_of_different_size_in_one_batch():
+    # Rows with 16 and 9 visual tokens: the shorter one is filled up, and must not notice.
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (12, 9))
+    mask = inputs["input_ids"] == models.IMAGE
+    mask[1] &= mask[1].cumsum(0) > 7
+    cache = attach(model, inputs, TopK(4), visual_mask=mask, maps=True)
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert cache.trace.frame().groupby(["row", "step"])["n_visual"].first().tolist() == [16, 16, 4, 4, 9, 9, 4, 4]
+    single = models.rows_of(inputs)[1]
+    alone = attach(model, single, TopK(4), visual_mask=mask[1:, -single["input_ids"].shape[1] :])
+    model.generate(**single, past_key_values=alone, max_new_tokens=4, do_sample=False)
+    padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
+    for layer in range(4):
+        assert torch.equal(cache.kept(layer)[1] - padding, alone.kept(layer)[0])
+    columns = ["mass", "mean", "max", "entropy", "n_visual"]
+    frame = cache.trace.frame()
+    assert abs(frame.loc[frame["row"] == 1, columns].to_numpy() - alone.trace.frame()[columns].to_numpy()).max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reorder_moves_rows_with_all_their_state(family):
+    model = models.build(family)
+    inputs = models.inputs_for(family, (3, 6), (5, 4), seed=9)
+    policy, tokens = PruneHal(r=0.4, t=4, factor=1.0), torch.tensor([[7, 8, 9, 10, 11, 12], [17, 18, 19, 20, 21, 22]])
+    straight, swapped = (attach(model, inputs, policy) for _ in range(2))
+    mask = inputs["attention_mask"]
+
+    def feed(cache, ids, mask):
+        position = mask.sum(1, keepdim=True) - 1
+        if family == "qwen2_5_vl":
+            position = position[None].expand(4, -1, -1)
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache).logits[:, -1]
+
+    with torch.no_grad():
+        for cache in (straight, swapped):
+            model(**inputs, past_key_values=cache)
+    for step in range(6):
+        mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+        expected = feed(straight, tokens[:, step : step + 1], mask)
+        order = [1, 0] if step % 2 else [0, 1]
+        actual = feed(swapped, tokens[order, step : step + 1], mask[order])
+        assert (actual - expected[order]).abs().max() <= 1e-5, step
+        swapped.reorder_cache(torch.tensor([1, 0]))  # the vote of this step is still pending
+    for layer in range(len(model.model.language_model.layers)):
+        assert [positions.tolist() for positions in swapped.kept(layer)] == [p.tolist() for p in straight.kept(layer)]
+    assert "vote" in set(straight.events["reason"])
+    assert sorted(swapped.events["step"]) == sorted(straight.events["step"])
+
+
+def test_a_cache_can_be_copied_and_reset():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, PruneHal())
+    settings = dict(max_new_tokens=8, do_sample=False)
+    ids = model.generate(**inputs, past_key_values=cache, **settings)
+    kept, events = cache.kept(2)[0], cache.events
+    other = copy.deepcopy(cache)
+    other.reset()
+    with pytest.raises(RuntimeError, match="observed nothing"):
+        _ = other.events
+    assert torch.equal(model.generate(**inputs, past_key_values=other, **settings), ids)
+    assert other.events.equals(events)
+    assert torch.equal(other.kept(2)[0], kept)
+
+
+def test_reading_works_outside_inference_mode():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, TopK(4))
+    with torch.inference_mode():
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+    assert cache.events["step"].tolist() == [2]
+    assert len(cache.kept(1)[0]) == 4
+
+
+def test_gradients_do_not_accumulate():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, NoPruning())
+    model(**inputs, past_key_values=cache)
+    assert not cache.layers[0].keys.requires_grad
+    assert not cache.trace.frame()["mass"].isna().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(dtype):
+    model = copy.deepcopy(models.build("llava")).to(dtype)
+    inputs = models.inputs_for("llava", (3, 6), (5, 4))
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    cache = attach(model, inputs, PruneHal())
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    assert cache.layers[0].keys.dtype == dtype
+    assert cache.events["reason"].tolist()[:2] == ["forced"] * 2
+    assert cache.trace.frame()["mass"].between(0, 1.01).all()

@@ -1,0 +1,230 @@
+"""Loading: the embedded model without a network, and one clear error for whatever cannot be loaded."""
+
+import inspect
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
+
+import prunehal as ph
+from prunehal.resources import data_path
+from prunehal.testbed.model import build_processor, build_prompt
+from prunehal.testbed.scenes import scene
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The embedded model, loaded while every attempt to connect anywhere is an error."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"loading the embedded model tried to connect: {args[1:]}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield ph.load()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the embedded model that a test may break."""
+    return Path(shutil.copytree(data_path("embedded"), tmp_path / "copy"))
+
+
+def test_embedded_model(loaded):
+    model, processor = loaded
+    assert isinstance(model, LlavaForConditionalGeneration)
+    assert isinstance(processor, LlavaProcessor)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not any(module.training for module in model.modules())
+    assert processor.tokenizer.padding_side == "left"
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
+def test_embedded_model_speaks_the_grammars_words(loaded):
+    model, processor = loaded
+    assert processor.tokenizer.get_vocab() == build_processor().tokenizer.get_vocab()
+    assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    # Pixels reach the tower as training saw them: centred at 0.5, in units of 0.25, not resampled.
+    shown = scene("test", 0)
+    pixels = processor(images=shown.image(), text=build_prompt(), return_tensors="pt")["pixel_values"][0]
+    expected = (torch.from_numpy(shown.pixels()).permute(2, 0, 1).float() / 255 - 0.5) / 0.25
+    torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+
+
+def test_embedded_model_fits_into_the_repository():
+    assert sum(path.stat().st_size for path in data_path("embedded").rglob("*")) <= 16 * 2**20
+
+
+def test_a_folder_loads_in_the_dtype_of_its_weights_or_as_asked(folder):
+    assert ph.load(folder)[0].dtype == torch.bfloat16
+    model, processor = ph.load(str(folder), dtype="float32", attn_implementation="eager")
+    assert model.dtype == torch.float32
+    assert model.config.text_config._attn_implementation == "eager"
+    assert not model.training
+    assert processor.tokenizer.padding_side == "left"
+
+
+def test_a_home_folder_is_understood(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert ph.load("~/copy")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../no/where", "a/b/c", Path("nowhere"), "embeded", "llava-1.5-7b-hf", None])
+def test_a_name_that_is_neither_folder_nor_hub_name_is_refused(name):
+    match = rf"model {re.escape(repr(str(name)))} is no folder here and no hub name; expected 'embedded', a folder"
+    with pytest.raises(OSError, match=match):
+        ph.load(name)
+
+
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(OSError, match=r"model\.safetensors' is no folder here"):
+        ph.load(folder / "model.safetensors")
+
+
+def test_an_unknown_hub_name_is_an_oserror(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"owner/never-heard-of-it|offline mode"):
+        ph.load("owner/never-heard-of-it")
+
+
+def test_a_folder_without_config(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match=r"copy holds no config\.json; expected a folder written by save_pretrained"):
+        ph.load(folder)
+
+
+def test_a_broken_config(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(OSError, match=r"copy/config\.json"):
+        ph.load(folder)
+
+
+def test_a_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors.* found in directory .*copy"):
+        ph.load(folder)
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "processor_config.json"])
+def test_a_folder_without_processor(folder, missing):
+    for path in folder.glob(f"{missing.split('.')[0]}*"):
+        path.unlink()
+    with pytest.raises(OSError, match=r"copy") as caught:
+        ph.load(folder)
+    assert "text-only" not in str(caught.value)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 6600000\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1],
+        lambda b: b[:5],
+        lambda b: b"",
+        lambda b: POINTER,
+        lambda b: b"\xff" * 99 + b[99:],
+    ],
+    ids=["half", "one byte short", "header cut", "empty", "a pointer file", "header overwritten"],
+)
+def test_corrupt_weights(folder, damage):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(
+        OSError, match=rf"weights file .*model\.safetensors is corrupt \({weights.stat().st_size} bytes.*expected"
+    ):
+        ph.load(folder)
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder):
+    # Random numbers in its place would caption images too, only badly.
+    name = next(name for name in load_file(folder / "model.safetensors") if name.endswith("layers.2.mlp.up_proj.weight"))
+    rewrite(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(OSError, match=r"copy.*layers\.2\.mlp\.up_proj\.weight"):
+        ph.load(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    name = next(name for name in load_file(folder / "model.safetensors") if name.endswith("layers.2.mlp.up_proj.weight"))
+    rewrite(folder, lambda tensors: tensors.update({name: tensors[name][:7].clone()}))
+    with pytest.raises(OSError, match=r"copy.*layers\.2\.mlp\.up_proj\.weight"):
+        ph.load(folder)
+
+
+def test_a_text_only_checkpoint_is_refused(tmp_path):
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "llama")
+    build_processor().tokenizer.save_pretrained(tmp_path / "llama")
+    match = r"(?s)llama' cannot be loaded as an image-text-to-text model.*LlamaConfig.*text-only model has no visual tokens"
+    with pytest.raises(ValueError, match=match):
+        ph.load(tmp_path / "llama")
+
+
+def test_code_of_a_repository_runs_only_when_asked(folder, tmp_path):
+    # A configuration that names code of its own; were it run, it would leave a file.
+    ran = tmp_path / "ran"
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Own"}})
+    )
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        ph.load(folder)
+    assert not ran.exists()
+    assert inspect.signature(ph.load).parameters["trust_remote_code"].default is False
+
+
+def test_data_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"'chair/no\.txt' is missing .*reinstall prunehal, or restore data/"):
+        data_path("chair", "no.txt")
+    assert data_path("chair", "no.txt", must_exist=False).name == "no.txt"
+
+
+@pytest.mark.parametrize("content", [b"no image", b""], ids=["text", "empty"])
+def test_an_image_that_cannot_be_read_is_named(loaded, tmp_path, content):
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    for read in (Image.open, lambda file: loaded[1](images=str(file), text=build_prompt(), return_tensors="pt")):
+        with pytest.raises(UnidentifiedImageError, match=r"photo\.png"):
+            read(path)
+
+
+def test_an_image_that_is_missing_is_named(loaded, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"photo\.png"):
+        Image.open(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"photo\.png"):
+        loaded[1](images=str(tmp_path / "photo.png"), text=build_prompt(), return_tensors="pt")
+
+
+def test_as_many_images_as_placeholders(loaded):
+    image = scene("test", 0).image()
+    for images, prompt, match in (
+        ([image, image], build_prompt(1), r"1 <image> tokens? and 2 images"),
+        ([image], build_prompt(2), r"2 <image> tokens? and 1 images"),
+        (None, build_prompt(1), r"no images were passed"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            loaded[1](images=images, text=prompt, return_tensors="pt")
+
+
+def test_images_of_other_modes_and_sizes_are_taken(loaded):
+    for image in (Image.new("L", (96, 96)), Image.new("RGBA", (50, 120)), Image.new("P", (300, 96))):
+        inputs = loaded[1](images=image, text=build_prompt(), return_tensors="pt")
+        assert inputs["pixel_values"].shape == (1, 3, 96, 96)
+        assert loaded[0].generate(**inputs, max_new_tokens=1).shape[1] == inputs["input_ids"].shape[1] + 1
