@@ -28,7 +28,7 @@ from prunehal.testbed.scenes import scene
 __all__ = ["N_STORED", "Setting", "grid", "ground_truth", "make_mentions", "make_rows", "read_rows", "weights_id"]
 
 N_STORED = 1000  # images of a stored setting
-RATIOS = (0.25, 0.4, 0.5, 0.7, 0.9)
+RATIOS = (0.4, 0.5, 0.7, 0.9)
 PRUNES = (1, 2, 3)
 
 

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-__all__ = ["IMAGE", "PAD", "VISUAL", "build", "inputs_for", "llava", "qwen2_5_vl", "rows_of"]
+__all__ = ["IMAGE", "PAD", "VISUAL", "build", "inputs_for", "llava", "qwen2_5_vl", "rows_of", "two_images"]
 
 IMAGE, PAD, VOCAB = 99, 97, 100
 VISUAL = 16  # visual tokens of one image, in both models
@@ -72,6 +72,16 @@ def _peaked(model):
             # Peaked attention, but logits of about unit size, so that 1e-5 is a tolerance for both.
             torch.nn.init.normal_(parameter, std=0.1 if "lm_head" in name else 0.22)
     return model
+
+
+def two_images(inputs: dict[str, torch.Tensor], words: int = 4) -> dict[str, torch.Tensor]:
+    """Return LLaVA inputs with a second image and some words before the last three tokens of each row."""
+    ids = inputs["input_ids"]
+    image = torch.full((len(ids), VISUAL), IMAGE)
+    text = torch.arange(len(ids) * words).reshape(len(ids), words) + 1
+    ids = torch.cat([ids[:, :-3], text, image, ids[:, -3:]], dim=1)
+    pixels = torch.stack([inputs["pixel_values"], inputs["pixel_values"].flip(3)], dim=1).flatten(0, 1)
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "pixel_values": pixels}
 
 
 def inputs_for(family: str, before=(3,), after=(5,), seed: int = 0) -> dict[str, torch.Tensor]:

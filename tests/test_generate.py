@@ -133,6 +133,38 @@ def test_batch_equals_one_by_one(family, attn):
     assert len(steps) > 1, "the rows should trigger at different steps"
 
 
+@pytest.mark.parametrize("kept", ["layer", "head"])
+def test_two_images_with_text_between(kept):
+    # Kept tokens of one layer or head lie before the words, those of another behind: slots differ, not positions only.
+    model, policy = models.build("llava"), PruneHal(r=0.4, t=3, factor=1.0, kept=kept)
+    inputs = models.two_images(models.inputs_for("llava", (3, 6), (5, 4), seed=SEED))
+    ours, cache = run(model, inputs, policy)
+    for row, single in enumerate(models.rows_of(inputs)):
+        slow = reference.generate(models.build("llava", "eager"), single, policy, models.IMAGE, 14)
+        compare(slow, ours, cache, row)
+    assert len(slow.events) > 1
+
+
+class Accumulated(PruneHal):
+    """Rank by the attention of all steps together: a policy that overrides ``score`` only."""
+
+    def score(self, rows, previous):
+        return rows if previous is None else rows + previous
+
+
+def test_scores_may_accumulate():
+    model, inputs = models.build("qwen2_5_vl"), models.inputs_for("qwen2_5_vl", (3, 6), (5, 4), seed=SEED)
+    _, cache = run(model, inputs, Accumulated(factor=1.0), attach_options={"maps": True})
+    assert cache.events.groupby("row").size().min() > 1
+    for event in cache.events.itertuples():
+        for layer in range(3):
+            maps = cache.trace.maps[: event.step, layer, event.row]
+            present = (~maps[-1].isnan()).nonzero().flatten().tolist()
+            totals = maps.nan_to_num().sum(0)[present].tolist()
+            best = [present[i] for i in reference.keep_best(totals, event.kept[layer])]
+            assert (~cache.trace.maps[event.step, layer, event.row].isnan()).nonzero().flatten().tolist() == best
+
+
 @pytest.mark.parametrize("selection", ["random", "lowest"])
 def test_controls_do_not_depend_on_the_batch(selection):
     model, policy = models.build("llava"), PruneHal(r=0.4, t=2, selection=selection, seed=4)

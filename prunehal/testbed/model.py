@@ -65,8 +65,8 @@ def build_processor() -> LlavaProcessor:
 def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:
     """Build the untrained model, 3.5 million parameters.
 
-    The start matters more than the size at this scale: orthogonal value and output projections and query = key make the
-    decoder copy from its context within the first thousands of captions.
+    The start matters more than the size at this scale. An orthogonal value projection with its transpose as the output
+    projection passes on what is attended to, which with tied embeddings is to copy it; query = key attends to what is alike.
     """
     tokenizer = processor.tokenizer
     tower = CLIPVisionConfig(
@@ -75,7 +75,7 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
     )  # fmt: skip
     decoder = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=2048, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        num_key_value_heads=4, max_position_embeddings=2048, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
         nn.init.orthogonal_(attention.v_proj.weight)
-        nn.init.orthogonal_(attention.o_proj.weight)
+        attention.o_proj.weight.data.copy_(attention.v_proj.weight.T)
         nn.init.normal_(attention.q_proj.weight, std=attention.q_proj.in_features**-0.5)
         attention.k_proj.weight.data.copy_(attention.q_proj.weight)
     generation = model.generation_config
