@@ -25,9 +25,10 @@ from prunehal.loading import load
 from prunehal.resources import data_path
 from prunehal.testbed.scenes import scene
 
-__all__ = ["N_STORED", "Setting", "grid", "ground_truth", "make_mentions", "make_rows", "read_rows", "weights_id"]
+__all__ = ["N_STORED", "N_TRACED", "Setting", "grid", "ground_truth", "make_mentions", "make_rows", "read_rows", "weights_id"]
 
-N_STORED = 1000  # images of a stored setting
+N_STORED = 500  # images of a stored setting
+N_TRACED = 1000  # images whose mentions are stored with their attention
 RATIOS = (0.4, 0.5, 0.7, 0.9)
 PRUNES = (1, 2, 3)
 
@@ -147,7 +148,7 @@ def make_rows(
 
 
 def make_mentions(
-    split: str = "test", n_images: int = N_STORED, *, folder: Path | None = None, progress: bool = False
+    split: str = "test", n_images: int = N_TRACED, *, folder: Path | None = None, progress: bool = False
 ) -> pd.DataFrame:
     """Return the visual attention at every object mention, without pruning: stored rows if there are, else made.
 
@@ -165,7 +166,7 @@ def make_mentions(
     model, processor = load()
     done = caption_scenes(model, processor, [scene(split, i) for i in range(n_images)], trace=True, progress=progress)
     rows = mention_attention(done, score(done.texts, truth)).round(6)
-    if n_images == N_STORED:
+    if n_images == N_TRACED:
         _write(rows.assign(weights=weights_id()), path)
     return rows
 

@@ -192,7 +192,7 @@ def test_rows_of_the_embedded_model_are_its_captions(tmp_path):
 
 
 def test_mentions_are_made_stored_and_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "N_STORED", 2)
+    monkeypatch.setattr(ablation, "N_TRACED", 2)
     rows = make_mentions("test", 2, folder=tmp_path)
     assert files(tmp_path) == ["test/mentions.csv.gz"]
     scenes = [scene("test", i) for i in range(2)]

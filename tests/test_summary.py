@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prunehal.ablation import N_STORED, grid, ground_truth, make_mentions, read_rows
+from prunehal.ablation import N_STORED, N_TRACED, grid, ground_truth, make_mentions, read_rows
 from prunehal.summary import BEGIN, END, findings, update_readme
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
@@ -31,7 +31,7 @@ def test_every_setting_of_the_grid_is_stored_whole(split):
 
 def test_stored_mentions_cover_the_test_split():
     rows = make_mentions("test")
-    assert set(rows["image_id"]) <= set(ground_truth("test"))
+    assert set(rows["image_id"]) <= set(ground_truth("test", N_TRACED))
     assert rows["layer"].nunique() == 6
     assert rows["mass"].between(0, 1).all()
 
