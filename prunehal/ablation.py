@@ -98,7 +98,7 @@ def read_rows(setting: Setting, folder: Path | None = None) -> pd.DataFrame:
 def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"no stored rows at {path}; make them with: python -m prunehal rows")
-    rows = pd.read_csv(path)
+    rows = pd.read_csv(path, keep_default_na=False)  # "null" and "" are captions
     if (rows.pop("weights") != weights_id()).any():
         raise ValueError(
             f"{path} was made by other weights than the embedded model has ({weights_id()}); expected rows of this model; "

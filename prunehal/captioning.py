@@ -60,7 +60,7 @@ def caption_scenes(
         scenes: what to caption.
         policy: when and what to prune; ``NoPruning()`` if left out.
         k, clutter: background tiles around each scene, as in :meth:`Scene.tiles`.
-        batch_size: scenes decoded at once; it does not change the captions.
+        batch_size: scenes decoded at once; it does not change greedy captions.
         max_new_tokens: longest caption.
         sample_seed: sample with this seed, temperature 1.
         trace: keep the attention statistics of every step and layer.
@@ -118,8 +118,8 @@ def mention_attention(done: Captioned, result: ChairResult) -> pd.DataFrame:
     Returns:
         One line for each mention and layer: image_id, index (of the mention in its caption), node, hallucinated, step (of
         the mention's first token), steps (length of the caption in tokens), layer; mass (attention on all visual tokens)
-        and entropy; step_ratio = mass / its mean over all steps of the caption in that layer (the paper's comparison) and
-        mention_ratio = mass / its mean over the mentions of the caption in that layer.
+        and entropy; step_ratio = mass / its mean over all steps of the caption in that layer, the end token's too
+        (the paper's comparison), and mention_ratio = mass / its mean over the mentions of the caption in that layer.
 
     Raises:
         ValueError: the captions were made without ``trace=True``.
@@ -143,8 +143,10 @@ def mention_attention(done: Captioned, result: ChairResult) -> pd.DataFrame:
 
 def _token_starts(tokenizer, ids: list[int]) -> tuple[str, list[int]]:
     """Return the text of the ids and where in it each token begins, past its leading space."""
+    if not ids:
+        return "", []
     prefixes = tokenizer.batch_decode([ids[: i + 1] for i in range(len(ids))], skip_special_tokens=True)
-    text = prefixes[-1] if prefixes else ""
+    text = prefixes[-1]
     ends = [0, *(len(prefix) for prefix in prefixes)]
     starts = [end + (text[end : end + 1] == " ") for end in ends[:-1]]
     return text, starts

@@ -64,9 +64,9 @@ def load(
     if quiet:  # a bar for 7 MB is noise in a notebook
         hf_logging.disable_progress_bar()
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all faults are named below, at once
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **common, **kwargs)
-        processor = AutoProcessor.from_pretrained(source, **common)
+        model, found = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **common, **kwargs)
     except ValueError as error:
         raise ValueError(
             f"model {source!r} cannot be loaded as an image-text-to-text model: {error}; expected a multimodal LLM such as "
@@ -79,6 +79,18 @@ def load(
     finally:
         if quiet:
             hf_logging.enable_progress_bar()
+    if faulty := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
+        raise OSError(
+            f"weights of {source!r} lack {len(faulty)} tensors, or hold them in another shape: {', '.join(faulty[:3])}; expected "
+            "the weights that belong to its config.json; copy or download the folder again"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(source, **common)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"processor of {source!r} cannot be read: {error}; expected tokenizer and image processor files beside the weights; "
+            "copy or download the folder again"
+        ) from error
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
 

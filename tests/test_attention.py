@@ -169,9 +169,7 @@ def test_prefill_row_is_the_last_query_under_the_mask():
 def test_flash_attention_brings_flat_masks_and_a_window():
     mask = torch.ones(2, 7, dtype=torch.long)
     mask[0, :3] = 0
-    (_, _), weights, _ = call(
-        attention.flash_attention_forward, mask=mask, sliding_window=3, implementation="flash_attention_2"
-    )
+    (_, _), weights, _ = call(attention.flash_attention_forward, mask=mask, sliding_window=3, implementation="flash_attention_2")
     visible = (weights > 0).flatten(1, 2).any(1).tolist()
     assert visible == [[False] * 4 + [True] * 3] * 2  # positions 4, 5, 6 of a query at position 6
     (_, _), weights, _ = call(attention.flash_attention_forward, mask=mask, implementation="flash_attention_2")

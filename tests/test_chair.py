@@ -170,9 +170,7 @@ COCO = {
         {"image_id": 2, "category_id": 6},
     ],
 }
-SAID = {
-    "annotations": [{"image_id": 1, "caption": "A puppy on a bed"}, {"image_id": 3, "caption": "Men by a stop sign"}]
-}
+SAID = {"annotations": [{"image_id": 1, "caption": "A puppy on a bed"}, {"image_id": 3, "caption": "Men by a stop sign"}]}
 
 
 def test_ground_truth_unites_instances_and_captions(tmp_path):

@@ -225,16 +225,12 @@ def test_logit_equals_the_formula_interface():
         y=frame["hallucinated"].astype(int),
         **{c: (frame[c] - frame[c].mean()) / frame[c].std() for c in ("attention", "position")},
     )
-    fit = smf.logit("y ~ attention + position", scaled).fit(
-        disp=0, cov_type="cluster", cov_kwds={"groups": scaled["image_id"]}
-    )
+    fit = smf.logit("y ~ attention + position", scaled).fit(disp=0, cov_type="cluster", cov_kwds={"groups": scaled["image_id"]})
     assert ours["term"].tolist() == ["attention", "position"]
     expected = pd.concat([fit.params, fit.conf_int()], axis=1).iloc[1:].to_numpy()
     assert np.log(ours[["odds_ratio", "low", "high"]].to_numpy()) == pytest.approx(expected, abs=1e-6)
     assert ours["p"].to_numpy() == pytest.approx(fit.pvalues.iloc[1:].to_numpy(), abs=1e-6)
-    rescaled = adjusted_logit(
-        frame.assign(attention=frame["attention"] * 100 - 3), predictors=["attention", "position"]
-    )
+    rescaled = adjusted_logit(frame.assign(attention=frame["attention"] * 100 - 3), predictors=["attention", "position"])
     pd.testing.assert_frame_equal(rescaled, ours)  # ratios are per standard deviation, whatever the unit
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import prunehal as ph
-from prunehal.testbed import train, training
+from prunehal.testbed import stages, train, training
 from prunehal.testbed.captions import LONGEST, PROMPT
 from prunehal.testbed.model import build_processor, build_prompt
 from prunehal.testbed.scenes import scene
@@ -78,13 +78,13 @@ def in_fp32(processor, monkeypatch):
 
 
 def weighted_loss(logits, captions, processor):
-    """Mean cross-entropy over all tokens of all captions, words that name objects counted twice."""
+    """Mean cross-entropy over all tokens of all captions, words that name objects weighing more."""
     names = {i for name in NAMES for i in processor.tokenizer(name, add_special_tokens=False).input_ids}
     total = weight = objects = heaviness = 0.0
     for given, caption in zip(logits, captions, strict=True):
         for row, token in zip(F.log_softmax(given, dim=-1), caption, strict=True):
-            double = 2.0 if token in names else 1.0
-            total, weight = total - double * row[token], weight + double
+            heavy = stages._OBJECT_WEIGHT if token in names else 1.0
+            total, weight = total - heavy * row[token], weight + heavy
             if token in names:
                 objects, heaviness = objects - float(row[token].detach()), heaviness + 1
     return total / weight, objects / heaviness
