@@ -34,7 +34,7 @@ __version__ = version("prunehal")
 
 # Imported when first asked for, so that `import prunehal` does not wait for torch and transformers.
 _HOMES = {
-    "prunehal.loading": ("load",),
+    "prunehal.loading": ("load", "load_image"),
     "prunehal.core": ("AttentionTrace", "NoPruning", "PrunableCache", "PruneHal", "TopK", "attach"),
     "prunehal.captioning": ("Captioned", "caption_scenes", "mention_attention"),
 }

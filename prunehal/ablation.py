@@ -27,9 +27,9 @@ from prunehal.testbed.scenes import scene
 
 __all__ = ["N_STORED", "N_TRACED", "Setting", "grid", "ground_truth", "make_mentions", "make_rows", "read_rows", "weights_id"]
 
-N_STORED = 500  # images of a stored setting
+N_STORED = 400  # images of a stored setting
 N_TRACED = 1000  # images whose mentions are stored with their attention
-RATIOS = (0.4, 0.5, 0.7, 0.9)
+RATIOS = (0.4, 0.7, 0.9)
 PRUNES = (1, 2, 3)
 
 
@@ -66,7 +66,7 @@ def grid(split: str) -> list[Setting]:
             Setting(split, PruneHal(r, t, selection=s)) for s in ("random", "lowest") for r, t in ((0.4, 1), (0.4, 3), (0.7, 2))
         ]
         settings += [Setting(split, PruneHal(0.7, 2, factor=factor)) for factor in (0.25, 0.5, 0.95)]
-        settings += [Setting(split, policy, 3) for policy in (NoPruning(), PruneHal(0.4, 1), PruneHal(0.4, 3))]
+        settings += [Setting(split, policy, 3) for policy in (NoPruning(), PruneHal(0.4, 3))]
     return settings
 
 

@@ -228,3 +228,15 @@ def test_images_of_other_modes_and_sizes_are_taken(loaded):
         inputs = loaded[1](images=image, text=build_prompt(), return_tensors="pt")
         assert inputs["pixel_values"].shape == (1, 3, 96, 96)
         assert loaded[0].generate(**inputs, max_new_tokens=1).shape[1] == inputs["input_ids"].shape[1] + 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "cut"])
+def test_load_image_names_a_broken_file(tmp_path, damage):
+    path = tmp_path / "photo.png"
+    if damage == "text":
+        path.write_text("no picture", encoding="utf-8")
+    elif damage == "cut":
+        whole = data_path("sprites", "sprites.png").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match=r"photo\.png"):
+        ph.load_image(path)
