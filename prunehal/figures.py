@@ -132,7 +132,7 @@ def caption_strip(axis: Axes, tokens: Sequence[str], values: Sequence[float], ma
     top = max(values)
     x, line, lines = 0.0, 0, []
     for token in tokens:
-        width = 1.25 * len(token) + 1.1
+        width = 0.95 * len(token) + 1.3
         if x + width > 100:
             x, line = 0.0, line + 1
         lines.append((x, line))

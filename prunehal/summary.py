@@ -72,10 +72,10 @@ def update_readme(path: Path) -> None:
 
 def _observation() -> list[str]:
     rows = make_mentions("test")
-    keys = ["image_id", "index", "hallucinated", "step", "steps"]
+    keys = ["image_id", "index", "hallucinated", "steps"]
     mentions = rows.groupby(keys, as_index=False)[["mass", "mention_ratio"]].mean()
     auc = association(mentions["mass"], ~mentions["hallucinated"], clusters=mentions["image_id"]).auc
-    terms = ["mass", "step", "index", "steps"]
+    terms = ["mass", "index", "steps"]
     fit = adjusted_logit(mentions, predictors=terms).set_index("term").loc["mass"]
     held = "survives" if fit["high"] < 1 else "does not survive"
     between = f"{auc.estimate:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
