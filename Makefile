@@ -1,7 +1,7 @@
 # make notebooks   execute the ordered notebooks on the embedded model; figures and an HTML report in build/
 # make test        ruff, pytest and the notebooks' stored outputs (nbval)
 # make lab         open the notebooks in JupyterLab
-# make rows        recompute the stored rows that the notebooks read (about 25 minutes on 2 cores)
+# make rows        recompute the stored rows that the notebooks read (about 15 minutes on 2 cores)
 # make clean       remove what these targets made
 
 PYTHON ?= python3

@@ -1,5 +1,8 @@
 """The embedded model as shipped: it sees, it writes the grammar, it hallucinates, and it holds with background tiles."""
 
+import hashlib
+import re
+
 import pytest
 
 import prunehal as ph
@@ -38,3 +41,10 @@ def test_the_scene_is_still_seen_among_background_tiles(embedded):
     assert done.steps["n_visual"].unique().tolist() == [576]
     metrics = score(done.texts, {s.image_id: set(s.names) for s in scenes}).metrics
     assert metrics["recall"] > 0.3
+
+
+def test_shipped_files_are_those_of_the_checksums():
+    lines = re.findall(r"^\| `([^`]+)` \| `([0-9a-f]{64})` \|$", data_path("README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for name, _ in lines} >= {"embedded/model.safetensors", "sprites/sprites.png", "chair/synonyms.txt"}
+    for name, expected in lines:
+        assert hashlib.sha256(data_path(*name.split("/")).read_bytes()).hexdigest() == expected, name
