@@ -47,9 +47,15 @@ def attach(
             fix.
 
     Example:
-        >>> inputs = processor(images=image, text=prompt, return_tensors="pt")  # doctest: +SKIP
-        >>> cache = attach(model, inputs, PruneHal(r=0.4, t=3))  # doctest: +SKIP
-        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=64)  # doctest: +SKIP
+        >>> import prunehal as ph
+        >>> from prunehal.testbed.scenes import scene
+        >>> model, processor = ph.load()
+        >>> prompt = "<image>Describe this scene in detail."
+        >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
+        >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
+        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
+        >>> cache.events["kept"][0]
+        [57, 57, 57, 57, 57, 57]
     """
     policy = PruneHal() if policy is None else policy
     if not isinstance(policy, Policy):

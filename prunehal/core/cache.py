@@ -36,9 +36,17 @@ class PrunableCache(Cache):
     pruned.
 
     Example:
-        >>> cache = attach(model, inputs, PruneHal(r=0.4, t=3))  # doctest: +SKIP
-        >>> ids = model.generate(**inputs, past_key_values=cache)  # doctest: +SKIP
-        >>> cache.events  # doctest: +SKIP
+        >>> import prunehal as ph
+        >>> from prunehal.testbed.scenes import scene
+        >>> model, processor = ph.load()
+        >>> prompt = "<image>Describe this scene in detail."
+        >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
+        >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
+        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
+        >>> cache.events["reason"].tolist()[0]
+        'forced'
+        >>> [len(positions) for positions in cache.kept(0, step=2)]
+        [144]
     """
 
     def __init__(

@@ -44,7 +44,15 @@ class AttentionTrace:
     With beams a row is the beam's row in that step's forward; ``beam_indices`` of generate() follow a sequence back.
 
     Example:
-        >>> cache.trace.frame().groupby("step")["mass"].mean()  # doctest: +SKIP
+        >>> import prunehal as ph
+        >>> from prunehal.testbed.scenes import scene
+        >>> model, processor = ph.load()
+        >>> prompt = "<image>Describe this scene in detail."
+        >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
+        >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
+        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
+        >>> cache.trace.frame()["n_visual"].tolist()[0], len(cache.trace)
+        (144, 8)
     """
 
     def __init__(self, layers: list[int], batch: int, device: torch.device, visual: int | None) -> None:
