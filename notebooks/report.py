@@ -96,7 +96,11 @@ def execute(path: Path, timeout: int) -> Run:
             cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": str(path.parent)}}
     # Times in the metadata would make two executions of one notebook differ.
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False)
+    # The kernel's warnings would tear the progress line; its errors still show.
+    quiet = ["--IPKernelApp.log_level=40"]
+    client = NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False, extra_arguments=quiet
+    )
     error, start = None, time.perf_counter()
     try:
         client.execute()
