@@ -92,7 +92,7 @@ def read_rows(setting: Setting, folder: Path | None = None) -> pd.DataFrame:
         FileNotFoundError: the setting was not stored; make its rows with ``make_rows``.
         ValueError: the rows were made by other weights than the embedded model now has.
     """
-    return _read(_path(setting, folder))
+    return _read(_path(setting.split, setting.name, folder))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def make_rows(
         done = caption_scenes(model, processor, scenes, setting.policy, k=setting.k, clutter=setting.clutter)
         rows[setting] = done.captions[["image_id", "caption", "tokens", "prunes"]]
         if n_images == N_STORED:
-            _write(rows[setting].assign(weights=weights_id()), _path(setting, folder))
+            _write(rows[setting].assign(weights=weights_id()), _path(setting.split, setting.name, folder))
     return rows
 
 
@@ -158,7 +158,7 @@ def make_mentions(
     Raises:
         ValueError: stored rows belong to other weights.
     """
-    path = (folder or data_path("results", must_exist=False)) / split / "mentions.csv.gz"
+    path = _path(split, "mentions", folder)
     truth = ground_truth(split, n_images)
     if path.exists():
         rows = _read(path)
@@ -171,8 +171,8 @@ def make_mentions(
     return rows
 
 
-def _path(setting: Setting, folder: Path | None) -> Path:
-    return (folder or data_path("results", must_exist=False)) / setting.split / f"{setting.name}.csv.gz"
+def _path(split: str, name: str, folder: Path | None) -> Path:
+    return (folder or data_path("results", must_exist=False)) / split / f"{name}.csv.gz"
 
 
 def _write(rows: pd.DataFrame, path: Path) -> None:

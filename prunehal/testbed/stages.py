@@ -53,8 +53,10 @@ class Samples(Dataset):
             raise IndexError(number)
         shown = scene(self.split, self.first + number)
         rng = np.random.default_rng([shown.image_id, 7])
-        sample = {"labels": torch.from_numpy(shown.patch_labels())}
-        sample["pixels"] = torch.from_numpy(shown.pixels()).permute(2, 0, 1)
+        sample = {
+            "labels": torch.from_numpy(shown.patch_labels()),
+            "pixels": torch.from_numpy(shown.pixels()).permute(2, 0, 1),
+        }
         if self.captions:
             texts = [write_caption(shown, rng) + "</s>" for _ in range(self.captions)]
             sample["captions"] = self.processor.tokenizer(texts, add_special_tokens=False).input_ids
@@ -65,8 +67,7 @@ class Samples(Dataset):
 
 def collate(samples: list[dict]) -> dict:
     """Stack samples: labels (batch, 144), pixels (batch, 3, 96, 96), captions (batch, captions, length) padded with -1."""
-    batch = {"labels": torch.stack([s["labels"] for s in samples])}
-    batch["pixels"] = torch.stack([s["pixels"] for s in samples])
+    batch = {key: torch.stack([s[key] for s in samples]) for key in ("labels", "pixels")}
     if "captions" in samples[0]:
         length = LONGEST + 1  # always the same, with the end token: a compiled model wants fixed shapes
         batch["captions"] = torch.tensor([[c + [-1] * (length - len(c)) for c in s["captions"]] for s in samples])
