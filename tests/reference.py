@@ -56,11 +56,13 @@ class Run:
     masses: list[list[float]] = field(default_factory=list)
 
 
-def generate(model, inputs, policy, image: int, new_tokens: int) -> Run:
-    """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks."""
-    layers = model.model.language_model.layers
+def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int) -> Run:
+    """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks.
+
+    ``layers`` are the decoder's, whose ``self_attn`` is hooked; ``placeholders`` are the ids of visual tokens.
+    """
     ids = inputs["input_ids"]
-    visual = [position for position, token in enumerate(ids[0].tolist()) if token == image]
+    visual = [position for position, token in enumerate(ids[0].tolist()) if token in placeholders]
     kv_heads = model.config.get_text_config().num_key_value_heads
     n_heads = kv_heads if policy.kept == "head" else 1
     run = Run(kept=[[list(visual) for _ in range(n_heads)] for _ in layers])

@@ -92,7 +92,7 @@ def test_static_cache_setting():
 
 
 def test_flex_attention():
-    model = Shell(models.llava().config)
+    model = Shell(models.FAMILIES["llava"].make().config)
     model.config.text_config._attn_implementation = "flex_attention"
     refused("flex_attention", "set_attn_implementation('sdpa')", model=model)
 
@@ -183,7 +183,7 @@ class OwnAttention(torch.nn.Module):
 
 @pytest.mark.parametrize("index", [0, 3])
 def test_model_with_attention_code_of_its_own(index):
-    model, inputs = models.llava(), models.inputs_for("llava")
+    model, inputs = models.FAMILIES["llava"].make(), models.inputs_for("llava")
     layer = model.model.language_model.layers[index]
     layer.self_attn = OwnAttention(layer.self_attn)
     cache = attach(model, inputs, PruneHal())

@@ -21,6 +21,12 @@ def run(model, inputs, policy=None, steps=14, attach_options=None, **options):
     return model.generate(**inputs, past_key_values=cache, **settings), cache
 
 
+def masked(family, inputs, policy, steps=14):
+    model = models.build(family, "eager")
+    layers = models.FAMILIES[family].decoder(model)
+    return reference.generate(model, layers, inputs, policy, [models.IMAGE, models.VIDEO], steps)
+
+
 def difference(one, other):
     return max((a - b).abs().max().item() for a, b in zip(one.logits, other.logits, strict=True))
 
@@ -88,7 +94,7 @@ CASES += [("llava_window", options) for options in OPTIONS if options in ({}, {"
 def test_pruned_decode_equals_masked_full_cache(family, options):
     policy = PruneHal(**({"r": 0.4, "t": 3} | options))
     model, inputs = models.build(family), models.inputs_for(family, seed=SEED)
-    slow = reference.generate(models.build(family, "eager"), inputs, policy, models.IMAGE, 14)
+    slow = masked(family, inputs, policy)
     ours, cache = run(model, inputs, policy)
     compare(slow, ours, cache, 0)
     if not options:
@@ -121,7 +127,7 @@ def test_batch_equals_one_by_one(family, attn):
     ours, cache = run(model, inputs, policy, attach_options={"maps": True})
     steps = set()
     for row, single in enumerate(models.rows_of(inputs)):
-        slow = reference.generate(models.build(family, "eager"), single, policy, models.IMAGE, 14)
+        slow = masked(family, single, policy)
         compare(slow, ours, cache, row)
         steps.add(tuple(step for step, _, _ in slow.events))
         alone, alone_cache = run(model, single, policy, attach_options={"maps": True})
@@ -137,10 +143,10 @@ def test_batch_equals_one_by_one(family, attn):
 def test_two_images_with_text_between(kept):
     # Kept tokens of one layer or head lie before the words, those of another behind: slots differ, not positions only.
     model, policy = models.build("llava"), PruneHal(r=0.4, t=3, factor=1.0, kept=kept)
-    inputs = models.two_images(models.inputs_for("llava", (3, 6), (5, 4), seed=SEED))
+    inputs = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED, images=2)
     ours, cache = run(model, inputs, policy)
     for row, single in enumerate(models.rows_of(inputs)):
-        slow = reference.generate(models.build("llava", "eager"), single, policy, models.IMAGE, 14)
+        slow = masked("llava", single, policy)
         compare(slow, ours, cache, row)
     assert len(slow.events) > 1
 
