@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from prunehal.core.cache import PrunableCache
 from prunehal.core.policy import Policy, PruneHal
+from prunehal.core.prompt import Prompt
 from prunehal.core.visual import find_visual_tokens, refuse_unsupported
 
-__all__ = ["attach"]
+__all__ = ["attach", "listen"]
 
 IMAGE_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
@@ -21,6 +24,7 @@ def attach(
     *,
     exact: bool = False,
     maps: bool = False,
+    per_image: bool = False,
     visual_mask: Tensor | None = None,
     seeds: Sequence[int] | None = None,
 ) -> PrunableCache:
@@ -36,7 +40,12 @@ def attach(
         exact: let the stock attention compute the output as long as nothing was dropped, so that it stays
             bit-identical; the observation is then computed beside it, which costs a few percent.
         maps: also record the attention on every visual token, for ``cache.trace.maps``.
-        visual_mask: bool (batch, prompt), which prompt positions are visual; for prompts without placeholders.
+        per_image: let each image of a prompt decide and be pruned by itself, by its own history, votes and budget; by
+            default the visual tokens of all images of a row form one pool. An image is a run of placeholders: images
+            without any text between them count as one, and tiles that the processor separates by text as several;
+            visual_mask can number them otherwise.
+        visual_mask: which prompt positions are visual, for prompts without placeholders: bool (batch, prompt), or
+            integers that number each row's images from 1 (0 for text).
         seeds: one integer for each row, for selection="random"; rows with equal seeds and sizes draw alike.
 
     Returns:
@@ -69,34 +78,44 @@ def attach(
             "Fix: inputs = processor(images=image, text=prompt, return_tensors='pt')."
         )
     refuse_unsupported(model)
-    visual = find_visual_tokens(model, inputs, visual_mask)
-    if seeds is not None and len(seeds) != len(visual):
-        raise ValueError(f"seeds: got {len(seeds)} numbers; expected one for each of the {len(visual)} rows, or None.")
-    if _announce not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_announce, with_kwargs=True)
-    return PrunableCache(
-        model.config,
-        visual,
-        policy,
-        prompt_ids=inputs.get("input_ids"),
-        end_ids=_end_ids(model),
-        seeds=seeds,
-        exact=exact,
-        maps=maps,
-    )
+    numbers = find_visual_tokens(model, inputs, visual_mask, per_image)
+    if seeds is not None and len(seeds) != len(numbers):
+        raise ValueError(f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows, or None.")
+    listen(model)
+    prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(_generating(model)))
+    return PrunableCache(model.config, prompt, policy, seeds=seeds, exact=exact, maps=maps, per_image=per_image)
 
 
-def _end_ids(model: torch.nn.Module) -> list[int]:
+def listen(model: torch.nn.Module) -> RemovableHandle | None:
+    """Let the model tell a pruning cache what goes in; return the new hook's handle, or None if there is one already."""
+    decoder = _generating(model)
+    if _announce in decoder._forward_pre_hooks.values():
+        return None
+    return decoder.register_forward_pre_hook(_announce, with_kwargs=True)
+
+
+def _generating(model: torch.nn.Module) -> torch.nn.Module:
+    # BLIP-2 and InstructBLIP encode the image and then call generate() of the language model inside.
+    inner = getattr(model, "language_model", None)
+    return inner if isinstance(inner, PreTrainedModel) and inner.can_generate() else model
+
+
+def _end_ids(model: torch.nn.Module) -> tuple[int, ...]:
     # A row of a batch that has ended goes on with padding; neither may vote.
     config = getattr(model, "generation_config", None)
     ends: list[int] = []
     for token in (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)):
         ends += token if isinstance(token, list) else [] if token is None else [token]
-    return ends
+    return tuple(ends)
 
 
 def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
     cache = kwargs.get("past_key_values")
     if isinstance(cache, PrunableCache):
+        if kwargs.get("use_cache") is False:
+            raise ValueError(
+                "use_cache=False: every step would read the whole prompt anew, and nothing would stay cached; expected True. "
+                "Fix: leave use_cache out."
+            )
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache.announce(ids, any(kwargs.get(name) is not None and len(kwargs[name]) for name in IMAGE_INPUTS))

@@ -6,8 +6,7 @@ stored (``layer``); a table maps slots to positions (``table``).
 
 A step runs through the layers: each ``update`` appends K and V, the wrapped attention reports the newest query's row,
 and the last report completes the step's vote. The prune itself waits for the next forward (or for a reader), where
-generate()
-has synchronised with the device anyway: one host read a step, and none once no row can prune any more.
+generate() has synchronised with the device anyway: one host read a step, and none once no row can prune any more.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,12 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from prunehal.core.layer import PrunableLayer
+from prunehal.core.memory import PolicyMemory
 from prunehal.core.policy import Policy
+from prunehal.core.prompt import Prompt
 from prunehal.core.selection import averaged
-from prunehal.core.table import VisualTable
-from prunehal.core.trace import AttentionTrace, statistics
+from prunehal.core.table import VisualTable, sent
+from prunehal.core.trace import AttentionTrace
 
 __all__ = ["PrunableCache"]
 
@@ -52,20 +53,18 @@ class PrunableCache(Cache):
     def __init__(
         self,
         config: PreTrainedConfig,
-        visual_mask: Tensor,
+        prompt: Prompt,
         policy: Policy,
         *,
-        prompt_ids: Tensor | None = None,
-        end_ids: Sequence[int] = (),
         seeds: Sequence[int] | None = None,
         exact: bool = False,
         maps: bool = False,
+        per_image: bool = False,
     ) -> None:
         self.policy, self.exact = policy, exact
-        self._config = config.get_text_config(decoder=True)
-        self._visual, self._prompt_ids, self._end_ids = visual_mask, prompt_ids, list(end_ids)
-        self._seeds = [0] * len(visual_mask) if seeds is None else list(seeds)
-        self._wants_maps = maps
+        self._config, self._prompt = config.get_text_config(decoder=True), prompt
+        self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
+        self._wants_maps, self._per_image = maps, per_image
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -82,34 +81,38 @@ class PrunableCache(Cache):
         )
 
     def _forget(self) -> None:
-        self.step = 0
+        self.step, self._released = 0, False
         self.table: VisualTable | None = None  # made by the first forward, which knows rows, heads and device
         self._trace: AttentionTrace | None = None
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
         self._observing = False
         self._reports: list[Tensor] = []
-        self._pending: tuple[int, Tensor] | None = None  # step, and which rows want to prune
+        self._pending: tuple[int, Tensor] | None = None  # step, and which pools wish to be pruned
         self._scores: Tensor | None = None
         self._events: list[dict] = []
 
     def _allocate(self, key: Tensor) -> None:
-        inputs, (batch, kv_heads), device = len(self._visual), key.shape[:2], key.device
-        if batch % inputs:
-            raise ValueError(
-                f"batch={batch}: generate() runs {batch} rows, but the cache was attached to inputs of {inputs}; "
-                f"expected {inputs} or a multiple of it. Fix: pass the same inputs to attach() and generate()."
-            )
-        self._copies = batch // inputs  # generate() repeats each input for its beams or returned sequences
-        visual = self._visual.to(device).repeat_interleave(self._copies, dim=0)
-        self.table = VisualTable(visual, len(self._pruned), kv_heads if self.policy.kept == "head" else 1)
-        self._row_seeds = [seed for seed in self._seeds for _ in range(self._copies)]
-        self._prunes = [0] * batch
-        self._ends = torch.tensor(self._end_ids, dtype=torch.long, device=device)
+        batch, kv_heads = key.shape[:2]
+        self._copies = self._prompt.copies(batch)
+        numbers = self._prompt.numbers.repeat_interleave(self._copies, dim=0)
+        heads, layers = kv_heads if self.policy.kept == "head" else 1, len(self._pruned)
+        device = key.device
+        self.table = VisualTable(numbers, layers, heads, device)
+        # What keys a random draw: the row's seed, and the image's number where a row has several pools.
+        images = [(image,) for image in range(self.table.pools)] if self._per_image else [()]
+        keys = [(seed, *image) for seed in self._seeds for _ in range(self._copies) for image in images]
+        self._memory = PolicyMemory(self.policy, layers, keys, device)
         self._done = torch.zeros(batch, dtype=torch.bool, device=device)
-        self._reference = torch.zeros(len(self._pruned), batch, device=device)
-        self._entered = torch.zeros(batch, dtype=torch.long, device=device)
+        self._ends = sent(list(self._prompt.end_ids), device).long()
         width = self.table.width if self._wants_maps else None
-        self._trace = AttentionTrace([layer.index for layer in self._pruned], batch, device, width)
+        self._trace = AttentionTrace(
+            [layer.index for layer in self._pruned],
+            batch,
+            device,
+            pools=self.table.pools,
+            visual=width,
+            per_image=self._per_image,
+        )
 
     # Observation: the way of one forward through the layers.
 
@@ -119,10 +122,11 @@ class PrunableCache(Cache):
         Raises:
             ValueError: the prompt is not the one that was attached, or a later prompt brings new images.
         """
-        seen, length = self.get_seq_length(), self._visual.shape[1]
-        if seen < length:
-            if input_ids is not None and self._prompt_ids is not None:
-                self._check_prompt(input_ids, seen)
+        self._refuse_if_released()
+        seen = self.get_seq_length()
+        if seen < len(self._prompt):
+            if input_ids is not None:
+                self._prompt.check_ids(input_ids, seen)
         elif brings_images:
             raise ValueError(
                 "pixel_values: a later prompt brings images, which this cache does not know; expected text only. "
@@ -134,41 +138,29 @@ class PrunableCache(Cache):
             self._settle()  # the pending step is one that these rows still ran
             self._done = self._done | torch.isin(input_ids[:, 0].to(self._ends.device), self._ends)
 
-    def _check_prompt(self, input_ids: Tensor, seen: int) -> None:
-        expected = self._prompt_ids[:, seen : seen + input_ids.shape[1]].to(input_ids.device)
-        expected = expected.repeat_interleave(max(1, len(input_ids) // len(expected)), dim=0)
-        if not torch.equal(input_ids[:, : expected.shape[1]], expected):
+    def _refuse_if_released(self) -> None:
+        if self._released:
             raise ValueError(
-                f"input_ids: the prompt in generate(), {tuple(input_ids.shape)} from position {seen}, is not the one "
-                f"expected from attach(), {tuple(self._prompt_ids.shape)}. Fix: pass the same inputs to attach() and "
-                "generate(), and attach a new cache for each prompt."
-            )
-        if input_ids.shape[1] > expected.shape[1]:
-            raise ValueError(
-                f"input_ids: {seen + input_ids.shape[1]} tokens arrive at once, but the attached prompt has "
-                f"{self._prompt_ids.shape[1]}; expected generated tokens one by one. Fix: leave out assistant_model "
-                "and prompt_lookup_num_tokens, or attach to the longer prompt."
+                "past_key_values: K and V of this cache were freed; expected a cache that still holds them. "
+                "Fix: pruning(..., keep_kv=True) for a second turn, or reset() the cache for a run from the start."
             )
 
     def enter(self, layer: PrunableLayer, key: Tensor) -> None:
         """Let a layer begin its part of a forward, with the K of its new tokens."""
-        self._raise_if_unobserved()
+        if self._awaited is not None:
+            self._raise_unobserved()
         if layer is self._pruned[0]:
             self._begin(layer.seen, key)
         self._awaited = layer
 
     def _begin(self, seen: int, key: Tensor) -> None:
+        self._refuse_if_released()
         if self.table is None:
             self._allocate(key)
         self._settle()
-        length, end, rows = self._visual.shape[1], seen + key.shape[2], len(self._prunes)
-        if seen < length < end or len(key) != rows:
-            raise ValueError(
-                f"prompt: {len(key)} rows with {end} tokens arrived; expected the attached {rows} rows with {length} "
-                "tokens. Fix: pass the same inputs to attach() and generate()."
-            )
+        self._prompt.check_size(key, seen, len(self._done))
         # One query does not mean decoding: the last chunk of a prompt may be one token. The tokens seen decide.
-        self._observing = end >= length
+        self._observing = seen + key.shape[2] >= len(self._prompt)
         self.step += self._observing
         self._reports = []
 
@@ -185,76 +177,87 @@ class PrunableCache(Cache):
             return
         weights = weights.detach()
         weights = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
-        self._reports.append(self.table.read(weights, layer.place))  # (batch, head, visual)
+        self._reports.append(weights.to(self._done.device))  # (batch, head, slot)
         if len(self._reports) == len(self._pruned):
             self._finish()
 
     def _finish(self) -> None:
-        device, policy, table = self._reference.device, self.policy, self.table
-        rows = torch.stack([report.to(device) for report in self._reports])  # (layer, batch, head, visual)
+        table = self.table
+        rows = table.read(torch.stack(self._reports))  # (layer, pool, head, visual)
         self._reports = []
         if min(table.left) < rows.shape[-1]:
             rows = rows.masked_fill(~table.valid, 0.0)
         live = ~self._done
-        if policy.beam_state == "shared" and self._copies > 1:
-            rows, live = averaged(rows, live, self._copies)
-        summary = statistics(rows, table.counts)
-        value = policy.statistic_of(summary[0], table.counts)
-        vote = policy.vote(value, self._reference, self._entered)
-        reference = self._reference.masked_fill(self._entered == 0, float("nan"))
-        votes = torch.stack([value, reference, policy.threshold(reference), vote.to(value)])
+        if table.pools > 1:
+            live = live.repeat_interleave(table.pools) & (table.counts > 0)
+        if self.policy.beam_state == "shared" and self._copies > 1:
+            rows, live = averaged(rows, live, self._copies, table.pools)
+        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step)
         self._trace.record(summary, votes, live, table.scattered(rows) if self._wants_maps else None)
-        self._reference, self._entered = policy.enter(value, self._reference, self._entered, self.step)
-        self._scores = policy.score(rows, self._scores)
-        if any(self._may_prune(row) for row in range(len(self._prunes))):
-            wants = torch.ones_like(live) if policy.forced(self.step) else policy.triggered(vote)
-            self._pending = (self.step, wants & live)
+        if any(self._memory.may_prune(pool, left) for pool, left in enumerate(table.left)):
+            self._pending = (self.step, wishes & live)
 
     # Pruning.
 
-    def _may_prune(self, row: int) -> bool:
-        left = self.table.left[row]
-        return self._prunes[row] < self.policy.limit and self.policy.budget(left) < left
-
-    def _settle(self) -> None:
+    def _settle(self, wanted: list[int] | None = None) -> None:
+        """Do the pending prune; ``wanted`` are the pending wishes where the caller has read them already."""
         if self._pending is None:
             return
-        (step, wants), self._pending = self._pending, None
-        rows = [row for row, wanted in enumerate(wants.tolist()) if wanted and self._may_prune(row)]
-        if rows:
-            self._prune(step, rows)
+        (step, wishes), self._pending = self._pending, None
+        wanted = wishes.tolist() if wanted is None else wanted  # the one host read of a step
+        left = self.table.left
+        pools = [pool for pool, wish in enumerate(wanted) if wish and self._memory.may_prune(pool, left[pool])]
+        if pools:
+            self._prune(step, pools)
 
-    def _prune(self, step: int, rows: list[int]) -> None:
-        table, policy = self.table, self.policy
-        left = [policy.budget(n) if row in rows else n for row, n in enumerate(table.left)]
-        keys = list(zip(self._row_seeds, self._prunes, strict=True))
-        keep = policy.choose(self._scores, table.valid, torch.tensor(left, device=self._scores.device), keys)
-        self._scores = table.chosen(keep, left, self._scores)
+    def _prune(self, step: int, pools: list[int]) -> None:
+        table = self.table
+        left = [self.policy.budget(n) if pool in pools else n for pool, n in enumerate(table.left)]
+        keep = self._memory.choose(table.valid, left)
+        self._memory.prune(pools, table, keep, left)
         slots = table.drop(keep, left, step, self._pruned[0].seen)
         for layer, remaining in zip(self._pruned, slots, strict=True):
             layer.take(remaining)
-        reason = "forced" if policy.forced(step) else "vote"
-        for row in rows:
-            self._prunes[row] += 1
-            kept = [left[row]] * len(self._pruned)
-            self._events.append({"row": row, "step": step, "reason": reason, "kept": kept})
-        if policy.restarts():
-            self._entered = self._entered.index_fill(0, torch.tensor(rows, device=self._entered.device), 0)
+        reason = "forced" if self.policy.forced(step) else "vote"
+        for pool in pools:
+            row, image = divmod(pool, table.pools)
+            kept = [left[pool]] * len(self._pruned)
+            self._events.append({"row": row, "image": image, "step": step, "reason": reason, "kept": kept})
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let every row's K, V and state follow its beam; a pending prune is done first, by the rows that voted."""
-        self._settle()
-        super().reorder_cache(beam_idx)
-        index, rows = beam_idx.to(self._done.device), beam_idx.tolist()
+        wishes = [] if self._pending is None else [self._pending[1].to(beam_idx)]
+        read = torch.cat([beam_idx, *wishes]).tolist()  # together, so that the step has one host read
+        rows = read[: len(beam_idx)]
+        self._settle(read[len(rows) :])
+        moved = [row for row, source in enumerate(rows) if row != source]
+        if not moved:
+            return
+        # Until a prune the beams of one input have the same prompt in their rows, so that only later slots need to move.
+        within = all(row // self._copies == source // self._copies for row, source in enumerate(rows))
+        first = len(self._prompt) if within and self.table.positions is None else 0
+        index = beam_idx.to(self._done.device)
+        to, source = sent(moved, index.device), sent([rows[row] for row in moved], index.device)
+        for layer in self.layers:
+            if isinstance(layer, PrunableLayer):
+                layer.move(to, source, first)
+            else:
+                layer.reorder_cache(beam_idx)
         self.table.reorder(index, rows)
-        self._reference, self._scores = self._reference.index_select(1, index), self._scores.index_select(1, index)
-        self._done, self._entered = self._done.index_select(0, index), self._entered.index_select(0, index)
-        self._prunes, self._row_seeds = [self._prunes[row] for row in rows], [self._row_seeds[row] for row in rows]
+        each = [row * self.table.pools + pool for row in rows for pool in range(self.table.pools)]
+        self._memory.reorder(self.table.of_rows(index), each)
+        self._done = self._done.index_select(0, index)
 
     def reset(self) -> None:
         """Forget everything but the prompt and the policy, for a second run."""
         super().reset()
         self._forget()
+
+    def release(self) -> None:
+        """Free K and V; what was observed can still be read, but nothing can follow on this cache."""
+        self._settle()
+        super().reset()
+        self._released = True
 
     # What the user reads.
 
@@ -262,13 +265,16 @@ class PrunableCache(Cache):
     def events(self) -> pd.DataFrame:
         """Return one line for each prune: row, step (m), reason ("forced" or "vote"), kept (tokens left in each layer).
 
+        With per_image=True also image, counted from 0 in its row.
+
         The tokens of step m were dropped after its attention was observed: step m + 1 is the first without them.
 
         Raises:
             RuntimeError: the cache has observed nothing.
         """
-        self._ready()
-        return pd.DataFrame(self._events, columns=["row", "step", "reason", "kept"])
+        self.check_observed()
+        columns = ["row", *(["image"] if self._per_image else []), "step", "reason", "kept"]
+        return pd.DataFrame(self._events, columns=columns)
 
     @property
     def trace(self) -> AttentionTrace:
@@ -277,7 +283,7 @@ class PrunableCache(Cache):
         Raises:
             RuntimeError: the cache has observed nothing.
         """
-        self._ready()
+        self.check_observed()
         return self._trace
 
     def kept(self, layer: int, step: int | None = None) -> list[Tensor]:
@@ -293,7 +299,7 @@ class PrunableCache(Cache):
             RuntimeError: the cache has observed nothing.
             ValueError: no such layer, or a step that did not run.
         """
-        self._ready()
+        self.check_observed()
         places = {each.index: each.place for each in self._pruned}
         if layer not in places:
             raise ValueError(f"layer={layer!r}: expected one of {list(places)}, the layers whose cache is pruned.")
@@ -302,8 +308,10 @@ class PrunableCache(Cache):
         rows = self.table.kept(places[layer], step)
         return rows if self.policy.kept == "head" else [heads[0] for heads in rows]
 
-    def _ready(self) -> None:
-        self._raise_if_unobserved()
+    def check_observed(self) -> None:
+        """Raise a RuntimeError if no step of the attached prompt was observed; generate() did not use the cache."""
+        if self._awaited is not None:
+            self._raise_unobserved()
         if self._trace is None or not len(self._trace):
             raise RuntimeError(
                 "the cache has observed nothing: no forward with a complete prompt has run on it; expected one. "
@@ -311,11 +319,10 @@ class PrunableCache(Cache):
             )
         self._settle()
 
-    def _raise_if_unobserved(self) -> None:
-        if self._awaited is not None:
-            raise RuntimeError(
-                f"layer {self._awaited.index}: its K and V were cached but its attention was not observed "
-                f"(attn_implementation={self._config._attn_implementation!r}); expected an attention module that calls "
-                "transformers' attention interface with the K that the cache returned. A model with attention code of "
-                "its own is not supported. Fix: use another model; if a forward was interrupted, attach a new cache."
-            )
+    def _raise_unobserved(self) -> None:
+        raise RuntimeError(
+            f"layer {self._awaited.index}: its K and V were cached but its attention was not observed "
+            f"(attn_implementation={self._config._attn_implementation!r}); expected an attention module that calls "
+            "transformers' attention interface with the K that the cache returned. A model with attention code of "
+            "its own is not supported. Fix: use another model; if a forward was interrupted, attach a new cache."
+        )

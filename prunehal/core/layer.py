@@ -78,11 +78,15 @@ class PrunableLayer(CacheLayerMixin):
             for stored in (self._keys, self._values)
         )
 
+    def move(self, rows: Tensor, sources: Tensor, first: int) -> None:
+        """Overwrite rows by other rows from slot ``first`` on, as beams follow each other; part of reorder_cache."""
+        for stored in (self._keys, self._values):
+            part = stored[:, :, first : self.length]
+            part.index_copy_(0, rows.to(part.device), part.index_select(0, sources.to(part.device)))
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows; PrunableCache.reorder_cache does it together with all other state."""
-        if self.is_initialized:
-            index = beam_idx.to(self.device)
-            self._keys, self._values = self._keys.index_select(0, index), self._values.index_select(0, index)
+        self.move(torch.arange(len(beam_idx)), beam_idx, 0)
 
     def get_seq_length(self) -> int:
         """Return the logical length, the number of tokens seen."""

@@ -61,12 +61,14 @@ def random_scores(valid: Tensor, keys: Sequence[Sequence[int]]) -> Tensor:
     return scores
 
 
-def averaged(rows: Tensor, live: Tensor, copies: int) -> tuple[Tensor, Tensor]:
+def averaged(rows: Tensor, live: Tensor, copies: int, pools: int = 1) -> tuple[Tensor, Tensor]:
     """Give the sequences of one input (its beams, for instance) their common mean, over those that have not ended.
 
     Args:
-        rows: (layer, batch, head, visual), where each input's ``copies`` sequences follow each other in the batch.
-        live: bool (batch,), False where a sequence has ended.
+        rows: (layer, pool, head, visual), where each input's ``copies`` sequences follow each other in the batch.
+        live: bool (pool,), False where a sequence has ended.
+        copies: sequences of each input.
+        pools: pools of each sequence.
 
     Returns:
         The rows, and which of them have a live sequence in their input.
@@ -74,7 +76,8 @@ def averaged(rows: Tensor, live: Tensor, copies: int) -> tuple[Tensor, Tensor]:
     >>> averaged(torch.tensor([[[[1.0]], [[3.0]]]]), torch.tensor([True, True]), 2)[0].flatten().tolist()
     [2.0, 2.0]
     """
-    alive = live.unflatten(0, (-1, copies))  # (input, copy)
+    alive = live.unflatten(0, (-1, copies, pools))
     weight = alive.to(rows) / alive.sum(1, keepdim=True).clamp_min(1)
-    mean = (rows.unflatten(1, (-1, copies)) * weight[None, :, :, None, None]).sum(2)
-    return mean.repeat_interleave(copies, dim=1), alive.any(1).repeat_interleave(copies)
+    by_input = rows.unflatten(1, (-1, copies, pools))
+    mean = (by_input * weight[None, ..., None, None]).sum(2, keepdim=True).expand_as(by_input).flatten(1, 3)
+    return mean, alive.any(1, keepdim=True).expand_as(alive).flatten()

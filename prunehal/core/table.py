@@ -3,64 +3,76 @@
 A prune keeps the living slots in the order of their positions and puts them right, so that new tokens follow at once.
 Rows that keep more set the width; the others get dead slots on the left. This module knows no K, no V and no policy; it
 works on all layers, rows and heads at once.
+
+A pool is the set of visual tokens that is pruned together: all of a row, or those of one image. Every row has the same
+number of pools, and row i's are the pools i * pools, i * pools + 1, ...; one that a row does not need is empty.
 """
 
 import torch
 from torch import Tensor
 
-__all__ = ["VisualTable"]
+__all__ = ["VisualTable", "sent"]
 
 
 class VisualTable:
     """Hold the visual tokens of a batch of prompts, and the positions of all slots.
 
-    Tensors are (layer, batch, head, ...), where head is 1 unless the kept sets differ by KV head. A row with fewer
-    visual tokens than another has its entries on the right; ``valid`` is False at the rest.
+    Tensors are (layer, pool, head, ...) or (layer, batch, head, ...), where head is 1 unless the kept sets differ by KV
+    head. A pool with fewer visual tokens than another has its entries on the right; ``valid`` is False at the rest.
 
     Attributes:
-        totals, left: visual tokens of each row's prompt, and those still cached; the same in every layer.
-        counts: ``left`` on the device, (batch,).
-        valid: which entries are tokens, (layer, batch, head, visual).
+        pools: number of pools in each row.
+        width: the largest number of visual tokens of a prompt.
+        totals, left: visual tokens of each pool in the prompt, and those still cached; the same in every layer.
+        counts: ``left`` on the device, (pool,).
+        valid: which entries are tokens, (layer, pool, head, visual).
         positions: of the slots stored at the last prune, (layer, batch, head, slot), -1 where dead; None before it.
         start: the logical length at the last prune; slots appended later hold the positions from there on.
         has_dead: whether any slot is dead.
 
-    >>> table = VisualTable(torch.tensor([[False, True, True, True, False]]), layers=1, heads=1)
+    >>> table = VisualTable(torch.tensor([[0, 1, 1, 1, 0]]), layers=1, heads=1)
     >>> table.drop(torch.tensor([[[[True, False, True]]]]), [2], step=2, seen=6).flatten().tolist()
     [0, 1, 3, 4, 5]
     """
 
-    def __init__(self, visual: Tensor, layers: int, heads: int) -> None:
-        device, batch = visual.device, len(visual)
-        self._prompt = visual
-        self.totals = visual.sum(1).tolist()
-        self.left = list(self.totals)
-        self.counts = visual.sum(1)
+    def __init__(self, numbers: Tensor, layers: int, heads: int, device: torch.device | str = "cpu") -> None:
+        """Start with everything cached.
+
+        Args:
+            numbers: (batch, prompt), on the CPU: in which pool a token is, from 1; 0 is no visual token.
+            layers, heads: sizes of the tensors.
+            device: where they shall lie.
+        """
+        self.pools = int(numbers.max())
+        mine = (numbers[:, None] == torch.arange(1, self.pools + 1)[:, None]).flatten(0, 1)  # (pool, prompt)
+        self.totals = mine.sum(1).tolist()
+        self.left, self.counts = list(self.totals), sent(self.totals, device)
         self.positions: Tensor | None = None
         self.start = 0
         self.has_dead = False
-        width = max(self.totals)
-        slots, shape = _marked_right(visual, width), (layers, batch, heads, width)
-        self.valid = visual.gather(1, slots)[None, :, None].expand(shape)
-        self._slots = slots[None, :, None].expand(shape)
-        # The token's number within its prompt's visual tokens; entries that are no token share one spare column.
-        numbers = (visual.cumsum(1) - 1).gather(1, slots)[None, :, None].expand(shape)
-        self._numbers = numbers.masked_fill(~self.valid, width)
-        self._dropped = torch.zeros(layers, batch, heads, width + 1, dtype=torch.int32, device=device)  # 0 = never
+        self._prompt = numbers > 0
+        slots, shape = _marked_right(mine, max(self.totals)), (layers, len(mine), heads, max(self.totals))
+        valid = mine.gather(1, slots)
+        # The token's number within its row's visual tokens; entries that are no token share one spare column.
+        self.width = int(self._prompt.sum(1).max())
+        order = (self._prompt.cumsum(1) - 1).repeat_interleave(self.pools, dim=0).gather(1, slots)
+        order = order.masked_fill(~valid, self.width)
+        self.valid, self._slots, self._numbers = (
+            sent(part, device)[None, :, None].expand(shape) for part in (valid, slots, order)
+        )
+        self._dropped = torch.zeros(layers, len(numbers), heads, self.width + 1, dtype=torch.int32, device=device)  # 0 = never
 
-    @property
-    def width(self) -> int:
-        """Return the largest number of visual tokens of a prompt."""
-        return self._dropped.shape[-1] - 1
-
-    def read(self, weights: Tensor, layer: int) -> Tensor:
-        """Take the visual tokens' entries, (batch, head, visual), out of weights (batch, head, slot)."""
-        return weights.gather(2, self._slots[layer].to(weights.device))
+    def read(self, weights: Tensor) -> Tensor:
+        """Take the visual tokens' entries, (layer, pool, head, visual), out of weights (layer, batch, head, slot)."""
+        if self.pools > 1:
+            weights = weights.repeat_interleave(self.pools, dim=1)
+        return weights.gather(3, self._slots)
 
     def scattered(self, rows: Tensor) -> Tensor:
-        """Put rows (layer, batch, head, visual) back into prompt order; nan where dropped; heads averaged."""
+        """Put rows (layer, pool, head, visual) back into prompt order, (layer, batch, visual); nan where dropped."""
         full = rows.new_full((*rows.shape[:3], self.width + 1), float("nan"))
-        return full.scatter(3, self._numbers, rows)[..., :-1].nanmean(2)
+        full = full.scatter(3, self._numbers, rows)[..., :-1].nanmean(2)
+        return full.unflatten(1, (-1, self.pools)).nanmean(2)  # each token is in one pool
 
     def slot_positions(self, layer: int, seen: int) -> Tensor:
         """Return a layer's slot positions, (1 or batch, 1 or head, slot); -1 where dead."""
@@ -73,15 +85,15 @@ class VisualTable:
         return torch.cat([positions, new], dim=-1)
 
     def chosen(self, keep: Tensor, left: list[int], values: Tensor) -> Tensor:
-        """Take the kept entries of values (layer, batch, head, visual), as ``drop`` will order them."""
+        """Take the kept entries of values (layer, pool, head, visual), as ``drop`` will order them."""
         return values.gather(3, _marked_right(keep, max(left)))
 
     def drop(self, keep: Tensor, left: list[int], step: int, seen: int) -> Tensor:
         """Drop the visual tokens that are not to be kept, and return which slots remain, in order.
 
         Args:
-            keep: bool (layer, batch, head, visual).
-            left: how many tokens each row keeps.
+            keep: bool (layer, pool, head, visual).
+            left: how many tokens each pool keeps.
             step: the step m after which they are dropped.
             seen: the logical length now.
 
@@ -89,44 +101,65 @@ class VisualTable:
             Indices of the old slots, (layer, batch, head, slot); dead ones, on the left, point anywhere.
         """
         lost = self.valid & ~keep
-        gone = torch.zeros_like(self._dropped, dtype=torch.bool).scatter(3, self._numbers, lost)
+        gone = self._marked(self.width + 1, self._numbers, lost).unflatten(1, (-1, self.pools)).any(2)
         self._dropped = self._dropped.masked_fill(gone & (self._dropped == 0), step)
 
         if self.positions is None:
-            positions = torch.arange(seen, device=keep.device).expand(*keep.shape[:3], seen)
+            positions = torch.arange(seen, device=keep.device).expand(*self._dropped.shape[:3], seen)
         else:
             positions = self._grown(self.positions, seen)
-        blank = torch.zeros_like(positions, dtype=torch.bool)
-        alive = (positions >= 0) & ~blank.scatter(3, self._slots, lost)
-        living = [seen - total + n for total, n in zip(self.totals, left, strict=True)]
+        slots = positions.shape[-1]
+        alive = (positions >= 0) & ~self._marked(slots, self._slots, lost).unflatten(1, (-1, self.pools)).any(2)
+        fewer = [total - n for total, n in zip(self.totals, left, strict=True)]
+        living = [seen - sum(fewer[row : row + self.pools]) for row in range(0, len(fewer), self.pools)]
         order = _marked_right(alive, max(living))
         self.positions = positions.masked_fill(~alive, -1).gather(3, order)
         self.start, self.has_dead = seen, min(living) < max(living)
 
-        visual = blank.scatter(3, self._slots, keep).gather(3, order)
+        visual = self._marked(slots, self._slots, keep).gather(3, order.repeat_interleave(self.pools, dim=1))
         self._numbers = self.chosen(keep, left, self._numbers.masked_fill(~keep, self.width))
         self.valid = self.chosen(keep, left, keep)
         self._slots = _marked_right(visual, max(left))
-        self.left, self.counts = list(left), torch.tensor(left, device=keep.device)
+        self.left, self.counts = list(left), sent(left, keep.device)
         return order
+
+    def _marked(self, size: int, places: Tensor, marks: Tensor) -> Tensor:
+        # Within a pool no place comes twice, but for the spare column of the numbers, which nobody reads.
+        return torch.zeros(*places.shape[:3], size, dtype=torch.bool, device=marks.device).scatter(3, places, marks)
+
+    def of_rows(self, index: Tensor) -> Tensor:
+        """Return the pools of the rows in index, in order."""
+        if self.pools == 1:
+            return index
+        return (index[:, None] * self.pools + torch.arange(self.pools, device=index.device)).flatten()
 
     def reorder(self, index: Tensor, rows: list[int]) -> None:
         """Let the rows follow their beams."""
-        for name in ("valid", "_slots", "_numbers", "_dropped", "positions"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).index_select(1, index))
-        self._prompt, self.counts = self._prompt.index_select(0, index), self.counts.index_select(0, index)
-        self.totals, self.left = [self.totals[row] for row in rows], [self.left[row] for row in rows]
+        pools = self.of_rows(index)
+        for name in ("valid", "_slots", "_numbers"):
+            setattr(self, name, getattr(self, name).index_select(1, pools))
+        self._dropped = self._dropped.index_select(1, index)
+        if self.positions is not None:
+            self.positions = self.positions.index_select(1, index)
+        self._prompt, self.counts = self._prompt[rows], self.counts.index_select(0, pools)
+        each = [row * self.pools + pool for row in rows for pool in range(self.pools)]
+        self.totals, self.left = [self.totals[pool] for pool in each], [self.left[pool] for pool in each]
 
     def kept(self, layer: int, step: int | None) -> list[Tensor]:
         """Return the prompt positions of the tokens cached at a step (None: now), (head, visual) for each row."""
         dropped = self._dropped[layer].cpu()
         alive = dropped == 0 if step is None else (dropped == 0) | (dropped >= step)
         result = []
-        for row, prompt in enumerate(self._prompt.cpu()):
+        for row, prompt in enumerate(self._prompt):
             positions = prompt.nonzero().flatten()
             result.append(torch.stack([positions[mask] for mask in alive[row, :, : len(positions)]]))
         return result
+
+
+def sent(values: list[int] | Tensor, device: torch.device | str) -> Tensor:
+    """Send values of the CPU to a device without waiting for it."""
+    values = torch.as_tensor(values)
+    return (values.pin_memory() if torch.device(device).type == "cuda" else values).to(device, non_blocking=True)
 
 
 def _marked_right(mask: Tensor, width: int) -> Tensor:

@@ -20,11 +20,12 @@ def statistics(rows: Tensor, n_visual: Tensor) -> Tensor:
     """Summarise the attention on the visual tokens.
 
     Args:
-        rows: attention of the newest query, (layer, batch, head, visual); 0 where a row holds no visual token.
-        n_visual: visual tokens in each row, (batch,).
+        rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no visual token. A pool is
+            the visual tokens of a row, or those of one of its images.
+        n_visual: visual tokens in each pool, (pool,).
 
     Returns:
-        (5, layer, batch), in the order of STATISTICS: the mass on all visual tokens; its mean for each token; the
+        (5, layer, pool), in the order of STATISTICS: the mass on all visual tokens; its mean for each token; the
         largest weight; the entropy in nats of the row renormalised to 1; the number of tokens. More than one head is
         averaged over.
 
@@ -55,11 +56,13 @@ class AttentionTrace:
         (144, 8)
     """
 
-    def __init__(self, layers: list[int], batch: int, device: torch.device, visual: int | None) -> None:
-        self._layers = layers
+    def __init__(
+        self, layers: list[int], batch: int, device: torch.device, *, pools: int = 1, visual: int | None, per_image: bool = False
+    ) -> None:
+        self._layers, self._pools, self._per_image = layers, pools, per_image
         self._steps = 0
-        self._buffer = torch.empty(0, len(STATISTICS) + len(VOTES), len(layers), batch, device=device)
-        self._live = torch.empty(0, batch, dtype=torch.bool, device=device)
+        self._buffer = torch.empty(0, len(STATISTICS) + len(VOTES), len(layers), batch * pools, device=device)
+        self._live = torch.empty(0, batch * pools, dtype=torch.bool, device=device)
         self._maps = None if visual is None else torch.empty(0, len(layers), batch, visual, device=device)
 
     def __len__(self) -> int:
@@ -67,7 +70,7 @@ class AttentionTrace:
         return self._steps
 
     def record(self, summary: Tensor, votes: Tensor, live: Tensor, maps: Tensor | None) -> None:
-        """Append a step: summary (5, layer, batch), votes (4, layer, batch), live (batch,), maps as they are read."""
+        """Append a step: summary (5, layer, pool), votes (4, layer, pool), live (pool,), maps as they are read."""
         if self._steps == len(self._buffer):
             self._buffer, self._live = _grown(self._buffer), _grown(self._live)
             self._maps = None if self._maps is None else _grown(self._maps)
@@ -80,7 +83,7 @@ class AttentionTrace:
         self._steps += 1
 
     def frame(self) -> pd.DataFrame:
-        """Return one line for each row, step and layer.
+        """Return one line for each row, step and layer (and image, where each is pruned by itself).
 
         Columns: row, step (m), layer; mass, mean and max of the attention on the cached visual tokens, averaged over
             the heads; entropy within them, in nats; n_visual, their number in that layer when the step's attention
@@ -89,7 +92,7 @@ class AttentionTrace:
         return self._frame(STATISTICS, 0)
 
     def votes(self) -> pd.DataFrame:
-        """Return the vote of each row, step and layer.
+        """Return the vote of each row, step and layer (and image, where each is pruned by itself).
 
         Columns: row, step (m), layer; value (A_l), reference (the average of the earlier steps; nan where there is
             none), threshold (nan for a policy that takes no votes), vote (whether the layer voted to prune).
@@ -109,15 +112,15 @@ class AttentionTrace:
         """
         if self._maps is None:
             raise ValueError("maps=False: no map was recorded; expected True. Fix: attach(model, inputs, policy, maps=True).")
-        live = self._live[: self._steps, None, :, None]
-        return self._maps[: self._steps].masked_fill(~live, float("nan"))
+        live = self._live[: self._steps].unflatten(1, (-1, self._pools)).any(2)
+        return self._maps[: self._steps].masked_fill(~live[:, None, :, None], float("nan"))
 
     def _frame(self, names: tuple[str, ...], start: int) -> pd.DataFrame:
         data = self._buffer[: self._steps, start : start + len(names)].permute(3, 0, 2, 1).cpu().numpy()
-        live = self._live[: self._steps].T.cpu().numpy()  # (row, step)
-        row, step = np.nonzero(live)
-        layers = len(self._layers)
-        keys = {"row": row.repeat(layers), "step": step.repeat(layers) + 1, "layer": np.tile(self._layers, len(row))}
+        live = self._live[: self._steps].T.cpu().numpy()  # (pool, step)
+        pool, step = (index.repeat(len(self._layers)) for index in np.nonzero(live))
+        keys = {"row": pool // self._pools} | ({"image": pool % self._pools} if self._per_image else {})
+        keys |= {"step": step + 1, "layer": np.tile(self._layers, live.sum())}
         values = data[live].reshape(-1, len(names)).astype(np.float64)
         frame = pd.DataFrame(keys | {name: values[:, i] for i, name in enumerate(names)})
         return frame.astype({"n_visual": int}) if "n_visual" in names else frame

@@ -4,8 +4,24 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 
-__all__ = ["find_visual_tokens", "refuse_unsupported", "visual_token_ids"]
+__all__ = ["find_visual_tokens", "generating", "refuse_unsupported", "visual_token_ids"]
+
+# Model types without placeholders in the prompt, and where the image is instead.
+ELSEWHERE = {
+    "blip": "reads the image by cross-attention",
+    "git": "puts the image in front of the prompt by itself, and has attention code of its own",
+    "idefics": "reads the image in cross-attention layers between the others",
+}
+
+
+def generating(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model whose forward runs at each step: BLIP-2 and its kin leave generate() to their language model."""
+    if getattr(type(model), "generate", None) is GenerationMixin.generate:
+        return model
+    inner = (getattr(model, name, None) for name in ("language_model", "text_model"))
+    return next((part for part in inner if isinstance(part, GenerationMixin)), model)
 
 
 def refuse_unsupported(model: torch.nn.Module) -> None:
@@ -23,20 +39,38 @@ def refuse_unsupported(model: torch.nn.Module) -> None:
             f"model={name}: reads the image in cross-attention layers {list(text.cross_attention_layers)}; "
             f"expected visual tokens in the decoder's own KV cache. {advice}"
         )
-    if text is config and not hasattr(config, "vision_config"):
+    if config.model_type in ELSEWHERE:
+        raise ValueError(
+            f"model={name}: {ELSEWHERE[config.model_type]}; expected visual tokens in the decoder's own KV cache. {advice}"
+        )
+    if text is config and not hasattr(config, "vision_config") and not visual_token_ids(config):
         raise ValueError(f"model={name}: is a text-only model; expected one that reads images. {advice}")
+    if getattr(text, "kv_lora_rank", None):
+        raise ValueError(
+            f"model={name}: its decoder ({text.model_type}) caches K and V compressed (multi-head latent attention); "
+            f"expected K and V of each head. {advice}"
+        )
     implementation = text._attn_implementation or ""
     if implementation == "flex_attention" or implementation.startswith("paged"):
         raise ValueError(
             f"attn_implementation={implementation!r}: its masks or blocks are bound to the full cache; "
             "expected 'sdpa', 'eager' or a flash attention. Fix: model.set_attn_implementation('sdpa')."
         )
-    cache = getattr(getattr(model, "generation_config", None), "cache_implementation", None)
+    cache = getattr(getattr(generating(model), "generation_config", None), "cache_implementation", None)
     if cache is not None:
-        raise ValueError(
-            f"generation_config.cache_implementation={cache!r}: asks for another cache, and a static one cannot "
-            "shrink; expected None. Fix: model.generation_config.cache_implementation = None."
-        )
+        raise other_cache(cache, "generation_config.")
+
+
+def other_cache(kind: str, where: str = "") -> ValueError:
+    """Return the error for a generation setting that asks for another kind of cache, with the reason."""
+    reasons = {
+        "quantized": "a quantized cache stores blocks of tokens under a common scale, of which single ones cannot be dropped",
+        "static": "a static cache has a fixed size and cannot shrink",
+        "offloaded": "an offloaded cache moves its layers away while the policy looks at all of them",
+    }
+    reason = next((why for name, why in reasons.items() if name in kind), "it would take the place of the pruning cache")
+    fix = f"Fix: model.{where}cache_implementation = None." if where else "Fix: leave cache_implementation out."
+    return ValueError(f"{where}cache_implementation={kind!r}: {reason}; expected None. {fix}")
 
 
 def visual_token_ids(config: object) -> list[int]:
@@ -46,15 +80,19 @@ def visual_token_ids(config: object) -> list[int]:
     return sorted(token for token in ids if token is not None)
 
 
-def find_visual_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
-    """Return which prompt positions hold visual tokens, bool (batch, prompt).
+def find_visual_tokens(
+    model: torch.nn.Module, inputs: Mapping[str, Tensor], mask: Tensor | None = None, per_image: bool = False
+) -> Tensor:
+    """Return in which pool each prompt position is, (batch, prompt) on the CPU: 0 for text, 1 for a row's first pool.
 
     Only the prompt counts: a model may generate the placeholder's id as an ordinary token later on.
 
     Args:
         model: the multimodal model.
         inputs: what the processor returned; ``input_ids`` (batch, prompt) and ``attention_mask`` are read.
-        mask: bool (batch, prompt), for prompts without placeholders; it is checked and returned.
+        mask: bool (batch, prompt), for prompts without placeholders; it is checked and returned. Integers number the
+            images, from 1.
+        per_image: make one pool of each image, not of each row. An image is a run of placeholders, or a number in mask.
 
     Raises:
         ValueError: no placeholder id is known, a row has no visual token, or the padding is on the right.
@@ -81,8 +119,9 @@ def find_visual_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], mas
                 f"visual_mask: has shape {tuple(mask.shape)}; expected (batch, prompt) = {shape or 'two dimensions'}. "
                 "Fix: mark each prompt position once, True where it is visual."
             )
-        mask, expected = mask.bool(), "True at the visual positions"
-    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+        expected = "True (or the image's number) at the visual positions"
+    mask = mask.cpu().long()
+    empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
     if empty or not len(mask):
         raise ValueError(
             f"inputs: the prompt of row {empty} of {len(mask)} has no visual token; expected {expected}. "
@@ -93,4 +132,10 @@ def find_visual_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], mas
             "attention_mask: a row ends with padding; expected padding on the left, so that the last query is a token. "
             "Fix: processor.tokenizer.padding_side = 'left'."
         )
-    return mask
+    if not per_image:
+        return (mask > 0).long()
+    visual = mask > 0
+    if int(mask.max()) == 1:
+        starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+        mask = starts.cumsum(1)
+    return mask.masked_fill(~visual, 0)

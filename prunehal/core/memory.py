@@ -1,0 +1,86 @@
+"""Remember, for each pool of visual tokens, what a policy needs from the steps before: history, scores, number of prunes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunehal.core.policy import Policy
+from prunehal.core.table import VisualTable, sent
+from prunehal.core.trace import statistics
+
+__all__ = ["PolicyMemory"]
+
+
+class PolicyMemory:
+    """Run a policy over the steps of a batch. A pool is what prunes together: a row, or one image of a row.
+
+    This class knows no cache: attention rows come in, votes and kept tokens go out.
+
+    >>> from prunehal.core.policy import PruneHal
+    >>> memory = PolicyMemory(PruneHal(r=0.5), layers=1, keys=[(0,)], device="cpu")
+    >>> wishes = [memory.vote(torch.full((1, 1, 1, 4), a), torch.tensor([4]), step)[2] for step, a in ((1, 0.2), (2, 0.1))]
+    >>> [wish.tolist() for wish in wishes]
+    [[False], [True]]
+    """
+
+    def __init__(self, policy: Policy, layers: int, keys: Sequence[Sequence[int]], device: torch.device | str) -> None:
+        """Start without any step.
+
+        Args:
+            policy: decides.
+            layers: number of layers.
+            keys: for each pool the numbers that key its random draws.
+            device: where the rows lie.
+        """
+        self.policy, self._keys = policy, list(keys)
+        self.prunes = [0] * len(keys)
+        self._reference = torch.zeros(layers, len(keys), device=device)
+        self._entered = torch.zeros(len(keys), dtype=torch.long, device=device)
+        self._scores: Tensor | None = None
+
+    def vote(self, rows: Tensor, counts: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the attention of step m, and say which pools want to be pruned.
+
+        Args:
+            rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no token.
+            counts: visual tokens in each pool, (pool,).
+            step: m.
+
+        Returns:
+            The statistics (5, layer, pool), as the trace records them; value, reference, threshold and vote
+            (4, layer, pool); and the wishes, bool (pool,).
+        """
+        policy = self.policy
+        summary = statistics(rows, counts)
+        value = policy.statistic_of(summary[0], counts)
+        vote = policy.vote(value, self._reference, self._entered)
+        reference = self._reference.masked_fill(self._entered == 0, float("nan"))
+        votes = torch.stack([value, reference, policy.threshold(reference), vote.to(value)])
+        self._reference, self._entered = policy.enter(value, self._reference, self._entered, step)
+        self._scores = policy.score(rows, self._scores)
+        wishes = torch.ones_like(self._entered, dtype=torch.bool) if policy.forced(step) else policy.triggered(vote)
+        return summary, votes, wishes
+
+    def may_prune(self, pool: int, n: int) -> bool:
+        """Say whether a pool of n tokens can be pruned once more."""
+        return self.prunes[pool] < self.policy.limit and self.policy.budget(n) < n
+
+    def choose(self, valid: Tensor, left: list[int]) -> Tensor:
+        """Mark the tokens that stay, ``left`` of each pool; valid and the result are bool (layer, pool, head, visual)."""
+        keys = [(*key, prunes) for key, prunes in zip(self._keys, self.prunes, strict=True)]
+        return self.policy.choose(self._scores, valid, sent(left, valid.device), keys)
+
+    def prune(self, pools: list[int], table: VisualTable, keep: Tensor, left: list[int]) -> None:
+        """Note a prune of these pools; the table says in which order the kept tokens will stand."""
+        self._scores = table.chosen(keep, left, self._scores)
+        for pool in pools:
+            self.prunes[pool] += 1
+        if self.policy.restarts():
+            self._entered = self._entered.index_fill(0, sent(pools, self._entered.device), 0)
+
+    def reorder(self, index: Tensor, pools: list[int]) -> None:
+        """Let the pools follow their beams; index and pools name the same sources."""
+        self._reference, self._entered = self._reference.index_select(1, index), self._entered.index_select(0, index)
+        self._scores = self._scores.index_select(1, index)
+        self.prunes, self._keys = [self.prunes[pool] for pool in pools], [self._keys[pool] for pool in pools]

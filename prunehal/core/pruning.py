@@ -1,0 +1,115 @@
+"""Prune inside code that calls generate() itself, such as a pipeline: a context manager around ``attach``."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from prunehal.core.attach import attach, listen
+from prunehal.core.cache import PrunableCache
+from prunehal.core.policy import Policy
+from prunehal.core.visual import other_cache
+
+__all__ = ["PruningRun", "pruning"]
+
+
+@dataclass
+class PruningRun:
+    """Hold what was observed inside ``pruning``.
+
+    Attributes:
+        caches: one for each call of generate(), in order; each with its ``events``, ``kept`` and ``trace``.
+    """
+
+    caches: list[PrunableCache] = field(default_factory=list)
+
+
+@contextmanager
+def pruning(
+    model: torch.nn.Module,
+    policy: Policy | None = None,
+    *,
+    exact: bool = False,
+    maps: bool = False,
+    per_image: bool = False,
+    keep_kv: bool = False,
+) -> Iterator[PruningRun]:
+    """Let every ``model.generate()`` inside the block run on a pruning cache of its own.
+
+    The model's ``generate`` is replaced while the block runs, on this one object, and put back whatever happens. A call
+    that brings a pruning cache as ``past_key_values`` goes on with that one, as a second turn does.
+
+    Args:
+        model: the multimodal model whose generate() is called somewhere inside.
+        policy, exact, maps, per_image: as in :func:`prunehal.attach`.
+        keep_kv: keep K and V of every call, for a second turn on its cache; by default they are freed as soon as the
+            call returns, so that a long run does not fill the memory.
+
+    Yields:
+        The run, whose ``caches`` grow by one with each call.
+
+    Raises:
+        RuntimeError: the block stands inside another one for the same model, or a call left its cache unused.
+        ValueError: a call brings another cache, or its inputs cannot be used; see :func:`prunehal.attach`.
+
+    Example:
+        >>> import prunehal as ph
+        >>> from prunehal.testbed.scenes import scene
+        >>> model, processor = ph.load()
+        >>> prompt = "<image>Describe this scene in detail."
+        >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
+        >>> with ph.pruning(model, ph.PruneHal(r=0.4, t=3)) as run:
+        ...     ids = model.generate(**inputs, max_new_tokens=8)
+        >>> run.caches[0].events["reason"].tolist()[0]
+        'forced'
+    """
+    stock = model.generate
+    if getattr(stock, "_prunehal", False):
+        raise RuntimeError(
+            f"pruning({type(model).__name__}): generate() of this model is pruned already; expected one block at a time. "
+            "Fix: leave the outer block first, or give both what they need in one policy."
+        )
+    run, hook = PruningRun(), listen(model)
+    replaced = model.__dict__.get("generate")
+    model.generate = _pruned(model, stock, run, keep_kv, policy=policy, exact=exact, maps=maps, per_image=per_image)
+    try:
+        yield run
+    finally:
+        if hook is not None:
+            hook.remove()
+        if replaced is None:
+            del model.generate
+        else:
+            model.generate = replaced
+
+
+def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: bool, **options: object) -> Callable:
+    positional = list(inspect.signature(stock).parameters)
+
+    def generate(*args: object, **kwargs: object) -> object:
+        given = dict(zip(positional, args, strict=False)) | kwargs
+        cache = given.get("past_key_values")
+        if isinstance(cache, PrunableCache):
+            return stock(*args, **kwargs)
+        if cache is not None:
+            raise ValueError(
+                f"past_key_values: got a {type(cache).__name__} inside pruning(); expected none, or a cache of run.caches. "
+                "Fix: leave past_key_values out."
+            )
+        if (kind := given.get("cache_implementation")) is not None:
+            raise other_cache(kind)
+        inputs = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        if "inputs" in inputs:
+            inputs["input_ids"] = inputs.pop("inputs")
+        cache = attach(model, inputs, **options)
+        run.caches.append(cache)
+        result = stock(*args, **kwargs | {"past_key_values": cache})
+        cache.check_observed()
+        if not keep_kv:
+            cache.release()
+        return result
+
+    generate._prunehal = True
+    return generate

@@ -1,0 +1,152 @@
+"""The context manager: code that calls generate() itself is pruned, and nothing is left behind."""
+
+import models
+import pytest
+import torch
+from transformers import DynamicCache, pipeline
+
+import prunehal as ph
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.scenes import scene
+
+SETTINGS = dict(max_new_tokens=8, do_sample=False)
+
+
+@pytest.fixture
+def model():
+    return models.build("llava")
+
+
+@pytest.fixture
+def inputs():
+    return models.inputs_for("llava", (3, 6), (5, 4))
+
+
+def untouched(model):
+    return "generate" not in model.__dict__ and not model._forward_pre_hooks
+
+
+@pytest.fixture(autouse=True)
+def _without_hook_of_other_tests(model):
+    model._forward_pre_hooks.clear()
+
+
+def test_a_block_equals_attach(model, inputs):
+    cache = ph.attach(model, inputs, ph.PruneHal(factor=1.0), maps=True)
+    expected = model.generate(**inputs, past_key_values=cache, **SETTINGS)
+    model._forward_pre_hooks.clear()
+    with ph.pruning(model, ph.PruneHal(factor=1.0), maps=True) as run:
+        assert torch.equal(model.generate(**inputs, **SETTINGS), expected)
+        assert torch.equal(model.generate(**inputs, **SETTINGS), expected)
+    assert untouched(model)
+    assert len(run.caches) == 2
+    for each in run.caches:
+        assert each.events.equals(cache.events)
+        assert each.trace.frame().equals(cache.trace.frame())
+        assert torch.equal(each.trace.maps.nan_to_num(), cache.trace.maps.nan_to_num())
+        for layer in range(4):
+            assert [kept.tolist() for kept in each.kept(layer)] == [kept.tolist() for kept in cache.kept(layer)]
+
+
+def test_ids_may_come_by_position(model, inputs):
+    expected = model.generate(**inputs, **SETTINGS)
+    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
+    with ph.pruning(model, ph.NoPruning()) as run:
+        assert torch.equal(model.generate(inputs["input_ids"], **rest, **SETTINGS), expected)
+    assert len(run.caches[0].trace) == 8
+
+
+def test_the_pipeline_of_transformers_is_pruned():
+    model, processor = ph.load()
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    images, text = [scene("test", i).image() for i in range(2)], build_prompt()
+    inputs = processor(images=images, text=[text] * 2, return_tensors="pt")
+    cache = ph.attach(model, inputs, ph.PruneHal())
+    ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=20)
+    written = processor.batch_decode(ids, skip_special_tokens=True)
+    with ph.pruning(model, ph.PruneHal()) as run:
+        found = pipe(images=images, text=[text] * 2, max_new_tokens=20)
+    assert [answer["generated_text"].removeprefix("<image>") for answer in found] == written
+    assert run.caches[0].events.equals(cache.events)
+
+
+def test_k_and_v_are_freed_unless_they_are_to_be_kept(model, inputs):
+    with ph.pruning(model) as run:
+        ids = model.generate(**inputs, **SETTINGS)
+        longer = {"input_ids": torch.cat([ids, torch.tensor([[5, 6], [7, 8]])], dim=1)}
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+        longer["attention_mask"][:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
+        with pytest.raises(ValueError, match=r"were freed.*keep_kv=True"):
+            model.generate(**longer, past_key_values=run.caches[0], **SETTINGS)
+    assert all(layer.keys is None for layer in run.caches[0].layers)
+
+    kept = ph.attach(model, inputs)
+    model.generate(**inputs, past_key_values=kept, **SETTINGS)
+    expected = model.generate(**longer, past_key_values=kept, **SETTINGS)
+    with ph.pruning(model, keep_kv=True) as run:
+        model.generate(**inputs, **SETTINGS)
+        assert torch.equal(model.generate(**longer, past_key_values=run.caches[0], **SETTINGS), expected)
+    assert len(run.caches) == 1
+    assert run.caches[0].events.equals(kept.events)
+
+
+def test_blocks_do_not_nest(model, inputs):
+    with ph.pruning(model) as run:
+        with pytest.raises(RuntimeError, match=r"pruned already.*Fix: leave the outer block"), ph.pruning(model):
+            pass
+        model.generate(**inputs, **SETTINGS)
+    assert len(run.caches) == 1
+    assert untouched(model)
+
+
+def test_nothing_is_left_behind_after_an_exception(model, inputs):
+    expected = model.generate(**inputs, **SETTINGS)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    handle = model.model.language_model.layers[2].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt), ph.pruning(model):
+        model.generate(**inputs, **SETTINGS)
+    handle.remove()
+    assert untouched(model)
+    assert torch.equal(model.generate(**inputs, **SETTINGS), expected)
+
+
+def test_a_generate_of_the_users_own_is_put_back(inputs):
+    model, calls = models.FAMILIES["llava"].make(), []
+
+    def generate(**kwargs):
+        calls.append(kwargs)
+        return type(model).generate(model, **kwargs)
+
+    model.generate = generate
+    with ph.pruning(model):
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert model.generate is generate
+    assert isinstance(calls[0]["past_key_values"], ph.PrunableCache)
+
+
+def test_use_cache_false_is_refused(model, inputs):
+    match = r"use_cache=False.*Fix: leave use_cache out"
+    with ph.pruning(model), pytest.raises(ValueError, match=match):
+        model.generate(**inputs, use_cache=False, **SETTINGS)
+    cache = ph.attach(model, inputs)
+    with pytest.raises(ValueError, match=match):
+        model.generate(**inputs, past_key_values=cache, use_cache=False, **SETTINGS)
+
+
+def test_other_caches_are_refused(model, inputs):
+    with ph.pruning(model):
+        with pytest.raises(ValueError, match=r"got a DynamicCache inside pruning\(\).*leave past_key_values out"):
+            model.generate(**inputs, past_key_values=DynamicCache(config=model.config), **SETTINGS)
+        with pytest.raises(ValueError, match=r"cache_implementation='quantized'.*scale.*Fix: leave cache_implementation out"):
+            model.generate(**inputs, cache_implementation="quantized", **SETTINGS)
+    assert untouched(model)
+
+
+def test_a_call_that_does_not_use_its_cache_is_an_error(inputs):
+    model = models.FAMILIES["llava"].make()
+    model.generate = lambda **kwargs: kwargs["input_ids"]
+    with pytest.raises(RuntimeError, match="observed nothing"), ph.pruning(model):
+        model.generate(**inputs)
