@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from families import FAMILIES, IMAGE, PAD, VIDEO, VOCAB
 from families.base import peaked
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 __all__ = ["FAMILIES", "IMAGE", "PAD", "VIDEO", "VISUAL", "build", "inputs_for", "rows_of"]
 
@@ -17,11 +17,14 @@ VISUAL = 16  # visual tokens of one image in the families "llava" and "qwen2_5_v
 def build(family: str, attn: str = "sdpa", eos: int | None = None) -> PreTrainedModel:
     """Return the model of a family; with equal weights for every attention function and end token."""
     torch.manual_seed(0)
-    model = peaked(FAMILIES[family].make()).eval()
-    model.set_attn_implementation(attn)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
-    # Placeholders and padding are no words.
-    model.generation_config.suppress_tokens = [token for token in range(VOCAB) if token >= 94]
+    of = FAMILIES[family]
+    model = peaked(of.make(), of.spread).eval()
+    model.set_attn_implementation(attn if attn in of.functions else "eager")
+    for part in model.modules():
+        if isinstance(part, GenerationMixin):  # a model with a Q-Former leaves generate() to its language model
+            part.generation_config.eos_token_id, part.generation_config.pad_token_id = eos, PAD
+            # Placeholders and padding are no words.
+            part.generation_config.suppress_tokens = [token for token in range(VOCAB) if token >= 94]
     return model
 
 

@@ -59,14 +59,17 @@ class Run:
 def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int) -> Run:
     """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks.
 
-    ``layers`` are the decoder's, whose ``self_attn`` is hooked; ``placeholders`` are the ids of visual tokens.
+    ``layers`` are the decoder's, whose ``self_attn`` is hooked; ``placeholders`` are the ids of visual tokens. A layer that
+    uses the K and V of an earlier one has no kept set, no vote and no reference of its own.
     """
     ids = inputs["input_ids"]
     visual = [position for position, token in enumerate(ids[0].tolist()) if token in placeholders]
-    kv_heads = model.config.get_text_config().num_key_value_heads
+    text = model.config.get_text_config()
+    kv_heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
     n_heads = kv_heads if policy.kept == "head" else 1
-    run = Run(kept=[[list(visual) for _ in range(n_heads)] for _ in layers])
-    histories: list[list[float]] = [[] for _ in layers]
+    owners = [index for index in range(len(layers)) if _owner(layers, index) == index]
+    run = Run(kept=[[list(visual) for _ in range(n_heads)] for _ in owners])
+    histories: list[list[float]] = [[] for _ in owners]
     weights: dict[int, torch.Tensor] = {}
     state = {"step": 0, "prunes": 0, "seen": 0}
 
@@ -76,10 +79,10 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
             if index == 0:
                 state["seen"] += mask.shape[2]
             first = state["seen"] - mask.shape[3]  # the stock cache of a sliding-window layer drops the oldest
-            heads = model.config.get_text_config().num_attention_heads
+            heads = text.num_attention_heads
             mask = mask.expand(-1, heads, -1, -1).clone()
             for head in range(heads):
-                kept = run.kept[index][head // (heads // n_heads)]
+                kept = run.kept[owners.index(_owner(layers, index))][head // (heads // n_heads)]
                 for position in visual:
                     if position not in kept and position >= first:
                         mask[0, head, :, position - first] = -math.inf
@@ -90,7 +93,8 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
     def read_row(index):
         def hook(module, args, kwargs, output):
             row = output[1][0, :, -1]  # (head, position)
-            weights[index] = torch.nn.functional.pad(row, (state["seen"] - row.shape[1], 0))
+            if index in owners:
+                weights[owners.index(index)] = torch.nn.functional.pad(row, (state["seen"] - row.shape[1], 0))
             if index == len(layers) - 1:
                 _decide(run, policy, histories, weights, state)
 
@@ -112,6 +116,17 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
     run.tokens = out.sequences[0, ids.shape[1] :].tolist()
     run.logits = [logits[0] for logits in out.logits]
     return run
+
+
+def _owner(layers, index):
+    attention = [layer.self_attn for layer in layers[: index + 1]]
+    if not getattr(attention[index], "is_kv_shared_layer", False):
+        return index
+    return max(
+        place
+        for place, other in enumerate(attention)
+        if not other.is_kv_shared_layer and other.layer_type == attention[index].layer_type
+    )
 
 
 def _decide(run, policy, histories, weights, state):

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
 from prunehal.core.cache import PrunableCache
 from prunehal.core.policy import Policy, PruneHal
 from prunehal.core.prompt import Prompt
-from prunehal.core.visual import find_visual_tokens, refuse_unsupported
+from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported
 
 __all__ = ["attach", "listen"]
 
-IMAGE_INPUTS = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+IMAGE_INPUTS = ("pixel_values", "patches", "mm_encoder_outputs")  # parts of the names under which images arrive
 
 
 def attach(
@@ -38,12 +37,14 @@ def attach(
         inputs: what the processor returned, and what generate() will get; padded on the left.
         policy: PruneHal(), TopK(k) or NoPruning(); PruneHal(r=0.4, t=3) if left out.
         exact: let the stock attention compute the output as long as nothing was dropped, so that it stays
-            bit-identical; the observation is then computed beside it, which costs a few percent.
+            bit-identical (in layers with a sliding window: to stock with a cache that keeps all entries, as this one
+            does); the observation is then computed beside it, which costs a few percent.
         maps: also record the attention on every visual token, for ``cache.trace.maps``.
         per_image: let each image of a prompt decide and be pruned by itself, by its own history, votes and budget; by
             default the visual tokens of all images of a row form one pool. An image is a run of placeholders: images
-            without any text between them count as one, and tiles that the processor separates by text as several;
-            visual_mask can number them otherwise.
+            without any text between them count as one, and the parts of one image that the processor separates by text
+            (the tiles of Idefics3, SmolVLM and Aya Vision, the rows of Mistral 3) as several; visual_mask can number
+            them otherwise.
         visual_mask: which prompt positions are visual, for prompts without placeholders: bool (batch, prompt), or
             integers that number each row's images from 1 (0 for text).
         seeds: one integer for each row, for selection="random"; rows with equal seeds and sizes draw alike.
@@ -82,22 +83,18 @@ def attach(
     if seeds is not None and len(seeds) != len(numbers):
         raise ValueError(f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows, or None.")
     listen(model)
-    prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(_generating(model)))
+    decoder = generating(model)
+    words = None if decoder is model else decoder.get_input_embeddings()
+    prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder), words)
     return PrunableCache(model.config, prompt, policy, seeds=seeds, exact=exact, maps=maps, per_image=per_image)
 
 
 def listen(model: torch.nn.Module) -> RemovableHandle | None:
     """Let the model tell a pruning cache what goes in; return the new hook's handle, or None if there is one already."""
-    decoder = _generating(model)
+    decoder = generating(model)
     if _announce in decoder._forward_pre_hooks.values():
         return None
     return decoder.register_forward_pre_hook(_announce, with_kwargs=True)
-
-
-def _generating(model: torch.nn.Module) -> torch.nn.Module:
-    # BLIP-2 and InstructBLIP encode the image and then call generate() of the language model inside.
-    inner = getattr(model, "language_model", None)
-    return inner if isinstance(inner, PreTrainedModel) and inner.can_generate() else model
 
 
 def _end_ids(model: torch.nn.Module) -> tuple[int, ...]:
@@ -118,4 +115,5 @@ def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
                 "Fix: leave use_cache out."
             )
         ids = kwargs.get("input_ids", args[0] if args else None)
-        cache.announce(ids, any(kwargs.get(name) is not None and len(kwargs[name]) for name in IMAGE_INPUTS))
+        images = [value for name, value in kwargs.items() if any(part in name for part in IMAGE_INPUTS)]
+        cache.announce(ids, kwargs.get("inputs_embeds"), any(value is not None and len(value) for value in images))

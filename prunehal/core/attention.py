@@ -24,7 +24,8 @@ __all__ = ["attend", "attention_row", "claim", "visible"]
 PLAIN_FUNCTIONS = (sdpa_attention_forward, flash_attention_forward)
 # Keywords that `attend` honours, and keywords that do not change the result at one query.
 HONOURED = {"scaling", "softcap", "s_aux", "sliding_window", "dropout"}
-WITHOUT_EFFECT = {"is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict"}
+WITHOUT_EFFECT = {"is_causal", "position_ids", "use_cache", "logits_to_keep"}
+WITHOUT_EFFECT |= {"output_attentions", "output_hidden_states", "return_dict"}
 
 
 def claim(key: Tensor, layer: object) -> None:

@@ -92,10 +92,10 @@ class PrunableCache(Cache):
         self._events: list[dict] = []
 
     def _allocate(self, key: Tensor) -> None:
-        batch, kv_heads = key.shape[:2]
+        batch, self._kv_heads = key.shape[:2]
         self._copies = self._prompt.copies(batch)
         numbers = self._prompt.numbers.repeat_interleave(self._copies, dim=0)
-        heads, layers = kv_heads if self.policy.kept == "head" else 1, len(self._pruned)
+        heads, layers = self._kv_heads if self.policy.kept == "head" else 1, len(self._pruned)
         device = key.device
         self.table = VisualTable(numbers, layers, heads, device)
         # What keys a random draw: the row's seed, and the image's number where a row has several pools.
@@ -116,7 +116,7 @@ class PrunableCache(Cache):
 
     # Observation: the way of one forward through the layers.
 
-    def announce(self, input_ids: Tensor | None, brings_images: bool) -> None:
+    def announce(self, input_ids: Tensor | None, embeddings: Tensor | None, brings_images: bool) -> None:
         """Check the model's inputs before a forward, and see which rows have ended; called by attach()'s hook.
 
         Raises:
@@ -127,6 +127,8 @@ class PrunableCache(Cache):
         if seen < len(self._prompt):
             if input_ids is not None:
                 self._prompt.check_ids(input_ids, seen)
+            elif embeddings is not None:
+                self._prompt.check_embeddings(embeddings, seen)
         elif brings_images:
             raise ValueError(
                 "pixel_values: a later prompt brings images, which this cache does not know; expected text only. "
@@ -151,6 +153,11 @@ class PrunableCache(Cache):
             self._raise_unobserved()
         if layer is self._pruned[0]:
             self._begin(layer.seen, key)
+        if self.policy.kept == "head" and key.shape[1] != self._kv_heads:
+            raise ValueError(
+                f"kept='head': layer {layer.index} has {key.shape[1]} KV heads and the first one {self._kv_heads}; expected "
+                "the same number in all layers. Fix: kept='layer'."
+            )
         self._awaited = layer
 
     def _begin(self, seen: int, key: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Hold the prompt that was attached, and check that generate() gets the same one."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,11 +17,17 @@ class Prompt:
         numbers: in which pool each position is, from 1; 0 is text; (batch, prompt), on the CPU.
         ids: input_ids, (batch, prompt); None where the model gets embeddings.
         end_ids: ids that a row writes when it has ended: end of sequence and padding.
+        words: embeds ids, where the model hands its prompt on as embeddings (BLIP-2 and its kin); else None.
     """
 
     numbers: Tensor
     ids: Tensor | None = None
     end_ids: tuple[int, ...] = ()
+    words: torch.nn.Module | None = None
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Share the prompt between copies of a cache: nothing in it changes."""
+        return self
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -48,20 +55,34 @@ class Prompt:
         """Raise a ValueError if ids that follow ``seen`` tokens are not those of the prompt."""
         if self.ids is None:
             return
-        expected = self.ids[:, seen : seen + input_ids.shape[1]].to(input_ids.device)
-        expected = expected.repeat_interleave(max(1, len(input_ids) // len(expected)), dim=0)
+        expected = self._part(self.ids, input_ids, seen)
         if not torch.equal(input_ids[:, : expected.shape[1]], expected):
-            raise ValueError(
-                f"input_ids: the prompt in generate(), {tuple(input_ids.shape)} from position {seen}, is not the one "
-                f"expected from attach(), {tuple(self.ids.shape)}. Fix: pass the same inputs to attach() and "
-                "generate(), and attach a new cache for each prompt."
-            )
+            raise self._other(input_ids, seen)
         if input_ids.shape[1] > expected.shape[1]:
             raise ValueError(
                 f"input_ids: {seen + input_ids.shape[1]} tokens arrive at once, but the attached prompt has "
                 f"{len(self)}; expected generated tokens one by one. Fix: leave out assistant_model "
                 "and prompt_lookup_num_tokens, or attach to the longer prompt."
             )
+
+    def check_embeddings(self, embeddings: Tensor, seen: int) -> None:
+        """Raise a ValueError if embeddings (batch, token, hidden) hold other words than the prompt's; images are passed over."""
+        if self.ids is None or self.words is None:
+            return
+        ids, text = self._part(self.ids, embeddings, seen), self._part(self.numbers, embeddings, seen) == 0
+        if embeddings.shape[:2] != ids.shape or not torch.equal(embeddings[text], self.words(ids)[text]):
+            raise self._other(embeddings, seen)
+
+    def _part(self, values: Tensor, given: Tensor, seen: int) -> Tensor:
+        part = values[:, seen : seen + given.shape[1]].to(given.device)
+        return part.repeat_interleave(max(1, len(given) // len(part)), dim=0)
+
+    def _other(self, given: Tensor, seen: int) -> ValueError:
+        return ValueError(
+            f"input_ids: the prompt in generate(), {tuple(given.shape[:2])} from position {seen}, is not the one "
+            f"expected from attach(), {tuple(self.ids.shape)}. Fix: pass the same inputs to attach() and "
+            "generate(), and attach a new cache for each prompt."
+        )
 
     def check_size(self, key: Tensor, seen: int, rows: int) -> None:
         """Raise a ValueError if K of new tokens, (batch, kv_head, new, dim), cannot follow ``seen`` tokens of ``rows`` rows."""

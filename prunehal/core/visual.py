@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
-__all__ = ["find_visual_tokens", "generating", "refuse_unsupported", "visual_token_ids"]
+__all__ = ["find_visual_tokens", "generating", "other_cache", "refuse_unsupported", "visual_token_ids"]
 
 # Model types without placeholders in the prompt, and where the image is instead.
 ELSEWHERE = {

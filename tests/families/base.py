@@ -25,6 +25,8 @@ class Family:
         pixels: what the processor brings beside the ids for n images: ``pixels(n, generator, ids)``; ids is (row, token).
         video, frames: the same for one video; None where the family reads none.
         decoder: returns the decoder's layers, whose ``self_attn`` the reference hooks into.
+        spread: standard deviation of the weights; smaller where the usual one makes rounding errors reach the tolerance.
+        functions: the attention functions that it runs with; it has no other than eager if its scores are not plain.
         remark: what is special about it; a column of the README's table.
     """
 
@@ -36,10 +38,12 @@ class Family:
     video: tuple[int, ...] | None = None
     frames: Callable[[int, Generator, Tensor], dict[str, Tensor]] | None = None
     decoder: Callable[[PreTrainedModel], torch.nn.ModuleList] = field(default=lambda model: model.model.language_model.layers)
+    spread: float = 0.22
+    functions: tuple[str, ...] = ("sdpa", "eager")
     remark: str = ""
 
 
-def peaked(model: PreTrainedModel) -> PreTrainedModel:
+def peaked(model: PreTrainedModel, spread: float) -> PreTrainedModel:
     """Draw the weights anew so that attention is peaked, and logits of about unit size.
 
     At the usual initializer_range of 0.02 attention is flat and a wrong position goes unnoticed; here the same mistake
@@ -48,5 +52,5 @@ def peaked(model: PreTrainedModel) -> PreTrainedModel:
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.1 if "lm_head" in name else 0.22)
+            torch.nn.init.normal_(parameter, std=0.1 if "lm_head" in name else spread)
     return model

@@ -1,0 +1,99 @@
+"""Families with a Q-Former: a fixed number of its queries stands for an image, and the language model's generate() runs."""
+
+import torch
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipVideoConfig,
+    InstructBlipVideoForConditionalGeneration,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
+
+from families.base import IMAGE, VIDEO, VOCAB, Family
+
+__all__ = ["QFORMER"]
+
+TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
+BRIDGE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+TEXT = dict(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512)
+LLAMA = TEXT | dict(intermediate_size=64, num_key_value_heads=2)
+QUERIES = 16
+
+
+def blip2() -> PreTrainedModel:
+    text = OPTConfig(**TEXT, ffn_dim=64, word_embed_proj_dim=48, dropout=0.0, tie_word_embeddings=False)
+    config = Blip2Config(
+        vision_config=TOWER, qformer_config=BRIDGE, text_config=text, num_query_tokens=QUERIES, image_token_index=IMAGE
+    )
+    return Blip2ForConditionalGeneration(config)
+
+
+def instructblip() -> PreTrainedModel:
+    config = InstructBlipConfig(
+        vision_config=TOWER, qformer_config=BRIDGE, text_config=LlamaConfig(**LLAMA), num_query_tokens=QUERIES,
+        image_token_index=IMAGE,
+    )  # fmt: skip
+    return InstructBlipForConditionalGeneration(config)
+
+
+def instructblipvideo() -> PreTrainedModel:
+    config = InstructBlipVideoConfig(
+        vision_config=TOWER, qformer_config=BRIDGE, text_config=LlamaConfig(**LLAMA), num_query_tokens=QUERIES // 2,
+        video_token_index=VIDEO,
+    )  # fmt: skip
+    return InstructBlipVideoForConditionalGeneration(config)
+
+
+def pictures(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return n square pictures of 16 x 16."""
+    return {"pixel_values": torch.randn(n, 3, 16, 16, generator=generator)}
+
+
+def instructed(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return n pictures, and for each the instruction that the Q-Former reads too."""
+    words = torch.randint(1, 90, (n, 3), generator=generator)
+    extra = {"qformer_input_ids": words, "qformer_attention_mask": torch.ones_like(words)}
+    return pictures(n, generator, ids) | extra
+
+
+def filmed(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return n videos of four frames."""
+    return instructed(n, generator, ids) | {"pixel_values": torch.randn(n, 4, 3, 16, 16, generator=generator)}
+
+
+def opt_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    return model.language_model.model.decoder.layers
+
+
+def llama_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    return model.language_model.model.layers
+
+
+ONE, FILM = (IMAGE,) * QUERIES, (VIDEO,) * (QUERIES // 2) * 4
+QFORMER = [
+    Family("blip-2", "BLIP-2", blip2, ONE, pictures, decoder=opt_layers, remark="on OPT; learned positions"),
+    Family(
+        "instructblip",
+        "InstructBLIP",
+        instructblip,
+        ONE,
+        instructed,
+        decoder=llama_layers,
+        spread=0.18,
+        remark="on Llama (Vicuna)",
+    ),
+    Family(
+        "instructblipvideo",
+        "InstructBLIP Video",
+        instructblipvideo,
+        FILM,
+        filmed,
+        decoder=llama_layers,
+        spread=0.18,
+        remark="videos only",
+    ),
+]
