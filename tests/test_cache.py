@@ -9,7 +9,7 @@ import reference
 import torch
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
-from prunehal.core.layer import BLOCK
+from prunehal.core.blocks import BLOCK
 from prunehal.core.trace import statistics
 
 FAMILIES = ["llava", "qwen2_5_vl"]

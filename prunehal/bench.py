@@ -1,0 +1,228 @@
+"""Measure what the engine costs and saves: interleaved runs of stock generate() and the same call on our caches.
+
+Every round runs all variants of a case, one after the other in changing order, in one process, so that whatever else the
+machine does hits all of them alike; what is reported are ratios to the stock call of the same round. Weights are random:
+speed does not depend on what they say. Results are pyperf files, one benchmark for each case and variant and one run for
+each round; a second call goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyperf
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import (
+    Cache,
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    StoppingCriteria,
+)
+
+from prunehal.core import NoPruning, PruneHal, attach
+from prunehal.core.blocks import BlockLayer
+
+__all__ = ["SHAPES", "VARIANTS", "Case", "build", "cases", "measure", "run"]
+
+IMAGE, VISUAL, WORDS = 32000, 576, 35  # placeholder id, visual tokens (24 x 24 patches), text tokens of the prompt
+
+
+@dataclass(frozen=True)
+class Case:
+    """Describe what is generated: a decoder's shape, its dtype, the batch, the beams and the new tokens."""
+
+    shape: str
+    dtype: str
+    batch: int
+    beams: int
+    new_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Return the case in words; the key of stored rounds."""
+        decoding = "greedy" if self.beams == 1 else f"beam {self.beams}"
+        return f"{self.shape} {self.dtype}, batch {self.batch}, {decoding}, {self.new_tokens} new tokens"
+
+
+# (layers, hidden size, heads, size of the feed-forward layer) of the decoder.
+SHAPES = {
+    "llava-0.3b": (16, 1024, 16, 4096),
+    "llava-1.5-7b": (32, 4096, 32, 11008),
+    "dry-run": (2, 64, 4, 64),
+}
+
+
+def stock(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
+    """Return the cache that stock generate() makes for itself."""
+    return DynamicCache(config=model.config)
+
+
+def blocks(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
+    """Return a cache that only allocates ahead: the gain of preallocation apart from that of pruning."""
+    return Cache(layers=[BlockLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
+
+
+def observe(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
+    """Return a cache that observes and records, and prunes nothing."""
+    return attach(model, inputs, NoPruning())
+
+
+def prune(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
+    """Return the cache of the published method for LLaVA-1.5."""
+    return attach(model, inputs, PruneHal(r=0.4, t=3))
+
+
+VARIANTS = {make.__name__: make for make in (stock, blocks, observe, prune)}
+
+
+def cases(device: str, shape: str | None = None, new_tokens: int | None = None) -> list[Case]:
+    """Return the cases of a device, the quick ones first."""
+    if device == "cpu":
+        grid = [(batch, beams) for beams in (1, 5) for batch in (1, 8)]
+        return [Case(shape or "llava-0.3b", "float32", batch, beams, new_tokens or 256) for batch, beams in grid]
+    grid = [(1, 1), (1, 5), (8, 1), (16, 1), (8, 5)]
+    return [Case(shape or "llava-1.5-7b", "bfloat16", batch, beams, new_tokens or 512) for batch, beams in grid]
+
+
+def build(shape: str, dtype: str, device: str) -> LlavaForConditionalGeneration:
+    """Return a LLaVA with a decoder of that shape and a small tower for 336 x 336 pixels, on sdpa attention."""
+    layers, hidden, heads, inner = SHAPES[shape]
+    vision = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-2)
+    torch.manual_seed(0)
+    with torch.device(device):
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            model = LlavaForConditionalGeneration(config).eval()
+        finally:
+            torch.set_default_dtype(previous)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    return model
+
+
+class _Clock(StoppingCriteria):
+    """Note the time and the bytes of the cache after each token."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.times, self.bytes = cache, [], []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        self.bytes.append(
+            sum(part.untyped_storage().nbytes() for layer in self.cache.layers for part in (layer.keys, layer.values))
+        )
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def measure(model: LlavaForConditionalGeneration, case: Case, variant: str, seed: int) -> tuple[float, dict[str, float]]:
+    """Generate once; return the seconds of the whole call, and ttft_s, ms_per_token and the bytes of K and V.
+
+    >>> case = Case("dry-run", "float32", batch=1, beams=1, new_tokens=3)
+    >>> seconds, details = measure(build("dry-run", "float32", "cpu"), case, "prune", seed=0)
+    >>> details["kv_first_bytes"] > 0, sorted(details)
+    (True, ['kv_first_bytes', 'kv_last_bytes', 'kv_peak_bytes', 'ms_per_token', 'ttft_s'])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, IMAGE, (case.batch, WORDS), generator=generator)
+    ids = torch.cat([ids[:, :5], torch.full((case.batch, VISUAL), IMAGE), ids[:, 5:]], dim=1)
+    pixels = torch.randn(case.batch, 3, 336, 336, generator=generator).to(model.dtype)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    cache = VARIANTS[variant](model, inputs)
+    clock = _Clock(cache)
+    model.generate(
+        **inputs, past_key_values=cache, max_new_tokens=case.new_tokens, do_sample=False, num_beams=case.beams,
+        stopping_criteria=[clock],
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    details = {
+        "ttft_s": clock.times[0] - start,
+        "ms_per_token": (clock.times[-1] - clock.times[0]) / (len(clock.times) - 1) * 1e3,
+        "kv_first_bytes": clock.bytes[0],
+        "kv_peak_bytes": max(clock.bytes),
+        "kv_last_bytes": clock.bytes[-1],
+    }
+    if model.device.type == "cuda":
+        details["cuda_peak_bytes"] = torch.cuda.max_memory_allocated()
+    return seconds, details
+
+
+def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.BenchmarkSuite:
+    """Measure the rounds that the file lacks, write it after each, and return all that it holds.
+
+    Raises:
+        ValueError: the file holds rounds of another machine or other versions.
+    """
+    machine, runs = _machine(device), {}
+    if path.exists():
+        for benchmark in pyperf.BenchmarkSuite.load(str(path)).get_benchmarks():
+            runs[benchmark.get_name()] = list(benchmark.get_runs())
+            found = {name: benchmark.get_metadata().get(name) for name in machine}
+            if found != machine:
+                raise ValueError(
+                    f"{path}: holds rounds of {found}; expected {machine}, as rounds are compared. Fix: choose another file."
+                )
+    order = list(VARIANTS)
+    left = [case for case in wanted for _ in range(rounds - len(runs.get(f"{case.name}: {order[-1]}", [])))]
+    built: tuple[tuple[str, str], LlavaForConditionalGeneration] | None = None
+    for number, case in enumerate(bar := tqdm(left, desc="bench", unit="round", smoothing=0)):
+        bar.set_postfix_str(case.name)
+        if built is None or built[0] != (case.shape, case.dtype):
+            built = None  # free the old one first
+            built = (case.shape, case.dtype), build(case.shape, case.dtype, device)
+            for variant in order:  # the first calls load libraries and tune kernels
+                measure(built[1], Case(case.shape, case.dtype, 1, 1, 8), variant, seed=0)
+        turn = number % len(order)
+        measured = {variant: measure(built[1], case, variant, seed=number) for variant in order[turn:] + order[:turn]}
+        for variant, (seconds, details) in measured.items():
+            name = f"{case.name}: {variant}"
+            metadata = machine | details | {"name": name, "unit": "second"}
+            runs.setdefault(name, []).append(pyperf.Run([seconds], metadata=metadata, collect_metadata=False))
+        _write(runs, path)
+    return pyperf.BenchmarkSuite.load(str(path))
+
+
+def _write(runs: dict[str, list[pyperf.Run]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    pyperf.BenchmarkSuite([pyperf.Benchmark(each) for each in runs.values()]).dump(str(part), replace=True)
+    os.replace(part, path)
+
+
+def _machine(device: str) -> dict[str, str | int]:
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
+    return {
+        "machine": name,
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+    }
+
+
+def _cpuinfo() -> Iterator[str]:
+    path = Path("/proc/cpuinfo")
+    return iter(path.read_text().splitlines() if path.exists() else [])

@@ -1,0 +1,88 @@
+"""Run generate() with a pruning cache, and compare what it did with the masked full cache of tests/reference.py."""
+
+import functools
+
+import models
+import reference
+import torch
+
+from prunehal.core import attach
+
+__all__ = ["SEED", "TOLERANCE", "compare", "difference", "forcing", "masked", "paddings", "run", "second_turn"]
+
+SEED = 8  # of inputs whose votes succeed at several steps, in every family
+TOLERANCE = 1e-5  # logits are of unit size; each planted mistake moves them by more than 1e-3
+
+
+def run(model, inputs, policy=None, steps=14, attach_options=None, **options):
+    """Return what generate() gives and the cache it ran on; without a policy it is stock generate()."""
+    cache = None if policy is None else attach(model, inputs, policy, **(attach_options or {}))
+    settings = {"past_key_values": cache, "max_new_tokens": steps, "do_sample": False, "output_logits": True}
+    return model.generate(**inputs, **settings | {"return_dict_in_generate": True} | options), cache
+
+
+@functools.cache
+def masked(family, policy, row=0, steps=14, **prompt):
+    """Return the reference's run of one row of ``models.inputs_for(family, **prompt)``; tests share it."""
+    model = models.build(family, "eager")
+    single = models.rows_of(models.inputs_for(family, **prompt))[row]
+    layers = models.FAMILIES[family].decoder(model)
+    return reference.generate(model, layers, single, policy, [models.IMAGE, models.VIDEO], steps)
+
+
+def difference(one, other):
+    """Return the largest difference between the logits of two runs, over all steps."""
+    return max((a - b).abs().max().item() for a, b in zip(one.logits, other.logits, strict=True))
+
+
+def paddings(inputs):
+    """Return how many columns of padding each row has on its left."""
+    return (inputs["attention_mask"] == 0).sum(1).tolist()
+
+
+def compare(slow, ours, cache, row=0, padding=0):
+    """Check one row of a run against the reference: tokens, logits, events, kept positions, masses and values."""
+    tokens = ours.sequences[row, -len(ours.logits) :].tolist()[: len(slow.tokens)]
+    assert tokens == slow.tokens
+    for step, logits in enumerate(slow.logits):
+        assert (ours.logits[step][row] - logits).abs().max() <= TOLERANCE, f"step {step + 1}"
+    events = cache.events[cache.events["row"] == row]
+    assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == slow.events
+    frame, votes = cache.trace.frame(), cache.trace.votes()
+    for layer, heads in zip(sorted(set(frame["layer"])), slow.kept, strict=True):
+        assert (cache.kept(layer)[row] - padding).reshape(len(heads), -1).tolist() == heads
+    masses = frame[frame["row"] == row].pivot(index="step", columns="layer", values="mass").to_numpy()
+    values = votes[votes["row"] == row].pivot(index="step", columns="layer", values="value").to_numpy()
+    assert abs(masses - slow.masses).max() <= TOLERANCE
+    assert abs(values - slow.values).max() <= TOLERANCE
+
+
+def forcing(*rows):
+    """Return a ``prefix_allowed_tokens_fn`` under which each row says its own tokens, then whatever it likes but END_WORD."""
+    start = []
+
+    def allowed(row, ids):
+        start.append(len(ids))  # at the first call the length of the prompt, or 0 for a model that gets embeddings
+        said = len(ids) - start[0]
+        return [rows[row][said]] if said < len(rows[row]) else WORDS
+
+    return allowed
+
+
+END_WORD = 93  # ends a row in tests that need rows of different length
+WORDS = [token for token in range(models.VOCAB) if token != END_WORD]
+
+
+def second_turn(model, inputs, cache, first, said=(5, 6, 7), steps=6):
+    """Call generate() again on the cache with the prompt, what the model answered, and a few words more."""
+    brings_embeddings = first.sequences.shape[1] == len(first.logits)  # a model with a Q-Former makes them of all inputs
+    head = [inputs["input_ids"]] if brings_embeddings else []
+    ids = torch.cat([*head, first.sequences, torch.tensor([said]).expand(len(first.sequences), -1)], dim=1)
+    longer = {}
+    for name, value in inputs.items():
+        if value.shape == inputs["input_ids"].shape:  # attention mask and token types; the words are text
+            more = value.new_full((len(ids), ids.shape[1] - value.shape[1]), int(name == "attention_mask"))
+            longer[name] = torch.cat([value, more], dim=1)
+        elif brings_embeddings or not name.startswith("pixel_"):
+            longer[name] = value
+    return run(model, longer | {"input_ids": ids}, steps=steps, past_key_values=cache)[0]
