@@ -2,6 +2,8 @@
 # make test        ruff, pytest and the notebooks' stored outputs (nbval)
 # make lab         open the notebooks in JupyterLab
 # make rows        recompute the stored rows that the notebooks read (about 15 minutes on 2 cores)
+# make bench       speed and memory against stock generate(), in build/bench.json (about 75 minutes on 2 cores)
+# make mutants     plant bugs in the engine, and write which test catches each (about 10 minutes on 2 cores)
 # make clean       remove what these targets made
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: notebooks test lab rows clean
+.PHONY: notebooks test lab rows bench mutants clean
 
 notebooks: .venv/installed
 	$(BIN)/python notebooks/report.py --out build $(NOTEBOOKS)
@@ -27,6 +29,12 @@ lab: .venv/installed
 
 rows: .venv/installed
 	$(BIN)/python -m prunehal rows
+
+bench: .venv/installed
+	$(BIN)/python -m prunehal bench
+
+mutants: .venv/installed
+	$(BIN)/python tests/mutants.py --write
 
 # Made anew only when its inputs change.
 .venv/installed: pyproject.toml constraints.txt

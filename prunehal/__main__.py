@@ -53,5 +53,30 @@ def readme(path: Annotated[Path, typer.Argument(help="The file with the two mark
     update_readme(path)
 
 
+@app.command()
+def bench(
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default whichever is there.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Decoder: llava-0.3b (default on a CPU) or llava-1.5-7b (on a GPU).")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each case.")] = 3,
+    new_tokens: Annotated[int | None, typer.Option(min=2, help="256 on a CPU and 512 on a GPU, by default.")] = None,
+    only: Annotated[str, typer.Option(help="Run the cases whose name holds this text, e.g. 'batch 1,'.")] = "",
+    out: Annotated[Path, typer.Option(help="pyperf file; a second call goes on where the first stopped.")] = Path(
+        "build/bench.json"
+    ),
+) -> None:
+    """Measure speed and memory against stock generate(), interleaved, and print the table."""
+    import torch
+
+    from prunehal.bench import SHAPES, as_table, cases, run
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if shape is not None and shape not in SHAPES:
+        raise typer.BadParameter(f"shape {shape!r}: expected one of {', '.join(SHAPES)}")
+    wanted = [case for case in cases(device, shape, new_tokens) if only in case.name]
+    if not wanted:
+        raise typer.BadParameter(f"only {only!r}: no case holds it; expected a part of one of {cases(device, shape, new_tokens)}")
+    typer.echo(as_table(run(wanted, rounds, out, device)))
+
+
 if __name__ == "__main__":
     app()

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pyperf
 import torch
 import transformers
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 from transformers import (
     Cache,
@@ -31,8 +33,9 @@ from transformers import (
 
 from prunehal.core import NoPruning, PruneHal, attach
 from prunehal.core.blocks import BlockLayer
+from prunehal.core.trace import AttentionTrace, statistics
 
-__all__ = ["SHAPES", "VARIANTS", "Case", "build", "cases", "measure", "run"]
+__all__ = ["SHAPES", "VARIANTS", "Case", "as_table", "build", "cases", "measure", "recording", "run"]
 
 IMAGE, VISUAL, WORDS = 32000, 576, 35  # placeholder id, visual tokens (24 x 24 patches), text tokens of the prompt
 
@@ -62,27 +65,16 @@ SHAPES = {
 }
 
 
-def stock(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
-    """Return the cache that stock generate() makes for itself."""
-    return DynamicCache(config=model.config)
-
-
-def blocks(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
-    """Return a cache that only allocates ahead: the gain of preallocation apart from that of pruning."""
-    return Cache(layers=[BlockLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
-
-
-def observe(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
-    """Return a cache that observes and records, and prunes nothing."""
-    return attach(model, inputs, NoPruning())
-
-
-def prune(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> Cache:
-    """Return the cache of the published method for LLaVA-1.5."""
-    return attach(model, inputs, PruneHal(r=0.4, t=3))
-
-
-VARIANTS = {make.__name__: make for make in (stock, blocks, observe, prune)}
+DETAILS = ("ttft_s", "ms_per_token", "kv_first_bytes", "kv_peak_bytes", "kv_last_bytes")
+RECORDING = "recording of one step"
+# Which cache generate() runs on, made from the model and its inputs.
+VARIANTS = {
+    "stock": lambda model, inputs: DynamicCache(config=model.config),  # what generate() makes for itself
+    # It only allocates ahead: the gain of preallocation apart from that of pruning.
+    "blocks": lambda model, inputs: Cache(layers=[BlockLayer() for _ in range(model.config.text_config.num_hidden_layers)]),
+    "observe": lambda model, inputs: attach(model, inputs, NoPruning()),
+    "prune": lambda model, inputs: attach(model, inputs, PruneHal(r=0.4, t=3)),  # published for LLaVA-1.5
+}
 
 
 def cases(device: str, shape: str | None = None, new_tokens: int | None = None) -> list[Case]:
@@ -170,6 +162,21 @@ def measure(model: LlavaForConditionalGeneration, case: Case, variant: str, seed
     return seconds, details
 
 
+def recording(case: Case, device: str) -> float:
+    """Return the seconds that recording one step takes: its statistics, and the lines in the trace's buffer."""
+    layers, rows = SHAPES[case.shape][0], case.batch * case.beams
+    weights = torch.rand(layers, rows, 1, VISUAL, device=device)
+    counts = torch.full((rows,), VISUAL, device=device)
+    votes, live = torch.rand(4, layers, rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
+    trace = AttentionTrace(list(range(layers)), rows, torch.device(device), visual=None)
+    timer = Timer(
+        "trace.record(statistics(weights, counts), votes, live, None)",
+        globals={"trace": trace, "statistics": statistics, "weights": weights, "counts": counts, "votes": votes, "live": live},
+        num_threads=torch.get_num_threads(),
+    )
+    return timer.blocked_autorange().median
+
+
 def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.BenchmarkSuite:
     """Measure the rounds that the file lacks, write it after each, and return all that it holds.
 
@@ -201,8 +208,36 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
             name = f"{case.name}: {variant}"
             metadata = machine | details | {"name": name, "unit": "second"}
             runs.setdefault(name, []).append(pyperf.Run([seconds], metadata=metadata, collect_metadata=False))
+        name = f"{case.name}: {RECORDING}"
+        metadata = machine | {"name": name, "unit": "second"}
+        runs.setdefault(name, []).append(pyperf.Run([recording(case, device)], metadata=metadata, collect_metadata=False))
         _write(runs, path)
     return pyperf.BenchmarkSuite.load(str(path))
+
+
+def as_table(suite: pyperf.BenchmarkSuite) -> str:
+    """Return the results as a markdown table: for each case and variant the ratio to stock, the median over the rounds."""
+    named = {benchmark.get_name(): benchmark for benchmark in suite.get_benchmarks()}
+    lines = [
+        "| case | cache | time, ratio to stock | ms a token | first token, s | K and V, MB: first, peak, last | recording, ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in dict.fromkeys(name.rpartition(": ")[0] for name in named):
+        base = named[f"{case}: stock"].get_values()
+        recorded = named[f"{case}: {RECORDING}"].median() * 1e3
+        for variant in VARIANTS:
+            benchmark = named[f"{case}: {variant}"]
+            ratios = [mine / theirs for mine, theirs in zip(benchmark.get_values(), base, strict=True)]
+            spread = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 else ""
+            detail = {key: median(run.get_metadata()[key] for run in benchmark.get_runs()) for key in DETAILS}
+            sizes = ", ".join(f"{detail[key] / 1e6:.0f}" for key in DETAILS if key.startswith("kv_"))
+            first = f"{case} ({len(ratios)} round{'s' if len(ratios) > 1 else ''})" if variant == "stock" else ""
+            ratio = "1" if variant == "stock" else f"{median(ratios):.2f}{spread}"
+            shown = f"{recorded:.2f}" if variant == "observe" else ""
+            lines.append(
+                f"| {first} | {variant} | {ratio} | {detail['ms_per_token']:.0f} | {detail['ttft_s']:.1f} | {sizes} | {shown} |"
+            )
+    return "\n".join(lines)
 
 
 def _write(runs: dict[str, list[pyperf.Run]], path: Path) -> None:

@@ -1,6 +1,7 @@
 """Run generate() with a pruning cache, and compare what it did with the masked full cache of tests/reference.py."""
 
 import functools
+import inspect
 
 import models
 import reference
@@ -47,14 +48,14 @@ def compare(slow, ours, cache, row=0, padding=0):
     for step, logits in enumerate(slow.logits):
         assert (ours.logits[step][row] - logits).abs().max() <= TOLERANCE, f"step {step + 1}"
     events = cache.events[cache.events["row"] == row]
-    assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == slow.events
+    assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == slow.whole.events
     frame, votes = cache.trace.frame(), cache.trace.votes()
-    for layer, heads in zip(sorted(set(frame["layer"])), slow.kept, strict=True):
+    for layer, heads in zip(sorted(set(frame["layer"])), slow.whole.kept, strict=True):
         assert (cache.kept(layer)[row] - padding).reshape(len(heads), -1).tolist() == heads
     masses = frame[frame["row"] == row].pivot(index="step", columns="layer", values="mass").to_numpy()
     values = votes[votes["row"] == row].pivot(index="step", columns="layer", values="value").to_numpy()
-    assert abs(masses - slow.masses).max() <= TOLERANCE
-    assert abs(values - slow.values).max() <= TOLERANCE
+    assert abs(masses - slow.whole.masses).max() <= TOLERANCE
+    assert abs(values - slow.whole.values).max() <= TOLERANCE
 
 
 def forcing(*rows):
@@ -62,7 +63,7 @@ def forcing(*rows):
     start = []
 
     def allowed(row, ids):
-        start.append(len(ids))  # at the first call the length of the prompt, or 0 for a model that gets embeddings
+        start.append(len(ids))  # at the first call: the length of the prompt
         said = len(ids) - start[0]
         return [rows[row][said]] if said < len(rows[row]) else WORDS
 
@@ -75,14 +76,13 @@ WORDS = [token for token in range(models.VOCAB) if token != END_WORD]
 
 def second_turn(model, inputs, cache, first, said=(5, 6, 7), steps=6):
     """Call generate() again on the cache with the prompt, what the model answered, and a few words more."""
-    brings_embeddings = first.sequences.shape[1] == len(first.logits)  # a model with a Q-Former makes them of all inputs
-    head = [inputs["input_ids"]] if brings_embeddings else []
-    ids = torch.cat([*head, first.sequences, torch.tensor([said]).expand(len(first.sequences), -1)], dim=1)
+    again = "pixel_values" in inspect.signature(model.generate).parameters  # a model with a Q-Former asks for them
+    ids = torch.cat([first.sequences, torch.tensor([said]).expand(len(first.sequences), -1)], dim=1)
     longer = {}
     for name, value in inputs.items():
         if value.shape == inputs["input_ids"].shape:  # attention mask and token types; the words are text
             more = value.new_full((len(ids), ids.shape[1] - value.shape[1]), int(name == "attention_mask"))
             longer[name] = torch.cat([value, more], dim=1)
-        elif brings_embeddings or not name.startswith("pixel_"):
+        elif again or not name.startswith("pixel_"):
             longer[name] = value
     return run(model, longer | {"input_ids": ids}, steps=steps, past_key_values=cache)[0]

@@ -4,13 +4,14 @@ They share no code with prunehal: tokens are dropped by masking them in every la
 choice is worked out again from the attention weights that eager attention returns.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache
 
-__all__ = ["Run", "attend", "entropy", "generate", "keep_best"]
+__all__ = ["Pool", "Run", "attend", "entropy", "generate", "keep_best"]
 
 
 def keep_best(scores: list[float], budget: int) -> list[int]:
@@ -45,22 +46,39 @@ def attend(query, key, value, visible, scaling, softcap=None, sinks=None):
 
 
 @dataclass
-class Run:
-    """Hold what the reference saw: tokens, logits by step, events, kept positions by layer and head, values by step."""
+class Pool:
+    """Hold what is pruned together: kept positions by layer and head, and what it saw at each step."""
 
-    tokens: list[int] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
+    kept: list[list[list[int]]]
+    histories: list[list[float]]
+    prunes: int = 0
     events: list[tuple[int, str, int]] = field(default_factory=list)
-    kept: list[list[list[int]]] = field(default_factory=list)
     values: list[list[float]] = field(default_factory=list)
     masses: list[list[float]] = field(default_factory=list)
 
 
-def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int) -> Run:
+@dataclass
+class Run:
+    """Hold what the reference saw: tokens, logits by step, and the pools of visual tokens: one, or one for each image."""
+
+    pools: list[Pool]
+    tokens: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    step: int = 0
+
+    @property
+    def whole(self) -> Pool:
+        """Return the only pool."""
+        (pool,) = self.pools
+        return pool
+
+
+def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int, per_image=False) -> Run:
     """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks.
 
     ``layers`` are the decoder's, whose ``self_attn`` is hooked; ``placeholders`` are the ids of visual tokens. A layer that
-    uses the K and V of an earlier one has no kept set, no vote and no reference of its own.
+    uses the K and V of an earlier one has no kept set, no vote and no reference of its own. With ``per_image`` each run of
+    placeholders is a pool of its own.
     """
     ids = inputs["input_ids"]
     visual = [position for position, token in enumerate(ids[0].tolist()) if token in placeholders]
@@ -68,10 +86,13 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
     kv_heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
     n_heads = kv_heads if policy.kept == "head" else 1
     owners = [index for index in range(len(layers)) if _owner(layers, index) == index]
-    run = Run(kept=[[list(visual) for _ in range(n_heads)] for _ in owners])
-    histories: list[list[float]] = [[] for _ in owners]
+    images = [visual]
+    if per_image:
+        starts = [position for position in visual if position - 1 not in visual] + [len(ids[0])]
+        images = [[p for p in visual if start <= p < end] for start, end in itertools.pairwise(starts)]
+    run = Run([Pool([[list(image) for _ in range(n_heads)] for _ in owners], [[] for _ in owners]) for image in images])
     weights: dict[int, torch.Tensor] = {}
-    state = {"step": 0, "prunes": 0, "seen": 0}
+    state = {"seen": 0}
 
     def mask_dropped(index):
         def hook(module, args, kwargs):
@@ -82,7 +103,8 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
             heads = text.num_attention_heads
             mask = mask.expand(-1, heads, -1, -1).clone()
             for head in range(heads):
-                kept = run.kept[owners.index(_owner(layers, index))][head // (heads // n_heads)]
+                owner = owners.index(_owner(layers, index))
+                kept = [position for pool in run.pools for position in pool.kept[owner][head // (heads // n_heads)]]
                 for position in visual:
                     if position not in kept and position >= first:
                         mask[0, head, :, position - first] = -math.inf
@@ -96,7 +118,9 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
             if index in owners:
                 weights[owners.index(index)] = torch.nn.functional.pad(row, (state["seen"] - row.shape[1], 0))
             if index == len(layers) - 1:
-                _decide(run, policy, histories, weights, state)
+                run.step += 1
+                for pool in run.pools:
+                    _decide(pool, policy, weights, run.step)
 
         return hook
 
@@ -129,10 +153,9 @@ def _owner(layers, index):
     )
 
 
-def _decide(run, policy, histories, weights, state):
-    state["step"] += 1
+def _decide(pool, policy, weights, step):
     votes, values, masses, rows = 0, [], [], []
-    for index, heads in enumerate(run.kept):
+    for index, heads in enumerate(pool.kept):
         group = len(weights[index]) // len(heads)
         layer_rows = []
         for head, kept in enumerate(heads):
@@ -143,24 +166,24 @@ def _decide(run, policy, histories, weights, state):
         value = mass if policy.statistic == "sum" else mass / len(heads[0])
         masses.append(mass)
         values.append(value)
-        votes += _votes(value, histories[index], policy)
-        if not (state["step"] == 1 and policy.first == "decode"):
-            histories[index].append(value)
-    run.values.append(values)
-    run.masses.append(masses)
+        votes += _votes(value, pool.histories[index], policy)
+        if not (step == 1 and policy.first == "decode"):
+            pool.histories[index].append(value)
+    pool.values.append(values)
+    pool.masses.append(masses)
 
-    forced = policy.forced_first and state["step"] == 2
+    forced = policy.forced_first and step == 2
     enough = votes == len(values) if policy.majority == 1 else votes > policy.majority * len(values)
-    if not (enough or forced) or state["prunes"] >= policy.t:
+    if not (enough or forced) or pool.prunes >= policy.t:
         return
-    n = len(run.kept[0][0])
+    n = len(pool.kept[0][0])
     exact = policy.r * n
     budget = max(1, math.ceil(round(exact, 6)) if policy.rounding == "ceil" else math.floor(round(exact, 6)))
     if budget >= n:
         return
-    state["prunes"] += 1
-    run.events.append((state["step"], "forced" if forced else "vote", budget))
-    for index, heads in enumerate(run.kept):
+    pool.prunes += 1
+    pool.events.append((step, "forced" if forced else "vote", budget))
+    for index, heads in enumerate(pool.kept):
         for head, kept in enumerate(heads):
             scores = rows[index][head]
             if policy.kept == "shared":
@@ -169,7 +192,7 @@ def _decide(run, policy, histories, weights, state):
                 scores = [-score for score in scores]
             heads[head] = [kept[i] for i in keep_best(scores, budget)]
     if policy.after_prune == "restart":
-        for history in histories:
+        for history in pool.histories:
             history.clear()
 
 

@@ -98,7 +98,7 @@ def test_pruned_decode_equals_masked_full_cache(family, options):
     ours, cache = run(model, inputs, policy)
     compare(slow, ours, cache, 0)
     if not options:
-        assert [reason for _, reason, _ in slow.events[:2]] == ["forced", "vote"]
+        assert [reason for _, reason, _ in slow.whole.events[:2]] == ["forced", "vote"]
 
 
 def compare(slow, ours, cache, row):
@@ -107,15 +107,15 @@ def compare(slow, ours, cache, row):
     for step, logits in enumerate(slow.logits):
         assert (ours.logits[step][row] - logits).abs().max() <= TOLERANCE, f"step {step + 1}"
     events = cache.events[cache.events["row"] == row]
-    assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == slow.events
+    assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == slow.whole.events
     padding = cache.kept(0)[row].numel() and int((ours.sequences[row] == models.PAD).long().cumprod(0).sum())
-    for layer, heads in enumerate(slow.kept):
+    for layer, heads in enumerate(slow.whole.kept):
         assert (cache.kept(layer)[row] - padding).reshape(len(heads), -1).tolist() == heads
     frame, votes = cache.trace.frame(), cache.trace.votes()
     masses = frame[frame["row"] == row].pivot(index="step", columns="layer", values="mass").to_numpy()
     values = votes[votes["row"] == row].pivot(index="step", columns="layer", values="value").to_numpy()
-    assert abs(masses - slow.masses).max() <= TOLERANCE
-    assert abs(values - slow.values).max() <= TOLERANCE
+    assert abs(masses - slow.whole.masses).max() <= TOLERANCE
+    assert abs(values - slow.whole.values).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -129,7 +129,7 @@ def test_batch_equals_one_by_one(family, attn):
     for row, single in enumerate(models.rows_of(inputs)):
         slow = masked(family, single, policy)
         compare(slow, ours, cache, row)
-        steps.add(tuple(step for step, _, _ in slow.events))
+        steps.add(tuple(step for step, _, _ in slow.whole.events))
         alone, alone_cache = run(model, single, policy, attach_options={"maps": True})
         count = len(alone.logits)
         assert torch.equal(alone.sequences[0, -count:], ours.sequences[row, -len(ours.logits) :][:count])
@@ -148,7 +148,7 @@ def test_two_images_with_text_between(kept):
     for row, single in enumerate(models.rows_of(inputs)):
         slow = masked("llava", single, policy)
         compare(slow, ours, cache, row)
-    assert len(slow.events) > 1
+    assert len(slow.whole.events) > 1
 
 
 class Accumulated(PruneHal):

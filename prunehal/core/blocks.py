@@ -6,7 +6,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 __all__ = ["BLOCK", "BlockLayer", "with_room"]
 
-BLOCK = 128  # slots that K and V grow by; torch.cat at every step costs more than the observation
+BLOCK = 64  # slots that K and V grow by; torch.cat at every step costs more than the observation
 
 
 class BlockLayer(CacheLayerMixin):
