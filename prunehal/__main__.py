@@ -46,6 +46,17 @@ def rows() -> None:
 
 
 @app.command()
+def numerics(
+    images: Annotated[int, typer.Option(min=1, help="Images of the test split.")] = 100,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/numerics.csv"),
+) -> None:
+    """Measure what bfloat16 and float16 change on the embedded model, and print the table."""
+    from prunehal.numerics import as_table, measure
+
+    typer.echo(as_table(measure(out, images)))
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the two markers.")] = Path("README.md")) -> None:
     """Write the findings, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme

@@ -6,15 +6,18 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyperf
 
+from prunehal import bench
+from prunehal import numerics as half
 from prunehal.ablation import N_STORED, PRUNES, RATIOS, Setting, ground_truth, make_mentions, read_rows
 from prunehal.benchmarks import ChairResult, score, truncate_to_mean
 from prunehal.core import NoPruning, PruneHal
+from prunehal.resources import data_path
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
-__all__ = ["BEGIN", "END", "chosen_on_validation", "findings", "update_readme"]
+__all__ = ["SECTIONS", "chosen_on_validation", "findings", "markers", "numerics", "speed", "update_readme", "write_between"]
 
-BEGIN, END = "<!-- findings: begin, written by `python -m prunehal readme` -->", "<!-- findings: end -->"
 _RESAMPLES = 2000
 
 
@@ -55,18 +58,50 @@ def findings() -> str:
     return "\n".join([*_observation(), "", *lines, "", f"{N_STORED} images; percent; paired 95% BCa intervals over images."])
 
 
+def speed() -> str:
+    """Return the README's tables of speed and memory, one for each machine that was measured."""
+    tables = []
+    for path in sorted(data_path("bench").glob("*.json")):
+        suite = pyperf.BenchmarkSuite.load(str(path))
+        found = suite.get_benchmarks()[0].get_metadata()
+        versions = f"torch {found['torch_version']}, transformers {found['transformers_version']}"
+        tables.append(f"{found['machine']}; {versions}:\n\n{bench.as_table(suite)}")
+    return "\n\n".join(tables)
+
+
+def numerics() -> str:
+    """Return the README's table of what half precision changes."""
+    frame = pd.read_csv(data_path("bench", "numerics.csv"))
+    what = "Largest difference of a logit on the same forced tokens, and shares that agree with float32"
+    return f"{half.as_table(frame)}\n\n{what}; the embedded model, {frame['images'].iloc[0]} images."
+
+
+SECTIONS = {"findings": findings, "speed": speed, "numerics": numerics}
+
+
+def markers(section: str) -> tuple[str, str]:
+    """Return the lines between which a section of the README stands."""
+    return f"<!-- {section}: begin, written by `python -m prunehal readme` -->", f"<!-- {section}: end -->"
+
+
 def update_readme(path: Path) -> None:
-    """Write the findings between the markers of a README, in place.
+    """Write all sections into a README, in place; as :func:`write_between` does."""
+    for section, text in SECTIONS.items():
+        write_between(path, *markers(section), text())
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Write text between two markers of a file, in place; the rest of the file stays as it is.
 
     Raises:
         ValueError: the file lacks a marker.
     """
-    text = path.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} lacks the marker {BEGIN!r} or {END!r}; expected both, each on a line of its own; put them back")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    old = path.read_text(encoding="utf-8")
+    if begin not in old or end not in old:
+        raise ValueError(f"{path} lacks the marker {begin!r} or {end!r}; expected both, each on a line of its own; put them back")
+    head, tail = old.split(begin)[0], old.split(end)[1]
     part = path.with_suffix(".part")
-    part.write_text(f"{head}{BEGIN}\n{findings()}\n{END}{tail}", encoding="utf-8")
+    part.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
     os.replace(part, path)
 
 

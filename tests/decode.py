@@ -7,12 +7,20 @@ import models
 import reference
 import torch
 
-from prunehal.core import attach
+from prunehal.core import PruneHal, attach
 
-__all__ = ["SEED", "TOLERANCE", "compare", "difference", "forcing", "masked", "paddings", "run", "second_turn"]
+__all__ = ["SEED", "TOLERANCE", "Accumulated", "compare", "difference", "forcing", "masked", "paddings", "run", "second_turn"]
 
 SEED = 8  # of inputs whose votes succeed at several steps, in every family
 TOLERANCE = 1e-5  # logits are of unit size; each planted mistake moves them by more than 1e-3
+
+
+class Accumulated(PruneHal):
+    """Rank by the attention of all steps together: a policy that overrides ``score`` only, whose scores are state."""
+
+    def score(self, rows, previous):
+        """Add this step's attention to that of the steps before."""
+        return rows if previous is None else rows + previous
 
 
 def run(model, inputs, policy=None, steps=14, attach_options=None, **options):

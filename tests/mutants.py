@@ -20,7 +20,7 @@ __all__ = ["MUTANTS", "TABLE", "Mutant"]
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "MUTANTS.md"
-TESTS = ("policy", "attention", "cache", "generate", "images", "families", "family_decoding", "pruning", "bad_input", "sync")
+TESTS = ("policy", "attention", "cache", "generate", "images", "families", "family_search", "pruning", "bad_input", "sync")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def caught_by(mutant: Mutant, tests: list[Path]) -> str | None:
             )
         path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", *map(str, tests)]
-        environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+?::\w+)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:

@@ -3,14 +3,7 @@
 import models
 import pytest
 import torch
-from transformers import (
-    Florence2Config,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    MllamaConfig,
-    T5Config,
-)
+from transformers import LlavaConfig
 
 from prunehal.core import NoPruning, PruneHal, attach
 
@@ -30,17 +23,6 @@ def refused(match, *parts, model=None, inputs=None, policy=None, error=ValueErro
         attach(model, inputs, PruneHal() if policy is None else policy, **options)
     message = str(caught.value)
     assert all(part in message for part in ("xpected", *parts)), message
-
-
-@pytest.mark.parametrize("config", [T5Config, Florence2Config, MllamaConfig])
-def test_cross_attention_models(config):
-    reason = "cross-attention layers" if config is MllamaConfig else "is an encoder-decoder"
-    refused(reason, "Shell", "decoder-only", model=Shell(config()))
-
-
-def test_text_only_model():
-    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    refused("text-only", "LlamaForCausalLM", "LLaVA", model=LlamaForCausalLM(config))
 
 
 def test_model_without_placeholder_id():

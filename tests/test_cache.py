@@ -7,6 +7,7 @@ import models
 import pytest
 import reference
 import torch
+from decode import Accumulated
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.blocks import BLOCK
@@ -21,37 +22,6 @@ def prefill(family, policy, before=(3, 6), after=(5, 4), **options):
     with torch.no_grad():
         model(**inputs, past_key_values=cache)
     return model, inputs, cache
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kept", ["layer", "shared", "head"])
-def test_a_prune_leaves_all_other_entries_bit_identical(family, kept):
-    _, inputs, cache = prefill(family, TopK(5, step=1, kept=kept))
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-    assert cache.events["kept"].tolist() == [[5] * len(cache.layers)] * 2
-    visual = inputs["input_ids"] == models.IMAGE
-    for index, layer in enumerate(cache.layers):
-        positions = layer.slot_positions().expand(2, 2, -1)
-        assert layer.keys.shape[2] == positions.shape[2] == inputs["input_ids"].shape[1] - models.VISUAL + 5
-        for row in range(2):
-            for head in range(2):
-                chosen = cache.kept(index)[row]
-                chosen = chosen[head] if kept == "head" else chosen
-                expected = sorted((~visual[row]).nonzero().flatten().tolist() + chosen.tolist())
-                assert positions[row, head].tolist() == expected
-                assert torch.equal(layer.keys[row, head], before[index][0][row, head, expected])
-                assert torch.equal(layer.values[row, head], before[index][1][row, head, expected])
-
-
-def test_memory_is_freed():
-    _, inputs, cache = prefill("llava", TopK(2, step=1))
-    size = lambda tensor: tensor.untyped_storage().nbytes()  # noqa: E731
-    slot = 2 * 2 * 8 * 4  # rows, KV heads, dim, bytes
-    before = size(cache.layers[0].keys)
-    assert before == (inputs["input_ids"].shape[1] + BLOCK) * slot
-    assert len(cache.events) == 2
-    for layer in cache.layers:
-        assert size(layer.keys) == size(layer.values) == before - (models.VISUAL - 2) * slot
 
 
 def test_lengths_are_logical_and_blocks_grow():
@@ -172,10 +142,11 @@ def test_images_of_different_size_in_one_batch():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reorder_moves_rows_with_all_their_state(family):
+@pytest.mark.parametrize("kind", [PruneHal, Accumulated])
+def test_reorder_moves_rows_with_all_their_state(family, kind):
     model = models.build(family)
     inputs = models.inputs_for(family, (3, 6), (5, 4), seed=9)
-    policy, tokens = PruneHal(r=0.4, t=4, factor=1.0), torch.tensor([[7, 8, 9, 10, 11, 12], [17, 18, 19, 20, 21, 22]])
+    policy, tokens = kind(r=0.4, t=4, factor=1.0), torch.tensor([[7, 8, 9, 10, 11, 12], [17, 18, 19, 20, 21, 22]])
     straight, swapped = (attach(model, inputs, policy) for _ in range(2))
     mask = inputs["attention_mask"]
 

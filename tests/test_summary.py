@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import model_table
 import pandas as pd
 import pytest
 
 from prunehal.ablation import N_STORED, N_TRACED, grid, ground_truth, make_mentions, read_rows
-from prunehal.summary import BEGIN, END, findings, update_readme
+from prunehal.summary import SECTIONS, markers, update_readme
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -15,8 +16,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_findings_in_the_readme_are_those_of_the_stored_rows():
-    assert README.split(BEGIN)[1].split(END)[0].strip() == findings().strip()
+@pytest.mark.parametrize("section", SECTIONS)
+def test_numbers_in_the_readme_are_those_of_the_stored_rows(section):
+    begin, end = markers(section)
+    assert README.split(begin)[1].split(end)[0].strip() == SECTIONS[section]().strip()
+
+
+def test_models_in_the_readme_are_those_that_the_tests_run():
+    assert README.split(model_table.BEGIN)[1].split(model_table.END)[0].strip() == model_table.models_section()
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -36,12 +43,14 @@ def test_stored_mentions_cover_the_test_split():
     assert rows["mass"].between(0, 1).all()
 
 
-def test_the_readme_drop_in_runs():
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+def test_the_code_in_the_readme_runs():
     shown = {"image": scene("test", 0).image(), "prompt": build_prompt()}
-    exec(compile(code, "README.md", "exec"), shown)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), shown)
     assert shown["cache"].events["reason"].iloc[0] == "forced"
     assert isinstance(shown["cache"].trace.frame(), pd.DataFrame)
+    assert len(shown["run"].caches) == 1
+    assert shown["answers"][0]["generated_text"].startswith("<image>Describe")
 
 
 def test_figures_and_files_that_the_readme_links_to_exist():

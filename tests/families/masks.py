@@ -137,20 +137,22 @@ ONE = (START, *(IMAGE,) * 16, END)
 FILM = (41, START, *(VIDEO,) * 16, END, 42, START, *(VIDEO,) * 16, END)  # a time in words before each frame
 MASKS = [
     Family(
-        "gemma3", "Gemma 3", gemma3, ONE, squares(32, token_type_ids=1), remark="sliding windows, image tokens see each other"
+        "gemma3", "Gemma 3", gemma3, ONE, squares(32, token_type_ids=1), remark="image tokens see each other"
     ),
-    Family("paligemma", "PaliGemma", paligemma1, ONE, squares(16, token_type_ids=0), remark="the prompt sees all of itself"),
+    Family(
+        "paligemma", "PaliGemma", paligemma1, ONE, squares(16, token_type_ids=0), spread=0.2,
+        remark="the prompt sees all of itself",
+    ),
     Family(
         "paligemma2", "PaliGemma 2", paligemma2, ONE, squares(16, token_type_ids=0), functions=EAGER,
-        remark="softcap, sliding windows",
+        remark="softcap",
     ),
     Family("gemma4", "Gemma 4", gemma4, ONE, patches, FILM, frames, remark="last layers share K and V"),
     Family(
         "llama4", "Llama 4", llama4, ONE, squares(32), decoder=lambda model: model.language_model.model.layers, spread=0.18,
-        remark="attention within chunks",
+        remark="stock generate() has no beams for it",
     ),
     Family(
         "llava_sinks", "LLaVA on GPT-OSS", llava_sinks, (IMAGE,) * 16, squares(16), functions=EAGER, spread=0.15,
-        remark="attention sinks",
     ),
 ]  # fmt: skip

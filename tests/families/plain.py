@@ -139,7 +139,7 @@ PLAIN = [
     Family("llava", "LLaVA-1.5", lambda: llava(LlamaConfig(**TEXT)), (IMAGE,) * 16, square_pixels),
     Family(
         "llava_window", "LLaVA on Mistral", lambda: llava(MistralConfig(**TEXT, sliding_window=14)), (IMAGE,) * 16,
-        square_pixels, remark="sliding window",
+        square_pixels, spread=0.2,
     ),
     Family("vipllava", "ViP-LLaVA", vipllava, (IMAGE,) * 16, square_pixels, remark="features of several vision layers"),
     Family(
@@ -153,7 +153,7 @@ PLAIN = [
     Family(
         "lfm2_vl", "LFM2-VL", lfm2_vl, (START, *(IMAGE,) * 12, END), lfm2_vl_pixels,
         decoder=lambda model: [layer for layer in model.model.language_model.layers if layer.is_attention_layer],
-        spread=0.16, remark="convolutions between the attention layers, which alone are pruned",
+        spread=0.15, remark="convolutions between the attention layers, which alone are pruned",
     ),
     Family(
         "fast_vlm", "FastVLM", fast_vlm, (IMAGE,) * 16, fast_vlm_pixels,

@@ -75,7 +75,7 @@ def llama_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 ONE, FILM = (IMAGE,) * QUERIES, (VIDEO,) * (QUERIES // 2) * 4
 QFORMER = [
-    Family("blip-2", "BLIP-2", blip2, ONE, pictures, decoder=opt_layers, remark="on OPT; learned positions"),
+    Family("blip-2", "BLIP-2", blip2, ONE, pictures, decoder=opt_layers, remark="on OPT"),
     Family(
         "instructblip",
         "InstructBLIP",

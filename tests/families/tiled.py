@@ -163,11 +163,11 @@ TILED = [
     ),
     Family(
         "aya_vision", "Aya Vision", aya_vision, MARKED, stacked_tiles,
-        remark="sliding window in three of four layers, no positions in the fourth",
+        remark="no positions in the layers of full attention",
     ),
     Family(
         "cohere2_vision", "Command A Vision", cohere2_vision, MARKED, stacked_tiles,
-        remark="sliding window in three of four layers, no positions in the fourth",
+        remark="no positions in the layers of full attention",
     ),
     Family("idefics3", "Idefics3", idefics3, MARKED, tiles_by_row, decoder=text_model),
     Family(
