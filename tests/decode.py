@@ -9,10 +9,24 @@ import torch
 
 from prunehal.core import PruneHal, attach
 
-__all__ = ["SEED", "TOLERANCE", "Accumulated", "compare", "difference", "forcing", "masked", "paddings", "run", "second_turn"]
+__all__ = [
+    "END_WORD",
+    "SEED",
+    "TOLERANCE",
+    "Accumulated",
+    "compare",
+    "difference",
+    "forcing",
+    "masked",
+    "paddings",
+    "run",
+    "second_turn",
+]
 
 SEED = 8  # of inputs whose votes succeed at several steps, in every family
 TOLERANCE = 1e-5  # logits are of unit size; each planted mistake moves them by more than 1e-3
+END_WORD = 93  # ends a row in tests that need rows of different length
+WORDS = [token for token in range(models.VOCAB) if token != END_WORD]
 
 
 class Accumulated(PruneHal):
@@ -76,10 +90,6 @@ def forcing(*rows):
         return [rows[row][said]] if said < len(rows[row]) else WORDS
 
     return allowed
-
-
-END_WORD = 93  # ends a row in tests that need rows of different length
-WORDS = [token for token in range(models.VOCAB) if token != END_WORD]
 
 
 def second_turn(model, inputs, cache, first, said=(5, 6, 7), steps=6):

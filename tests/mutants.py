@@ -118,12 +118,7 @@ MUTANTS = [
         "        if self._awaited is not layer:\n            return",
         "        if False:\n            return",
     ),
-    Mutant(
-        "place and index of a layer mixed up",
-        "layer.py",
-        "table.positions[self.place]",
-        "table.positions[min(self.index, len(table.positions) - 1)]",
-    ),
+    Mutant("index of a layer taken for its place among the pruned", "cache.py", "place=len(self._pruned)", "place=index"),
     Mutant(
         "half is a majority",
         "policy.py",
@@ -177,6 +172,27 @@ def caught_by(mutant: Mutant, tests: list[Path]) -> str | None:
     raise RuntimeError(f"{mutant.name}: the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
+def read() -> dict[str, str]:
+    """Return the committed table: which test caught which planted bug."""
+    text = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
+    return dict(re.findall(r"^\| (.+?) \| \w+\.py \| (.+?) \|$", text, re.MULTILINE))
+
+
+def write(found: dict[str, str | None]) -> None:
+    """Put what was found into the table; bugs that were not planted this time keep their line."""
+    known = read() | {name: test or "**survived**" for name, test in found.items()}
+    lines = [
+        "# Planted bugs, and the test that caught each",
+        "",
+        "Written by `make mutants`. Each bug was planted alone; the engine's tests ran until the first one failed.",
+        "",
+        "| planted bug | in prunehal/core | caught by |",
+        "|---|---|---|",
+        *(f"| {mutant.name} | {mutant.file} | {known[mutant.name]} |" for mutant in MUTANTS if mutant.name in known),
+    ]
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Run the mutants, print the table, and say by the exit code whether all were caught."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,17 +206,8 @@ def main() -> int:
         bar.set_postfix_str(mutant.name)
         rows.append((mutant, caught_by(mutant, tests)))
         tqdm.write(f"{mutant.name}: {rows[-1][1] or 'SURVIVED'}")
-    if options.write and not options.only:
-        lines = [
-            "# Planted bugs, and the test that caught each",
-            "",
-            "Written by `make mutants`. Each bug was planted alone; the engine's tests ran until the first one failed.",
-            "",
-            "| planted bug | in prunehal/core | caught by |",
-            "|---|---|---|",
-            *(f"| {mutant.name} | {mutant.file} | {test or '**survived**'} |" for mutant, test in rows),
-        ]
-        TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.write:
+        write({mutant.name: test for mutant, test in rows})
     return int(any(test is None for _, test in rows))
 
 

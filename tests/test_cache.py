@@ -142,11 +142,11 @@ def test_images_of_different_size_in_one_batch():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", [PruneHal, Accumulated])
-def test_reorder_moves_rows_with_all_their_state(family, kind):
+@pytest.mark.parametrize(("kind", "t"), [(PruneHal, 4), (Accumulated, 4)])
+def test_reorder_moves_rows_with_all_their_state(family, kind, t):
     model = models.build(family)
     inputs = models.inputs_for(family, (3, 6), (5, 4), seed=9)
-    policy, tokens = kind(r=0.4, t=4, factor=1.0), torch.tensor([[7, 8, 9, 10, 11, 12], [17, 18, 19, 20, 21, 22]])
+    policy, tokens = kind(r=0.4, t=t, factor=1.0), torch.tensor([[7, 8, 9, 10, 11, 12], [17, 18, 19, 20, 21, 22]])
     straight, swapped = (attach(model, inputs, policy) for _ in range(2))
     mask = inputs["attention_mask"]
 

@@ -23,8 +23,8 @@ NO_CHUNKS = {"llama4", "blip-2", "instructblip", "instructblipvideo"}  # stock g
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_without_pruning_equals_stock_generate(family, kind):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4), **PROMPTS[kind])
-    stock, _ = run(model, inputs)
-    ours, cache = run(model, inputs, PruneHal(r=1.0))
+    stock, _ = run(model, inputs, steps=6)
+    ours, cache = run(model, inputs, PruneHal(r=1.0), steps=6)
     assert torch.equal(stock.sequences, ours.sequences)
     assert difference(stock, ours) <= TOLERANCE
     assert cache.events.empty
@@ -40,10 +40,10 @@ def keeps_all_entries(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_is_bit_identical(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
-    stock, _ = run(model, inputs, past_key_values=keeps_all_entries(model))
-    ours, cache = run(model, inputs, NoPruning(), attach_options={"exact": True})
+    stock, _ = run(model, inputs, steps=6, past_key_values=keeps_all_entries(model))
+    ours, cache = run(model, inputs, NoPruning(), steps=6, attach_options={"exact": True})
     assert all(torch.equal(a, b) for a, b in zip(stock.logits, ours.logits, strict=True))
-    _, other = run(model, inputs, NoPruning())
+    _, other = run(model, inputs, NoPruning(), steps=6)
     columns = ["mass", "mean", "max", "entropy"]
     assert (cache.trace.frame()[columns] - other.trace.frame()[columns]).abs().to_numpy().max() <= TOLERANCE
 
@@ -81,9 +81,9 @@ def test_pruned_decode_equals_masked_full_cache(family, kind, attn):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_do_not_depend_on_the_batch(family):
     model, inputs, policy = models.build(family), models.inputs_for(family, **THREE), PruneHal(r=0.4, t=3, factor=1.0)
-    _, cache = run(model, inputs, policy, attach_options={"maps": True})
+    _, cache = run(model, inputs, policy, steps=10, attach_options={"maps": True})
     for row, single in enumerate(models.rows_of(inputs)):
-        _, alone = run(model, single, policy, attach_options={"maps": True})
+        _, alone = run(model, single, policy, steps=10, attach_options={"maps": True})
         ours, theirs = cache.trace.maps[:, :, row], alone.trace.maps[:, :, 0]
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert (ours - theirs).nan_to_num().abs().max() <= TOLERANCE
@@ -104,6 +104,8 @@ def test_a_prune_leaves_all_other_entries_bit_identical(family, kept):
         rows, heads, slots, _ = keys.shape
         positions = layer.slot_positions().expand(rows, heads, -1)
         assert layer.keys.shape[2] == layer.values.shape[2] == positions.shape[2] == slots - dropped
+        numbered = torch.arange(float(slots)).expand(rows, 1, 1, slots)  # a mask that says which position it is for
+        assert torch.equal(layer.slot_mask(numbered, 1)[:, :, 0].expand(rows, heads, -1), positions.float())
         for row in range(rows):
             for head in range(heads):
                 chosen = cache.kept(layer.index)[row]
