@@ -57,8 +57,8 @@ def numerics(
 
 
 @app.command()
-def readme(path: Annotated[Path, typer.Argument(help="The file with the two markers.")] = Path("README.md")) -> None:
-    """Write the findings, computed from the stored rows, into the README."""
+def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
+    """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme
 
     update_readme(path)
@@ -85,7 +85,8 @@ def bench(
         raise typer.BadParameter(f"shape {shape!r}: expected one of {', '.join(SHAPES)}")
     wanted = [case for case in cases(device, shape, new_tokens) if only in case.name]
     if not wanted:
-        raise typer.BadParameter(f"only {only!r}: no case holds it; expected a part of one of {cases(device, shape, new_tokens)}")
+        names = "; ".join(case.name for case in cases(device, shape, new_tokens))
+        raise typer.BadParameter(f"only {only!r}: no case holds it; expected a part of {names}")
     typer.echo(as_table(run(wanted, rounds, out, device)))
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -149,6 +149,8 @@ def measure(model: LlavaForConditionalGeneration, case: Case, variant: str, seed
         **inputs, past_key_values=cache, max_new_tokens=case.new_tokens, do_sample=False, num_beams=case.beams,
         stopping_criteria=[clock],
     )  # fmt: skip
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     details = {
         "ttft_s": clock.times[0] - start,
@@ -168,13 +170,14 @@ def recording(case: Case, device: str) -> float:
     weights = torch.rand(layers, rows, 1, VISUAL, device=device)
     counts = torch.full((rows,), VISUAL, device=device)
     votes, live = torch.rand(4, layers, rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
-    trace = AttentionTrace(list(range(layers)), rows, torch.device(device), visual=None)
-    timer = Timer(
-        "trace.record(statistics(weights, counts), votes, live, None)",
-        globals={"trace": trace, "statistics": statistics, "weights": weights, "counts": counts, "votes": votes, "live": live},
-        num_threads=torch.get_num_threads(),
-    )
-    return timer.blocked_autorange().median
+
+    def caption() -> None:
+        trace = AttentionTrace(list(range(layers)), rows, torch.device(device), visual=None)
+        for _ in range(case.new_tokens):
+            trace.record(statistics(weights, counts), votes, live, None)
+
+    timer = Timer("caption()", globals={"caption": caption}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange().median / case.new_tokens
 
 
 def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.BenchmarkSuite:
@@ -193,17 +196,20 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
                     f"{path}: holds rounds of {found}; expected {machine}, as rounds are compared. Fix: choose another file."
                 )
     order = list(VARIANTS)
-    left = [case for case in wanted for _ in range(rounds - len(runs.get(f"{case.name}: {order[-1]}", [])))]
+    left = [(case, turn) for case in wanted for turn in range(len(runs.get(f"{case.name}: {order[-1]}", [])), rounds)]
     built: tuple[tuple[str, str], LlavaForConditionalGeneration] | None = None
-    for number, case in enumerate(bar := tqdm(left, desc="bench", unit="round", smoothing=0)):
+    warm: Case | None = None
+    for case, turn in (bar := tqdm(left, desc="bench", unit="round", smoothing=0)):
         bar.set_postfix_str(case.name)
         if built is None or built[0] != (case.shape, case.dtype):
             built = None  # free the old one first
             built = (case.shape, case.dtype), build(case.shape, case.dtype, device)
-            for variant in order:  # the first calls load libraries and tune kernels
-                measure(built[1], Case(case.shape, case.dtype, 1, 1, 8), variant, seed=0)
-        turn = number % len(order)
-        measured = {variant: measure(built[1], case, variant, seed=number) for variant in order[turn:] + order[:turn]}
+        if warm != case:
+            for variant in order:  # the first calls load libraries, tune kernels and take memory from the system
+                measure(built[1], replace(case, new_tokens=4), variant, seed=0)
+            warm = case
+        first = turn % len(order)
+        measured = {variant: measure(built[1], case, variant, seed=turn) for variant in order[first:] + order[:first]}
         for variant, (seconds, details) in measured.items():
             name = f"{case.name}: {variant}"
             metadata = machine | details | {"name": name, "unit": "second"}
@@ -231,6 +237,8 @@ def as_table(suite: pyperf.BenchmarkSuite) -> str:
             spread = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 else ""
             detail = {key: median(run.get_metadata()[key] for run in benchmark.get_runs()) for key in DETAILS}
             sizes = ", ".join(f"{detail[key] / 1e6:.0f}" for key in DETAILS if key.startswith("kv_"))
+            peaks = [run.get_metadata().get("cuda_peak_bytes") for run in benchmark.get_runs()]
+            sizes += f"; {max(peaks) / 1e9:.1f} GB on the device" if all(peaks) else ""
             first = f"{case} ({len(ratios)} round{'s' if len(ratios) > 1 else ''})" if variant == "stock" else ""
             ratio = "1" if variant == "stock" else f"{median(ratios):.2f}{spread}"
             shown = f"{recorded:.2f}" if variant == "observe" else ""
@@ -249,7 +257,9 @@ def _write(runs: dict[str, list[pyperf.Run]], path: Path) -> None:
 
 def _machine(device: str) -> dict[str, str | int]:
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
+    )
     return {
         "machine": name,
         "python_version": platform.python_version(),

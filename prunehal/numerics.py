@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prunehal.core import NoPruning, Policy, PrunableCache, PruneHal, attach
 from prunehal.loading import load
+from prunehal.resources import data_path
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -32,20 +33,20 @@ def measure(path: Path, images: int = 100, batch_size: int = 25) -> pd.DataFrame
 
     Columns: dtype, images; stock (largest difference of a logit of stock generate() from float32's), observe and exact
     (the same for the observing cache from stock in that dtype); steps (share of the images whose prunes came at the steps of
-    float32), kept (share of the kept tokens that float32 keeps too), captions (share of the captions, freely generated while
+    float32), kept (tokens that both keep, of those that either keeps), captions (share of the captions, freely generated while
     pruning, that equal float32's), captions_stock (the same without pruning).
     """
     parts: dict[str, list[dict]] = {name: [] for name in DTYPES}
-    model, processor = load()
+    # Loaded anew for each dtype: model.to() would round RoPE's frequencies as well, and for good.
+    loaded = {name: load(data_path("embedded"), dtype=dtype)[0] for name, dtype in DTYPES.items()}
+    processor = load()[1]
     for start in tqdm(range(0, images, batch_size), desc="numerics", unit="batch"):
         batch = [scene("test", index).image() for index in range(start, min(start + batch_size, images))]
         inputs = processor(images=batch, text=[build_prompt()] * len(batch), return_tensors="pt")
         truth: dict[str, object] = {}
         for name, dtype in DTYPES.items():
-            model.to(dtype)
-            parts[name].append(_compared(model, inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}, truth))
-    rows = [{"dtype": name, "images": images} | pd.DataFrame(found).agg(_together).to_dict() for name, found in parts.items()]
-    frame = pd.DataFrame(rows)
+            parts[name].append(_compared(loaded[name], inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}, truth))
+    frame = pd.DataFrame([{"dtype": name} | _together(pd.DataFrame(found)) for name, found in parts.items()])
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     frame.to_csv(part, index=False)
@@ -56,7 +57,7 @@ def measure(path: Path, images: int = 100, batch_size: int = 25) -> pd.DataFrame
 def as_table(frame: pd.DataFrame) -> str:
     """Return the rows as a markdown table."""
     lines = [
-        "| | stock, from float32 | observing, from stock | exact, from stock | same prunes | same kept tokens | same captions |",
+        "| | stock, from float32 | observing, from stock | exact, from stock | same prunes | kept in common | same captions |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in frame.itertuples():
@@ -65,8 +66,10 @@ def as_table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _together(column: pd.Series) -> float:
-    return column.max() if column.name in ("stock", "observe", "exact") else column.mean()
+def _together(batches: pd.DataFrame) -> dict[str, float]:
+    largest, images = batches[["stock", "observe", "exact"]].max(), batches.pop("images")
+    means = batches.drop(columns=largest.index).mul(images, axis=0).sum() / images.sum()
+    return {"images": images.sum()} | largest.to_dict() | means.to_dict()
 
 
 def _compared(model: PreTrainedModel, inputs: dict[str, torch.Tensor], truth: dict[str, object]) -> dict[str, float]:
@@ -87,6 +90,7 @@ def _compared(model: PreTrainedModel, inputs: dict[str, torch.Tensor], truth: di
     steps = [_steps(cache.events, row) == _steps(true["events"], row) for row in rows]
     kept = [_common(cache, true["kept"], row) for row in rows]
     return {
+        "images": len(forced),
         "stock": _apart(stock.logits, true["logits"]),
         "observe": _apart(observe.logits, stock.logits),
         "exact": _apart(exact.logits, stock.logits),

@@ -77,7 +77,7 @@ def test_the_wrapper_is_installed_once():
 class Layer:
     """Stand in for a cache layer: record what the wrapper asks and reports."""
 
-    seen = 7
+    seen, index = 7, 0
 
     def __init__(self, exact=False):
         self.exact, self.weights = exact, None
@@ -164,6 +164,13 @@ def test_prefill_row_is_the_last_query_under_the_mask():
     expected = attention.attend(query[:, :, -1:], key, value, mask[:, :, -1:])[1]
     assert torch.equal(weights, expected)
     assert weights[0, ..., :2].abs().max() == 0
+
+
+def test_flash_attention_with_a_window_refuses_several_queries_after_a_prune():
+    layer = Layer()
+    layer.has_dropped = lambda: True
+    with pytest.raises(ValueError, match=r"sliding window of 3 in slots.*Fix: model.set_attn_implementation\('sdpa'\)"):
+        call(attention.flash_attention_forward, layer=layer, queries=2, sliding_window=3, implementation="flash_attention_2")
 
 
 def test_flash_attention_brings_flat_masks_and_a_window():

@@ -176,6 +176,22 @@ def test_model_with_attention_code_of_its_own(index):
         _ = cache.events
 
 
+def test_a_forward_that_was_interrupted_between_two_layers():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, NoPruning())
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    handle = model.model.language_model.layers[1].mlp.register_forward_pre_hook(stop)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(**inputs, past_key_values=cache)
+    handle.remove()
+    ids, match = torch.tensor([[5]]), r"layer 2: holds 0 tokens, and the first one 24.*Fix: attach a new cache"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=match):
+        model(input_ids=ids, position_ids=torch.tensor([[24]]), past_key_values=cache)
+
+
 def test_an_exception_leaves_nothing_behind():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     expected = generate(model, inputs, None)

@@ -1,7 +1,9 @@
 """The cache itself: what is stored, what is reported, and what the user reads."""
 
 import copy
+import gc
 import math
+import weakref
 
 import models
 import pytest
@@ -11,6 +13,8 @@ from decode import Accumulated
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.blocks import BLOCK
+from prunehal.core.selection import random_scores
+from prunehal.core.table import VisualTable
 from prunehal.core.trace import statistics
 
 FAMILIES = ["llava", "qwen2_5_vl"]
@@ -215,3 +219,44 @@ def test_half_precision_runs(dtype):
     assert cache.layers[0].keys.dtype == dtype
     assert cache.events["reason"].tolist()[:2] == ["forced"] * 2
     assert cache.trace.frame()["mass"].between(0, 1.01).all()
+
+
+def test_k_and_v_go_with_the_last_reference():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, TopK(4))
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    gone = weakref.ref(cache)
+    gc.disable()  # a cycle would wait for the collector, with all of K and V
+    try:
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_second_turn_may_leave_inference_mode():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    settings = dict(max_new_tokens=4, do_sample=False)
+    results = []
+    for inside in (True, False):
+        cache = attach(model, inputs, TopK(4))
+        with torch.inference_mode(inside):
+            first = model.generate(**inputs, past_key_values=cache, **settings)
+        ids = torch.cat([first.clone(), torch.tensor([[5, 6]])], dim=1)
+        second = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **settings)
+        results.append(second)
+        assert len(cache.trace) == 8
+    assert torch.equal(*results)
+
+
+def test_the_table_does_not_depend_on_the_default_device():
+    numbers = torch.tensor([[0, 1, 1, 2, 0], [1, 0, 2, 2, 2]])
+    torch.set_default_device("meta")
+    try:
+        table = VisualTable(numbers, layers=2, heads=1)
+        scores = random_scores(table.valid, [(0, pool) for pool in range(4)])
+    finally:
+        torch.set_default_device("cpu")
+    assert table.totals == [2, 1, 1, 3]
+    assert scores.device.type == "cpu"
+    assert (scores[table.valid] > 0).all()

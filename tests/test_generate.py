@@ -137,6 +137,22 @@ def test_shared_beam_state_prunes_the_beams_of_an_input_alike():
         assert kept[0] == kept[1] == kept[2] != kept[3] == kept[4] == kept[5]
 
 
+def test_shared_beam_state_leaves_ended_sequences_out_of_the_trace():
+    inputs = models.inputs_for("llava")
+    torch.manual_seed(3)
+    free, _ = run(models.build("llava"), inputs, PruneHal(), do_sample=True, num_return_sequences=3)
+    tokens = free.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    written = [token for line in tokens for token in line]
+    end = next(token for line in tokens for token in line[2:8] if written.count(token) == 1)
+    torch.manual_seed(3)
+    model = models.build("llava", eos=end)
+    ours, cache = run(model, inputs, PruneHal(beam_state="shared"), do_sample=True, num_return_sequences=3)
+    written = ours.sequences[:, inputs["input_ids"].shape[1] :]
+    lengths = [line.index(end) + 1 if end in line else len(line) for line in written.tolist()]
+    assert min(lengths) < max(lengths)
+    assert cache.trace.frame().groupby("row")["step"].max().tolist() == lengths
+
+
 def test_threads_do_not_mix_their_caches():
     model, jobs = models.build("llava"), [models.inputs_for("llava", seed=seed) for seed in range(4)]
     settings = dict(max_new_tokens=10, do_sample=False)

@@ -134,6 +134,16 @@ def test_numbers_of_pools():
     assert found.tolist() == [[0, 1, 1, 0, 2, 0], [0, 1, 0, 2, 0, 3]]
     found = find_visual_tokens(models.build("llava"), {"input_ids": ids})
     assert found.tolist() == [[0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]]
+    tiled = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]])
+    one_image = find_visual_tokens(models.build("llava"), {"input_ids": ids}, tiled, True)
+    assert torch.equal(one_image, tiled), "numbers hold, also where one image has several runs"
+    assert find_visual_tokens(models.build("llava"), {"input_ids": ids}, tiled.bool(), True).tolist() == [
+        [0, 1, 1, 0, 2, 0],
+        [0, 1, 0, 2, 0, 3],
+    ]
+    for wrong in (tiled - 1, ids):
+        with pytest.raises(ValueError, match=r"visual_mask: holds numbers from .*numbered from 1.*Fix: pass bool"):
+            find_visual_tokens(models.build("llava"), {"input_ids": ids}, wrong, True)
     given = torch.tensor([[0, 1, 2, 0, 2, 0], [0, 1, 0, 2, 0, 2]])
     assert torch.equal(find_visual_tokens(models.build("llava"), {"input_ids": ids}, given, True), given)
     assert attach(models.build("llava"), {"input_ids": ids}, visual_mask=given) is not None

@@ -1,5 +1,7 @@
 """The context manager: code that calls generate() itself is pruned, and nothing is left behind."""
 
+import copy
+
 import models
 import pytest
 import torch
@@ -106,11 +108,37 @@ def test_nothing_is_left_behind_after_an_exception(model, inputs):
         raise KeyboardInterrupt
 
     handle = model.model.language_model.layers[2].register_forward_pre_hook(stop)
-    with pytest.raises(KeyboardInterrupt), ph.pruning(model):
+    with pytest.raises(KeyboardInterrupt), ph.pruning(model) as run:
         model.generate(**inputs, **SETTINGS)
     handle.remove()
     assert untouched(model)
+    assert all(layer.keys is None for layer in run.caches[0].layers), "K and V of a call that failed are freed too"
     assert torch.equal(model.generate(**inputs, **SETTINGS), expected)
+
+
+def test_a_cache_is_of_no_use_once_its_model_no_longer_listens(model, inputs):
+    with ph.pruning(model):
+        cache = ph.attach(model, inputs)
+    with pytest.raises(RuntimeError, match=r"did not see coming.*Fix: attach"):
+        model.generate(**inputs, past_key_values=cache, **SETTINGS)
+
+
+@pytest.mark.parametrize("how", ["keyword", "config"])
+def test_ends_given_to_generate_are_known(model, inputs, how):
+    with ph.pruning(model, ph.NoPruning()) as run:
+        tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+        end = next(token for i, token in enumerate(tokens[2:9]) if token not in tokens[: i + 2])
+        ends = {"eos_token_id": end}
+        if how == "config":
+            config = copy.deepcopy(model.generation_config)
+            config.eos_token_id = [end]
+            ends = {"generation_config": config}
+        model.generate(**inputs, **ends, max_new_tokens=12, do_sample=False)
+    frame = run.caches[1].trace.frame()
+    assert frame.loc[frame["row"] == 0, "step"].max() == tokens.index(end) + 1
+    cache = ph.attach(model, inputs, ph.NoPruning(), end_ids=[end])
+    model.generate(**inputs, past_key_values=cache, eos_token_id=end, max_new_tokens=12, do_sample=False)
+    assert cache.trace.frame().equals(frame)
 
 
 def test_a_generate_of_the_users_own_is_put_back(inputs):

@@ -1,9 +1,10 @@
 """The pruning core: ``attention`` observes, ``policy`` decides, ``cache`` acts.
 
-``attach`` is the way in, and ``pruning`` the way in where other code calls generate(). ``trace`` records. Below them,
-``visual`` finds the visual tokens of a prompt, ``prompt`` checks that generate() gets the one that was attached, ``memory``
-keeps what the policy needs from earlier steps, ``selection`` holds the pure functions from scores to kept tokens, ``blocks``
-stores K and V, ``layer`` adds the slots and their mask, and ``table`` knows which slot holds which token.
+``attach`` is the way in, and ``pruning`` the way in where other code calls generate(). ``trace`` records, and ``observed``
+offers what can be read afterwards. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt`` checks that
+generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the
+pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and their mask, and ``table``
+knows which slot holds which token.
 """
 
 from prunehal.core.attach import attach

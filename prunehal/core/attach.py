@@ -26,6 +26,7 @@ def attach(
     per_image: bool = False,
     visual_mask: Tensor | None = None,
     seeds: Sequence[int] | None = None,
+    end_ids: Sequence[int | Sequence[int] | None] = (),
 ) -> PrunableCache:
     """Make the cache that observes and prunes while ``model.generate`` runs on these inputs.
 
@@ -48,6 +49,8 @@ def attach(
         visual_mask: which prompt positions are visual, for prompts without placeholders: bool (batch, prompt), or
             integers that number each row's images from 1 (0 for text).
         seeds: one integer for each row, for selection="random"; rows with equal seeds and sizes draw alike.
+        end_ids: the eos_token_id and pad_token_id that generate() will get, where they are not those of the model's
+            generation_config: a row that has ended neither votes nor appears in the trace.
 
     Returns:
         The cache; pass it as ``past_key_values`` and read ``events``, ``kept`` and ``trace`` afterwards.
@@ -81,11 +84,13 @@ def attach(
     refuse_unsupported(model)
     numbers = find_visual_tokens(model, inputs, visual_mask, per_image)
     if seeds is not None and len(seeds) != len(numbers):
-        raise ValueError(f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows, or None.")
+        raise ValueError(
+            f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows. Fix: seeds=None, or as many."
+        )
     listen(model)
     decoder = generating(model)
     words = None if decoder is model else decoder.get_input_embeddings()
-    prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder), words)
+    prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
     return PrunableCache(model.config, prompt, policy, seeds=seeds, exact=exact, maps=maps, per_image=per_image)
 
 
@@ -97,12 +102,12 @@ def listen(model: torch.nn.Module) -> RemovableHandle | None:
     return decoder.register_forward_pre_hook(_announce, with_kwargs=True)
 
 
-def _end_ids(model: torch.nn.Module) -> tuple[int, ...]:
+def _end_ids(model: torch.nn.Module, given: Sequence[int | Sequence[int] | None]) -> tuple[int, ...]:
     # A row of a batch that has ended goes on with padding; neither may vote.
     config = getattr(model, "generation_config", None)
     ends: list[int] = []
-    for token in (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)):
-        ends += token if isinstance(token, list) else [] if token is None else [token]
+    for token in (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None), *given):
+        ends += [] if token is None else [int(token)] if isinstance(token, int) else [int(each) for each in token]
     return tuple(ends)
 
 

@@ -122,6 +122,11 @@ def _observed(base: Callable) -> Callable:
             mask_for_heads = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
         else:
             mask_for_heads = mask
+        if window is not None and layer.has_dropped():
+            raise ValueError(
+                f"layer {layer.index}: flash attention counts its sliding window of {window} in slots, which is wrong after a "
+                "prune; expected one new token at a time. Fix: model.set_attn_implementation('sdpa') for a second turn."
+            )
         result = base(module, query, key, value, mask_for_heads, *args, **kwargs)
         if not layer.wants_row():
             layer.report(None)

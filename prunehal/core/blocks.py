@@ -100,6 +100,7 @@ class BlockLayer(CacheLayerMixin):
 
 def with_room(stored: Tensor, slots: int) -> Tensor:
     """Copy stored K or V to a new tensor of ``slots`` slots and a block more."""
-    room = stored.new_empty(*stored.shape[:2], slots + BLOCK, stored.shape[3])
+    with torch.inference_mode(False):  # so that a later turn may write to it, in inference mode or not
+        room = stored.new_empty(*stored.shape[:2], slots + BLOCK, stored.shape[3])
     room[:, :, : stored.shape[2]] = stored
     return room

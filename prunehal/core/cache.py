@@ -6,19 +6,22 @@ stored (``layer``); a table maps slots to positions (``table``).
 
 A step runs through the layers: each ``update`` appends K and V, the wrapped attention reports the newest query's row,
 and the last report completes the step's vote. The prune itself waits for the next forward (or for a reader), where
-generate() has synchronised with the device anyway: one host read a step, and none once no row can prune any more.
+generate() has synchronised with the device anyway: one host read a step. Once no row can prune any more
+nothing is read; with beams, their new order is.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
-import pandas as pd
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.memory import PolicyMemory
+from prunehal.core.observed import ObservedCache
 from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
 from prunehal.core.selection import averaged
@@ -28,7 +31,7 @@ from prunehal.core.trace import AttentionTrace
 __all__ = ["PrunableCache"]
 
 
-class PrunableCache(Cache):
+class PrunableCache(ObservedCache):
     """Cache K and V of a multimodal prompt and its continuation, and prune its visual tokens by a policy.
 
     Made by ``attach``; passed to ``generate(past_key_values=...)``. One cache serves one prompt (batch) and what
@@ -81,15 +84,22 @@ class PrunableCache(Cache):
         )
 
     def _forget(self) -> None:
-        self.step, self._released = 0, False
+        self.step, self._released, self._announced = 0, False, False
         self.table: VisualTable | None = None  # made by the first forward, which knows rows, heads and device
         self._trace: AttentionTrace | None = None
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
         self._observing = False
         self._reports: list[Tensor] = []
         self._pending: tuple[int, Tensor] | None = None  # step, and which pools wish to be pruned
-        self._scores: Tensor | None = None
         self._events: list[dict] = []
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Copy, with layers that belong to the copy."""
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        for layer in copied._pruned:
+            layer.belong(copied)
+        return copied
 
     def _allocate(self, key: Tensor) -> None:
         batch, self._kv_heads = key.shape[:2]
@@ -123,6 +133,7 @@ class PrunableCache(Cache):
             ValueError: the prompt is not the one that was attached, or a later prompt brings new images.
         """
         self._refuse_if_released()
+        self._announced = True
         seen = self.get_seq_length()
         if seen < len(self._prompt):
             if input_ids is not None:
@@ -153,6 +164,11 @@ class PrunableCache(Cache):
             self._raise_unobserved()
         if layer is self._pruned[0]:
             self._begin(layer.seen, key)
+        elif layer.seen + key.shape[2] != self._pruned[0].seen:
+            raise RuntimeError(
+                f"layer {layer.index}: holds {layer.seen} tokens, and the first one {self._pruned[0].seen - key.shape[2]}; "
+                "expected as many: an earlier forward was interrupted. Fix: attach a new cache."
+            )
         if self.policy.kept == "head" and key.shape[1] != self._kv_heads:
             raise ValueError(
                 f"kept='head': layer {layer.index} has {key.shape[1]} KV heads and the first one {self._kv_heads}; expected "
@@ -162,6 +178,12 @@ class PrunableCache(Cache):
 
     def _begin(self, seen: int, key: Tensor) -> None:
         self._refuse_if_released()
+        if not self._announced:
+            raise RuntimeError(
+                "past_key_values: a forward arrived that attach() did not see coming; expected one through the model that was "
+                "attached. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
+            )
+        self._announced = False
         if self.table is None:
             self._allocate(key)
         self._settle()
@@ -197,10 +219,11 @@ class PrunableCache(Cache):
         live = ~self._done
         if table.pools > 1:
             live = live.repeat_interleave(table.pools) & (table.counts > 0)
+        present = live
         if self.policy.beam_state == "shared" and self._copies > 1:
             rows, live = averaged(rows, live, self._copies, table.pools)
         summary, votes, wishes = self._memory.vote(rows, table.counts, self.step)
-        self._trace.record(summary, votes, live, table.scattered(rows) if self._wants_maps else None)
+        self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
         if any(self._memory.may_prune(pool, left) for pool, left in enumerate(table.left)):
             self._pending = (self.step, wishes & live)
 
@@ -251,8 +274,7 @@ class PrunableCache(Cache):
             else:
                 layer.reorder_cache(beam_idx)
         self.table.reorder(index, rows)
-        each = [row * self.table.pools + pool for row in rows for pool in range(self.table.pools)]
-        self._memory.reorder(self.table.of_rows(index), each)
+        self._memory.reorder(self.table.of_rows(index), self.table.numbers_of_rows(rows))
         self._done = self._done.index_select(0, index)
 
     def reset(self) -> None:
@@ -265,71 +287,3 @@ class PrunableCache(Cache):
         self._settle()
         super().reset()
         self._released = True
-
-    # What the user reads.
-
-    @property
-    def events(self) -> pd.DataFrame:
-        """Return one line for each prune: row, step (m), reason ("forced" or "vote"), kept (tokens left in each layer).
-
-        With per_image=True also image, counted from 0 in its row.
-
-        The tokens of step m were dropped after its attention was observed: step m + 1 is the first without them.
-
-        Raises:
-            RuntimeError: the cache has observed nothing.
-        """
-        self.check_observed()
-        columns = ["row", *(["image"] if self._per_image else []), "step", "reason", "kept"]
-        return pd.DataFrame(self._events, columns=columns)
-
-    @property
-    def trace(self) -> AttentionTrace:
-        """Return the recorded attention.
-
-        Raises:
-            RuntimeError: the cache has observed nothing.
-        """
-        self.check_observed()
-        return self._trace
-
-    def kept(self, layer: int, step: int | None = None) -> list[Tensor]:
-        """Return the prompt positions of the visual tokens in a layer's cache, sorted, one LongTensor for each row.
-
-        Positions are columns of ``input_ids``, padding included. With kept="head" each tensor is (kv_head, visual).
-
-        Args:
-            layer: index of the layer in the model.
-            step: look at the cache as step m's attention saw it; None means now. With beams, rows are today's rows.
-
-        Raises:
-            RuntimeError: the cache has observed nothing.
-            ValueError: no such layer, or a step that did not run.
-        """
-        self.check_observed()
-        places = {each.index: each.place for each in self._pruned}
-        if layer not in places:
-            raise ValueError(f"layer={layer!r}: expected one of {list(places)}, the layers whose cache is pruned.")
-        if step is not None and not 1 <= step <= self.step:
-            raise ValueError(f"step={step!r}: expected None or a step from 1 to {self.step}, which ran.")
-        rows = self.table.kept(places[layer], step)
-        return rows if self.policy.kept == "head" else [heads[0] for heads in rows]
-
-    def check_observed(self) -> None:
-        """Raise a RuntimeError if no step of the attached prompt was observed; generate() did not use the cache."""
-        if self._awaited is not None:
-            self._raise_unobserved()
-        if self._trace is None or not len(self._trace):
-            raise RuntimeError(
-                "the cache has observed nothing: no forward with a complete prompt has run on it; expected one. "
-                "Fix: model.generate(**inputs, past_key_values=cache) with the attached inputs, then read the cache."
-            )
-        self._settle()
-
-    def _raise_unobserved(self) -> None:
-        raise RuntimeError(
-            f"layer {self._awaited.index}: its K and V were cached but its attention was not observed "
-            f"(attn_implementation={self._config._attn_implementation!r}); expected an attention module that calls "
-            "transformers' attention interface with the K that the cache returned. A model with attention code of "
-            "its own is not supported. Fix: use another model; if a forward was interrupted, attach a new cache."
-        )

@@ -1,5 +1,6 @@
 """Keep one layer's K and V by slots, with the logical length that transformers is told, and the mask of what is left."""
 
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,9 +22,17 @@ class PrunableLayer(BlockLayer):
     """
 
     def __init__(self, cache: "PrunableCache", index: int, place: int) -> None:
-        self._cache = cache
+        self.belong(cache)
         self.index, self.place = index, place  # in the model, and among the layers that are pruned
         super().__init__()
+
+    def belong(self, cache: "PrunableCache") -> None:
+        """Say whose layer this is; without a cycle, so that K and V go with the last reference to the cache."""
+        self._owner = weakref.ref(cache)
+
+    @property
+    def _cache(self) -> "PrunableCache":
+        return self._owner()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append K and V and return all that is stored; the returned K is how attention recognises this layer."""
@@ -73,7 +82,11 @@ class PrunableLayer(BlockLayer):
 
     def keeps_stock_output(self) -> bool:
         """Say whether the stock function must compute the output: exact=True, as long as nothing was dropped."""
-        return self._cache.exact and self._cache.table.positions is None
+        return self._cache.exact and not self.has_dropped()
+
+    def has_dropped(self) -> bool:
+        """Say whether any token was dropped, so that slots and positions differ."""
+        return self._cache.table.positions is not None
 
     def wants_row(self) -> bool:
         """Say whether this forward's attention row is to be reported."""

@@ -1,9 +1,8 @@
 """Decide: from attention rows to votes, triggers and kept visual tokens.
 
-Everything here is pure: tensors and numbers in, tensors and numbers out. Nothing here knows a cache, a model or a
-layout.
-Shapes: ``rows`` and ``scores`` are (layer, batch, head, visual), where ``head`` is 1 unless the kept set is per KV
-head; ``value``, ``reference`` and ``vote`` are (layer, batch).
+Everything here is pure: tensors and numbers in, tensors and numbers out; nothing knows a cache, a model or a layout.
+Shapes: ``rows`` and ``scores`` are (layer, batch, head, visual), where ``head`` is 1 unless the kept set is per KV head;
+``value``, ``reference`` and ``vote`` are (layer, batch). With per_image=True ``batch`` counts images, not rows.
 """
 
 import math
@@ -52,8 +51,7 @@ class Policy:
 
     Attributes:
         selection: "top" keeps the best-scored tokens; "random" and "lowest" are the controls of the paper.
-        kept: "layer" gives each layer its own kept set; "shared" one set for all layers, by the score averaged over the
-            layers; "head" one set for each KV head, by that head's own attention.
+        kept: one kept set for each "layer", for each KV "head" by its own attention, or one "shared" by all layers.
         beam_state: "own" lets every beam (or returned sequence) decide for itself; "shared" averages the attention over
             the sequences of one input, so that they prune alike.
         seed: of selection="random".
@@ -64,7 +62,7 @@ class Policy:
     beam_state: str = field(default="own", kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    limit: ClassVar[int] = 0  # the largest number of prunes of one row
+    limit: ClassVar[int] = 0  # the largest number of prunes
 
     def __post_init__(self) -> None:
         _check_choice(self, "selection", ("top", "random", "lowest"))
@@ -164,7 +162,6 @@ class TopK(Policy):
 
     k: int
     step: int = field(default=2, kw_only=True)
-
     limit: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -185,10 +182,10 @@ class TopK(Policy):
 class PruneHal(Policy):
     """Prune when visual attention falls (arXiv 2510.19183): one frozen setting of the method.
 
-    A step m that follows m = 1 compares A_l, the mean attention on layer l's cached visual tokens, with the average
-    of the earlier steps. Layer l votes when A_l < factor * average; when a majority votes and fewer than t prunes
-    were done, every layer keeps the fraction r of its visual tokens. Step m = 2 prunes without a vote. What the
-    paper's public text leaves open is an option; the default is this project's reading of it.
+    A step m that follows m = 1 compares A_l, the mean attention on layer l's cached visual tokens, with the average of the
+    earlier steps. Layer l votes when A_l < factor * average; when a majority votes and fewer than t prunes were done,
+    every layer keeps the fraction r of its visual tokens. Step m = 2 prunes without a vote. What the paper's public text
+    leaves open is an option; the default is this project's reading of it.
 
     Attributes:
         r: fraction of the visual tokens that a prune keeps; 1 prunes nothing.

@@ -1,5 +1,6 @@
 """Prune inside code that calls generate() itself, such as a pipeline: a context manager around ``attach``."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from prunehal.core.policy import Policy
 from prunehal.core.visual import other_cache
 
 __all__ = ["PruningRun", "pruning"]
+
+ENDS = ("eos_token_id", "pad_token_id")
 
 
 @dataclass
@@ -77,7 +80,7 @@ def pruning(
     try:
         yield run
     finally:
-        if hook is not None:
+        if hook is not None and not keep_kv:  # a second turn after the block is to be seen too
             hook.remove()
         if replaced is None:
             del model.generate
@@ -88,6 +91,7 @@ def pruning(
 def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: bool, **options: object) -> Callable:
     positional = list(inspect.signature(stock).parameters)
 
+    @functools.wraps(stock)
     def generate(*args: object, **kwargs: object) -> object:
         given = dict(zip(positional, args, strict=False)) | kwargs
         cache = given.get("past_key_values")
@@ -103,12 +107,15 @@ def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: b
         inputs = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
         if "inputs" in inputs:
             inputs["input_ids"] = inputs.pop("inputs")
-        cache = attach(model, inputs, **options)
+        ends = [getattr(given.get("generation_config"), name, None) for name in ENDS] + [given.get(name) for name in ENDS]
+        cache = attach(model, inputs, end_ids=ends, **options)
         run.caches.append(cache)
-        result = stock(*args, **kwargs | {"past_key_values": cache})
-        cache.check_observed()
-        if not keep_kv:
-            cache.release()
+        try:
+            result = stock(*args, **kwargs | {"past_key_values": cache})
+            cache.check_observed()
+        finally:
+            if not keep_kv:
+                cache.release()
         return result
 
     generate._prunehal = True

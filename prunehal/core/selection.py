@@ -53,7 +53,7 @@ def random_scores(valid: Tensor, keys: Sequence[Sequence[int]]) -> Tensor:
     >>> torch.equal(batch[:, :1, :, 1:], alone)
     True
     """
-    scores = torch.zeros(valid.shape)
+    scores = torch.zeros(valid.shape, device="cpu")
     valid = valid.cpu()
     for row, key in enumerate(keys):
         size = (valid.shape[0], valid.shape[2], int(valid[0, row, 0].sum()))

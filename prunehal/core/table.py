@@ -44,7 +44,7 @@ class VisualTable:
             device: where they shall lie.
         """
         self.pools = int(numbers.max())
-        mine = (numbers[:, None] == torch.arange(1, self.pools + 1)[:, None]).flatten(0, 1)  # (pool, prompt)
+        mine = (numbers[:, None] == torch.arange(1, self.pools + 1, device="cpu")[:, None]).flatten(0, 1)  # (pool, prompt)
         self.totals = mine.sum(1).tolist()
         self.left, self.counts = list(self.totals), sent(self.totals, device)
         self.positions: Tensor | None = None
@@ -133,6 +133,10 @@ class VisualTable:
             return index
         return (index[:, None] * self.pools + torch.arange(self.pools, device=index.device)).flatten()
 
+    def numbers_of_rows(self, rows: list[int]) -> list[int]:
+        """Return the same on the host."""
+        return [row * self.pools + pool for row in rows for pool in range(self.pools)]
+
     def reorder(self, index: Tensor, rows: list[int]) -> None:
         """Let the rows follow their beams."""
         pools = self.of_rows(index)
@@ -142,7 +146,7 @@ class VisualTable:
         if self.positions is not None:
             self.positions = self.positions.index_select(1, index)
         self._prompt, self.counts = self._prompt[rows], self.counts.index_select(0, pools)
-        each = [row * self.pools + pool for row in rows for pool in range(self.pools)]
+        each = self.numbers_of_rows(rows)
         self.totals, self.left = [self.totals[pool] for pool in each], [self.left[pool] for pool in each]
 
     def kept(self, layer: int, step: int | None) -> list[Tensor]:
@@ -158,7 +162,7 @@ class VisualTable:
 
 def sent(values: list[int] | Tensor, device: torch.device | str) -> Tensor:
     """Send values of the CPU to a device without waiting for it."""
-    values = torch.as_tensor(values)
+    values = torch.as_tensor(values, device="cpu")
     return (values.pin_memory() if torch.device(device).type == "cuda" else values).to(device, non_blocking=True)
 
 

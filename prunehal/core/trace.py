@@ -129,4 +129,7 @@ class AttentionTrace:
 
 
 def _grown(buffer: Tensor) -> Tensor:
-    return torch.cat([buffer, buffer.new_empty(BLOCK, *buffer.shape[1:])])
+    with torch.inference_mode(False):  # so that a later turn may write to it, in inference mode or not
+        grown = buffer.new_empty(len(buffer) + BLOCK, *buffer.shape[1:])
+    grown[: len(buffer)] = buffer
+    return grown

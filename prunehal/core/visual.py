@@ -120,7 +120,12 @@ def find_visual_tokens(
                 "Fix: mark each prompt position once, True where it is visual."
             )
         expected = "True (or the image's number) at the visual positions"
-    mask = mask.cpu().long()
+    numbered, mask = mask.dtype != torch.bool, mask.cpu().long()
+    if int(mask.min()) < 0 or int(mask.max()) > mask.shape[1]:
+        raise ValueError(
+            f"visual_mask: holds numbers from {int(mask.min())} to {int(mask.max())}; expected each row's images numbered from "
+            "1, and 0 for text. Fix: pass bool (batch, prompt), True at the visual positions."
+        )
     empty = (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
     if empty or not len(mask):
         raise ValueError(
@@ -135,7 +140,7 @@ def find_visual_tokens(
     if not per_image:
         return (mask > 0).long()
     visual = mask > 0
-    if int(mask.max()) == 1:
+    if not numbered:
         starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
         mask = starts.cumsum(1)
     return mask.masked_fill(~visual, 0)
