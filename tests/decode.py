@@ -45,12 +45,12 @@ def run(model, inputs, policy=None, steps=14, attach_options=None, **options):
 
 
 @functools.cache
-def masked(family, policy, row=0, steps=14, **prompt):
+def masked(family, policy, row=0, steps=14, per_image=False, **prompt):
     """Return the reference's run of one row of ``models.inputs_for(family, **prompt)``; tests share it."""
     model = models.build(family, "eager")
     single = models.rows_of(models.inputs_for(family, **prompt))[row]
     layers = models.FAMILIES[family].decoder(model)
-    return reference.generate(model, layers, single, policy, [models.IMAGE, models.VIDEO], steps)
+    return reference.generate(model, layers, single, policy, [models.IMAGE, models.VIDEO], steps, per_image)
 
 
 def difference(one, other):
@@ -69,15 +69,25 @@ def compare(slow, ours, cache, row=0, padding=0):
     assert tokens == slow.tokens
     for step, logits in enumerate(slow.logits):
         assert (ours.logits[step][row] - logits).abs().max() <= TOLERANCE, f"step {step + 1}"
-    events = cache.events[cache.events["row"] == row]
-    assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == slow.whole.events
     frame, votes = cache.trace.frame(), cache.trace.votes()
-    for layer, heads in zip(sorted(set(frame["layer"])), slow.whole.kept, strict=True):
+    layers = sorted(set(frame["layer"]))
+    for image, pool in enumerate(slow.pools):
+        events, seen, voted = (_of(rows, row, image) for rows in (cache.events, frame, votes))
+        assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == pool.events
+        masses = seen.pivot(index="step", columns="layer", values="mass").to_numpy()
+        values = voted.pivot(index="step", columns="layer", values="value").to_numpy()
+        assert abs(masses - pool.masses).max() <= TOLERANCE
+        assert abs(values - pool.values).max() <= TOLERANCE
+    for place, layer in enumerate(layers):
+        images = zip(*(pool.kept[place] for pool in slow.pools), strict=True)  # for each head its kept positions by image
+        heads = [[position for kept in by_image for position in kept] for by_image in images]
         assert (cache.kept(layer)[row] - padding).reshape(len(heads), -1).tolist() == heads
-    masses = frame[frame["row"] == row].pivot(index="step", columns="layer", values="mass").to_numpy()
-    values = votes[votes["row"] == row].pivot(index="step", columns="layer", values="value").to_numpy()
-    assert abs(masses - slow.whole.masses).max() <= TOLERANCE
-    assert abs(values - slow.whole.values).max() <= TOLERANCE
+    assert {len(pool.kept) for pool in slow.pools} == {len(layers)}
+
+
+def _of(rows, row, image):
+    mine = rows[rows["row"] == row]
+    return mine[mine["image"] == image] if "image" in mine else mine
 
 
 def forcing(*rows):

@@ -3,63 +3,37 @@
 import decode
 import models
 import pytest
-import reference
 import torch
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.visual import find_visual_tokens
 
-SEED = 8
 STEPS = 14
-
-
-def masked(family, inputs, policy):
-    model = models.build(family, "eager")
-    layers = models.FAMILIES[family].decoder(model)
-    return reference.generate(model, layers, inputs, policy, [models.IMAGE], STEPS, per_image=True)
-
-
-def compare(slow, ours, cache, row, padding=0):
-    tokens = ours.sequences[row, -len(ours.logits) :].tolist()[: len(slow.tokens)]
-    assert tokens == slow.tokens
-    for step, logits in enumerate(slow.logits):
-        assert (ours.logits[step][row] - logits).abs().max() <= decode.TOLERANCE, f"step {step + 1}"
-    votes = cache.trace.votes()
-    for image, pool in enumerate(slow.pools):
-        events = cache.events[(cache.events["row"] == row) & (cache.events["image"] == image)]
-        assert [(e.step, e.reason, e.kept[0]) for e in events.itertuples()] == pool.events
-        mine = votes[(votes["row"] == row) & (votes["image"] == image)]
-        values = mine.pivot(index="step", columns="layer", values="value").to_numpy()
-        assert abs(values - pool.values).max() <= decode.TOLERANCE
-    for layer in range(len(slow.pools[0].kept)):
-        heads = zip(*(pool.kept[layer] for pool in slow.pools), strict=True)
-        expected = [[position + padding for kept in images for position in kept] for images in heads]
-        assert cache.kept(layer)[row].reshape(len(expected), -1).tolist() == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"kept": "head"}, {"kept": "shared", "after_prune": "restart"}], ids=str)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 def test_each_image_is_pruned_by_itself(family, options):
     policy = PruneHal(r=0.4, t=3, factor=1.0, **options)
-    inputs = models.inputs_for(family, (3, 6), (5, 4), seed=SEED, images=2)
+    prompt = dict(before=(3, 6), after=(5, 4), seed=decode.SEED, images=2)
+    inputs = models.inputs_for(family, **prompt)
     ours, cache = decode.run(models.build(family), inputs, policy, STEPS, {"per_image": True, "maps": True})
     apart = set()
-    for row, single in enumerate(models.rows_of(inputs)):
-        slow = masked(family, single, policy)
-        padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
-        compare(slow, ours, cache, row, padding)
+    for row, padding in enumerate(decode.paddings(inputs)):
+        slow = decode.masked(family, policy, row, STEPS, per_image=True, **prompt)
+        decode.compare(slow, ours, cache, row, padding)
         apart |= {tuple(step for step, _, _ in pool.events) for pool in slow.pools}
     assert len(apart) > 1, "images should prune at different steps"
     # The map of a step shows what is in the cache, image by image.
     for step in (1, 3, STEPS):
         present = (~cache.trace.maps[step - 1, 0, 0].isnan()).nonzero().flatten()
-        prompt = (inputs["input_ids"][0] == models.IMAGE).nonzero().flatten()
+        places = (inputs["input_ids"][0] == models.IMAGE).nonzero().flatten()
         kept = cache.kept(0, step)[0]
-        assert prompt[present].tolist() == (torch.unique(kept) if kept.ndim > 1 else kept).tolist()
+        assert places[present].tolist() == (torch.unique(kept) if kept.ndim > 1 else kept).tolist()
 
 
 def test_one_image_in_each_row_changes_nothing():
-    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=decode.SEED)
     policy = PruneHal(factor=1.0)
     (one, together), (other, apart) = (decode.run(model, inputs, policy, STEPS, {"per_image": each}) for each in (False, True))
     assert torch.equal(one.sequences, other.sequences)
@@ -70,7 +44,7 @@ def test_one_image_in_each_row_changes_nothing():
 
 def uneven():
     """Return two rows, the first with one image, the second with two of another size, as ids and numbers."""
-    inputs = models.inputs_for("llava", (3, 6), (25, 4), seed=SEED)
+    inputs = models.inputs_for("llava", (3, 6), (25, 4), seed=decode.SEED)
     inputs = {name: value.clone() for name, value in inputs.items()}
     numbers = (inputs["input_ids"] == models.IMAGE).long()
     numbers[1] *= (numbers[1].cumsum(0) > 6).long() + 1  # 6 and 10 tokens, side by side
@@ -97,7 +71,7 @@ def test_rows_may_have_images_of_different_number_and_size():
 
 @pytest.mark.parametrize("beam_state", ["own", "shared"])
 def test_images_follow_their_beams(beam_state):
-    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED, images=2)
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=decode.SEED, images=2)
     policy = PruneHal(factor=1.0, beam_state=beam_state)
     beams, cache = decode.run(model, inputs, policy, 10, {"per_image": True}, num_beams=4, output_scores=True)
     path = beams.beam_indices[0].tolist()
@@ -118,7 +92,7 @@ def test_images_follow_their_beams(beam_state):
 
 
 def test_fixed_k_and_observation_count_by_image():
-    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED, images=2)
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=decode.SEED, images=2)
     _, cache = decode.run(model, inputs, TopK(3), 4, {"per_image": True})
     assert [e.kept[0] for e in cache.events.itertuples()] == [3, 3]
     assert len(cache.kept(0)[0]) == 6
