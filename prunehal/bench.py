@@ -186,7 +186,7 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
     Raises:
         ValueError: the file holds rounds of another machine or other versions.
     """
-    machine, runs = _machine(device), {}
+    machine, runs, on_gpu = _machine(device), {}, torch.device(device).type == "cuda"
     if path.exists():
         for benchmark in pyperf.BenchmarkSuite.load(str(path)).get_benchmarks():
             runs[benchmark.get_name()] = list(benchmark.get_runs())
@@ -205,11 +205,7 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
             built = None  # free the old one first
             built = (case.shape, case.dtype), build(case.shape, case.dtype, device)
         if warm != case:  # the first calls load libraries, tune kernels and take memory from the system
-            small = (
-                replace(case, new_tokens=4)
-                if torch.device(device).type == "cuda"
-                else replace(case, batch=1, beams=1, new_tokens=4)
-            )
+            small = replace(case, new_tokens=4) if on_gpu else replace(case, batch=1, beams=1, new_tokens=4)
             for variant in order:
                 measure(built[1], small, variant, seed=0)
             warm = case
