@@ -138,16 +138,17 @@ def test_shared_beam_state_prunes_the_beams_of_an_input_alike():
 
 
 def test_shared_beam_state_leaves_ended_sequences_out_of_the_trace():
-    inputs = models.inputs_for("llava")
-    torch.manual_seed(3)
-    settings = dict(do_sample=True, num_return_sequences=3)
-    free, _ = run(models.build("llava"), inputs, PruneHal(beam_state="shared"), **settings)
+    inputs, policy = models.inputs_for("llava"), PruneHal(beam_state="shared")
+
+    def sampled(model):
+        torch.manual_seed(3)  # after the model is built, which draws its weights
+        return run(model, inputs, policy, do_sample=True, num_return_sequences=3)
+
+    free, _ = sampled(models.build("llava"))
     tokens = free.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     written = [token for line in tokens for token in line]
     end = next(token for line in tokens for token in line[2:8] if written.count(token) == 1)
-    torch.manual_seed(3)
-    model = models.build("llava", eos=end)
-    ours, cache = run(model, inputs, PruneHal(beam_state="shared"), **settings)
+    ours, cache = sampled(models.build("llava", eos=end))
     written = ours.sequences[:, inputs["input_ids"].shape[1] :]
     lengths = [line.index(end) + 1 if end in line else len(line) for line in written.tolist()]
     assert min(lengths) < max(lengths)
