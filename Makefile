@@ -2,7 +2,7 @@
 # make test        ruff, pytest and the notebooks' stored outputs (nbval)
 # make lab         open the notebooks in JupyterLab
 # make rows        recompute the stored rows that the notebooks read (about 15 minutes on 2 cores)
-# make bench       speed and memory against stock generate(), in build/bench.json (about 75 minutes on 2 cores)
+# make bench       speed and memory against stock generate(), in build/bench.json (about 3 hours on 2 cores; resumable)
 # make mutants     plant bugs in the engine, and write which test catches each (about 10 minutes on 2 cores)
 # make clean       remove what these targets made
 
