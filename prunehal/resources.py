@@ -1,10 +1,13 @@
-"""Find the files that ship with the package: the embedded model, the sprite sheet, the word lists, the stored rows."""
+"""Find the files that ship with the package, and write new files whole or not at all."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["data_path"]
+__all__ = ["data_path", "written"]
 
 _HERE = Path(__file__).resolve().parent
 # A wheel holds data/ inside the package; a checkout (editable install) holds it beside the package.
@@ -32,3 +35,26 @@ def data_path(*parts: str, must_exist: bool = True) -> Path:
             "repository or wheel; reinstall prunehal, or restore data/ with git"
         )
     return path
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to, and rename it to ``path`` at the end: readers never see half a file.
+
+    Folders are made as needed. When the block raises, the old file stays and the new one is removed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with written(Path(folder) / "new" / "rows.txt") as part:
+    ...         _ = part.write_text("whole")
+    ...     (Path(folder) / "new" / "rows.txt").read_text(), len(list(Path(folder).rglob("*.txt*")))
+    ('whole', 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    os.replace(part, path)
