@@ -106,14 +106,16 @@ def test_score_by_hand():
         "n_hallucinated": 3,
         "n_captions_hallucinated": 2,
         "words": (11 + 11 + 2 + 0) / 4,
+        "length": (13 + 12 + 3 + 0) / 4,
         "duplicates": 2 / 9,
     }
-    assert result.items.drop(columns="nodes").to_numpy().tolist() == [
-        [1, 11, 4, 1, 3, 2, True],
-        [2, 11, 4, 2, 2, 2, True],
-        [3, 2, 1, 0, 1, 1, False],
-        [4, 0, 0, 0, 1, 0, False],
+    assert result.items.drop(columns=["nodes", "hallucinated_words"]).to_numpy().tolist() == [
+        [1, 11, 13, 4, 1, 3, 2, True],
+        [2, 11, 12, 4, 2, 2, 2, True],
+        [3, 2, 3, 1, 0, 1, 1, False],
+        [4, 0, 0, 0, 0, 1, 0, False],
     ]
+    assert result.items["hallucinated_words"].tolist() == [[["cat", "cat"]], [["bench", "bench"]] * 2, [], []]
     assert result.items["nodes"].tolist()[0] == ["dog", "couch", "dog", "cat"]
     mentions = result.mentions
     assert mentions.loc[mentions["hallucinated"], "word"].tolist() == ["cat", "bench", "bench"]

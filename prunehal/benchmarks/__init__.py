@@ -1,22 +1,25 @@
 """Score captions and answers with the rules of the published hallucination benchmarks."""
 
-from prunehal.benchmarks.chair import (
-    ChairResult,
-    Truncation,
-    ground_truth_from_coco,
-    score,
-    truncate,
-    truncate_to_mean,
-)
+from prunehal.benchmarks.captions import drop_unfinished, read_captions
+from prunehal.benchmarks.chair import ChairResult, Truncation, score, truncate, truncate_to_mean
+from prunehal.benchmarks.files import BadInput, Report
 from prunehal.benchmarks.mentions import ChairScorer, Mention, load_scorer
+from prunehal.benchmarks.truth import ground_truth_coco, ground_truth_from_coco, ground_truth_testbed, load_ground_truth
 
 __all__ = [
+    "BadInput",
     "ChairResult",
     "ChairScorer",
     "Mention",
+    "Report",
     "Truncation",
+    "drop_unfinished",
+    "ground_truth_coco",
     "ground_truth_from_coco",
+    "ground_truth_testbed",
+    "load_ground_truth",
     "load_scorer",
+    "read_captions",
     "score",
     "truncate",
     "truncate_to_mean",

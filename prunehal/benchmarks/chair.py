@@ -9,33 +9,27 @@ captions, recall = distinct ground-truth objects mentioned / ground-truth object
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from prunehal.benchmarks.files import Report, some
 from prunehal.benchmarks.mentions import ChairScorer, load_scorer
 
-__all__ = [
-    "ChairResult",
-    "Truncation",
-    "ground_truth_from_coco",
-    "score",
-    "truncate",
-    "truncate_to_mean",
-]
+__all__ = ["ChairResult", "Truncation", "score", "truncate", "truncate_to_mean"]
 
-_ITEM_COLUMNS = ["image_id", "words", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "hallucinated", "nodes"]
+_COUNTS = ["words", "length", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "hallucinated"]
 _MENTION_TYPES = {
     "image_id": None,  # as given: COCO ids are numbers, others may be names
     "index": "int64",
     "node": None,
     "word": None,
+    "term": None,
     "start": "int64",
     "end": "int64",
     "word_index": "int64",
@@ -52,17 +46,36 @@ class ChairResult:
     Attributes:
         scorer: name of the scorer used.
         metrics: chair_i, chair_s, recall and duplicates (share of mentions that repeat a category already named in the
-            caption), all fractions in [0, 1]; words (mean caption length); the counts n (captions), n_mentions,
-            n_hallucinated and n_captions_hallucinated.
-        items: one row per caption: image_id, words, n_mentions, n_hallucinated, n_truth, n_recalled, hallucinated,
-            nodes (categories in order of mention, repeats kept).
-        mentions: one row per mention: image_id, index, node, word, start, end, word_index, hallucinated.
+            caption), all fractions in [0, 1]; words (mean caption length), length (the same in the scorer's own words, marks
+            included, double words joined: OPERA's "Len"); the counts n (captions), n_mentions, n_hallucinated and
+            n_captions_hallucinated.
+        items: one row per caption: image_id, words, length, n_mentions, n_hallucinated, n_truth, n_recalled, hallucinated,
+            nodes (categories in order of mention, repeats kept), hallucinated_words ([word, node] pairs).
+        mentions: one row per mention: image_id, index, node, word, term, start, end, word_index, hallucinated.
     """
 
     scorer: str
     metrics: dict[str, float | int]
     items: pd.DataFrame
     mentions: pd.DataFrame
+
+    def report(self, settings: dict[str, Any]) -> Report:
+        """Return metrics and items in the layout that the command line writes.
+
+        Each item holds image_id, nodes, hallucinated ([word, node] pairs), chair_i, chair_s and recall of the one caption.
+        """
+        items = [
+            {
+                "image_id": row.image_id,
+                "nodes": row.nodes,
+                "hallucinated": row.hallucinated_words,
+                "chair_i": row.n_hallucinated / max(row.n_mentions, 1),
+                "chair_s": int(row.hallucinated),
+                "recall": row.n_recalled / max(row.n_truth, 1),
+            }
+            for row in self.items.itertuples()
+        ]
+        return Report(self.metrics, items, {"benchmark": "chair", "scorer": self.scorer, **settings})
 
 
 @dataclass(frozen=True)
@@ -101,25 +114,23 @@ def score(
     texts = _texts(captions)
     if missing := [image for image in texts if image not in ground_truth]:
         raise ValueError(
-            f"no ground truth for {len(missing)} image_id(s): {_some(missing)}; expected ids such as "
-            f"{_some(ground_truth)}; check the id type (int or str) and the split"
+            f"no ground truth for {len(missing)} image_id(s): {some(missing)}; expected ids such as "
+            f"{some(ground_truth)}; check the id type (int or str) and the split"
         )
     truths = {image: set(ground_truth[image]) for image in texts}
     if unknown := set().union(*truths.values()) - set(scorer.nodes.values()):
-        raise ValueError(f"the ground truth names {_some(sorted(unknown))}; expected COCO category names; map these names first")
+        raise ValueError(f"the ground truth names {some(sorted(unknown))}; expected COCO category names; map these names first")
     items, rows, repeats = [], [], 0
     for image, text in texts.items():
-        truth, mentions = truths[image], scorer.mentions(text)
+        truth, (mentions, length) = truths[image], scorer.scan(text)
         nodes = [mention.node for mention in mentions]
-        wrong = [node not in truth for node in nodes]
+        wrong = [[m.term, m.node] for m in mentions if m.node not in truth]
         repeats += len(nodes) - len(set(nodes))
-        recalled = len(truth.intersection(nodes))
-        items.append((image, len(text.split()), len(nodes), sum(wrong), len(truth), recalled, any(wrong), nodes))
-        rows.extend(
-            (image, m.index, m.node, m.word, m.start, m.end, m.word_index, bad) for m, bad in zip(mentions, wrong, strict=True)
-        )
-    frame = pd.DataFrame(items, columns=_ITEM_COLUMNS)
-    total = {column: int(frame[column].sum()) for column in _ITEM_COLUMNS[1:-1]}
+        counts = (len(text.split()), length, len(nodes), len(wrong), len(truth), len(truth.intersection(nodes)), bool(wrong))
+        items.append((image, *counts, nodes, wrong))
+        rows.extend((image, m.index, m.node, m.word, m.term, m.start, m.end, m.word_index, m.node not in truth) for m in mentions)
+    frame = pd.DataFrame(items, columns=["image_id", *_COUNTS, "nodes", "hallucinated_words"])
+    total = {column: int(frame[column].sum()) for column in _COUNTS}
     metrics = {
         "chair_i": total["n_hallucinated"] / max(total["n_mentions"], 1),
         "chair_s": total["hallucinated"] / len(frame),
@@ -129,6 +140,7 @@ def score(
         "n_hallucinated": total["n_hallucinated"],
         "n_captions_hallucinated": total["hallucinated"],
         "words": total["words"] / len(frame),
+        "length": total["length"] / len(frame),
         "duplicates": repeats / max(total["n_mentions"], 1),
     }
     # Types are set, because a frame without rows would otherwise hold objects where callers expect numbers.
@@ -136,50 +148,6 @@ def score(
         {column: kind for column, kind in _MENTION_TYPES.items() if kind}
     )
     return ChairResult(scorer.name, metrics, frame, mentions_frame)
-
-
-def ground_truth_from_coco(
-    instances: Mapping | str | Path,
-    captions: Mapping | str | Path | None = None,
-    scorer: str | ChairScorer = "fixed",
-) -> dict[int, set[str]]:
-    """Read which objects each image holds: its COCO instances, united with the objects its captions name.
-
-    Annotators of instances miss objects that the captions name, so the official scripts unite both. Give no captions
-    to take the instances alone, as for scenes whose instances are complete.
-
-    Args:
-        instances: COCO instances file, or its parsed content (images, annotations, categories).
-        captions: COCO captions file, or its parsed content (annotations), or None.
-        scorer: reads the captions; the one that scores is the one to use here.
-
-    Raises:
-        ValueError: a file holds no JSON, a part of the COCO layout is missing, or a category is none of the 80.
-        OSError: a file cannot be read.
-
-    >>> coco = {"images": [{"id": 7}], "categories": [{"id": 18, "name": "dog"}],
-    ...         "annotations": [{"image_id": 7, "category_id": 18}]}
-    >>> ground_truth_from_coco(coco)
-    {7: {'dog'}}
-    """
-    scorer = load_scorer(scorer) if isinstance(scorer, str) else scorer
-    content = _coco(instances, "instances", ("images", "annotations", "categories"))
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    if unknown := set(names.values()) - set(scorer.nodes.values()):
-        raise ValueError(f"unknown categories {_some(sorted(unknown))}; expected COCO category names; rename these categories")
-    truth: dict[int, set[str]] = {image["id"]: set() for image in content["images"]}
-    for annotation in content["annotations"]:
-        if annotation["category_id"] not in names:
-            raise ValueError(
-                f"an annotation of image {annotation['image_id']} has category_id {annotation['category_id']!r}; "
-                "expected an id listed under 'categories'; complete that list"
-            )
-        truth.setdefault(annotation["image_id"], set()).add(names[annotation["category_id"]])
-    if captions is not None:
-        for annotation in _coco(captions, "captions", ("annotations",))["annotations"]:
-            named = {mention.node for mention in scorer.mentions(annotation["caption"])}
-            truth.setdefault(annotation["image_id"], set()).update(named)
-    return truth
 
 
 def truncate(caption: str, n_words: int) -> str:
@@ -232,7 +200,7 @@ def _texts(captions: pd.DataFrame | Mapping[Hashable, str]) -> dict[Hashable, st
             raise ValueError(f"the captions lack the column(s) {sorted(absent)}; expected image_id and caption; add or rename")
         if (twice := captions["image_id"].duplicated()).any():
             raise ValueError(
-                f"image_id(s) with more than one caption: {_some(captions.loc[twice, 'image_id'].unique().tolist())}; "
+                f"image_id(s) with more than one caption: {some(captions.loc[twice, 'image_id'].unique().tolist())}; "
                 "expected one caption per image; drop the others"
             )
         captions = dict(zip(captions["image_id"].tolist(), captions["caption"].tolist(), strict=True))
@@ -242,19 +210,3 @@ def _texts(captions: pd.DataFrame | Mapping[Hashable, str]) -> dict[Hashable, st
         if not isinstance(text, str):
             raise ValueError(f"the caption of image_id {image!r} is {text!r}, expected text; drop it or set it to ''")
     return dict(captions)
-
-
-def _coco(source: Mapping | str | Path, what: str, keys: tuple[str, ...]) -> Mapping:
-    try:
-        content = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} holds no JSON ({error}); expected a COCO {what} file; get it again") from error
-    if absent := [key for key in keys if key not in content]:
-        raise ValueError(f"the COCO {what} lack {absent}; expected the keys {list(keys)}; give the {what} annotation file")
-    return content
-
-
-def _some(values: Iterable, at_most: int = 5) -> str:
-    """Show the first few values of a long list."""
-    shown = list(values)
-    return ", ".join(repr(value) for value in shown[:at_most]) + (", ..." if len(shown) > at_most else "")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prunehal.resources import data_path, written
 
-__all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_shipped"]
+__all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_shipped", "some"]
 
 _SHOWN = 20  # problems that a message lists; the others are counted
 _GAP = re.compile(r"[\s,]*")
@@ -135,6 +135,16 @@ def read_shipped(*parts: str) -> Any:
     path = data_path(*parts)
     raw = path.read_bytes()
     return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+
+
+def some(values: Iterable, at_most: int = 5) -> str:
+    """Show the first few values of a long list in a message.
+
+    >>> some(range(9))
+    '0, 1, 2, 3, 4, ...'
+    """
+    shown = list(values)
+    return ", ".join(repr(value) for value in shown[:at_most]) + (", ..." if len(shown) > at_most else "")
 
 
 def _text(path: Path) -> tuple[str, list[str]]:

@@ -1,26 +1,30 @@
 """Find the objects that a caption names: word lists, joining rules and singulars of CHAIR.
 
-A scorer is named, because scorers in use give different numbers. `fixed` keeps the official word lists and joining
-rules, and drops the faults of string handling that the official scripts have: "bus" stays "bus", "men" is "man",
-"motor bike", "cheesecake", "iPhone", "sports ball" and "stove top oven" match, and a word is found beside any
-punctuation ("dog/cat", "dog.The", "hot-dog"). It knows no word senses: an orange ball counts as an orange, as in the
-official scripts, and "baby X" is joined for the twelve listed animals only.
+A scorer is named, because scorers in use give different numbers. `pattern` and `wordnet` equal the official scripts, with
+their quirks (see `official`). `fixed` keeps the official word lists and joining rules, and drops the faults of string
+handling that the official scripts have: "bus" stays "bus", "men" is "man", "motor bike", "cheesecake", "iPhone", "sports
+ball" and "stove top oven" match, and a word is found beside any punctuation ("dog/cat", "dog.The", "hot-dog"). It knows
+no word senses: an orange ball counts as an orange, as in the official scripts, and "baby X" is joined for the twelve
+listed animals only.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from prunehal.benchmarks.english import spans as token_spans
+from prunehal.benchmarks.english import tokenize
+from prunehal.benchmarks.files import read_shipped
+from prunehal.benchmarks.official import double_words, listed_nodes, pattern_words, wordnet_words
 from prunehal.resources import data_path
 
 __all__ = ["ChairScorer", "Mention", "load_scorer"]
 
-Token = tuple[str, int, int]  # normalised word, first character, one past the last character
+Span = tuple[int, int]  # first character, one past the last character
 
 # A possessive 's is no part of its word; each punctuation mark is a token, so that no phrase is joined across one.
 _TOKEN = re.compile(r"[^\W_]+(?:(?:-|['’](?!s\b))[^\W_]+)*|[^\w\s]|_", re.IGNORECASE)
@@ -33,6 +37,7 @@ class Mention:
 
     Attributes:
         word: the text as written, in lower case ("hot dogs").
+        term: the singular word or double word that was looked up ("hot dog"); what the official scripts print.
         node: the COCO category it stands for ("hot dog").
         start, end: character span in the caption.
         word_index: 0-based index of its first word among the caption's words.
@@ -40,6 +45,7 @@ class Mention:
     """
 
     word: str
+    term: str
     node: str
     start: int
     end: int
@@ -53,13 +59,13 @@ class ChairScorer:
 
     Attributes:
         name: shown in every table, because scorers differ.
-        read: caption -> its tokens, each a normalised (singular, lower-case) word with its character span.
+        read: caption -> its tokens as normalised (singular, lower-case) words, and their character spans.
         phrases: first word -> ((further words, the word that stands for the whole), ...); the first fit is taken.
         nodes: word or phrase -> COCO category.
     """
 
     name: str
-    read: Callable[[str], list[Token]]
+    read: Callable[[str], tuple[list[str], list[Span]]]
     phrases: Mapping[str, tuple[tuple[list[str], str], ...]]
     nodes: Mapping[str, str]
 
@@ -69,43 +75,51 @@ class ChairScorer:
         >>> [(m.word, m.node) for m in load_scorer().mentions("Two men eat hot dogs by a passenger train.")]
         [('men', 'person'), ('hot dogs', 'hot dog'), ('passenger train', 'train')]
         """
-        tokens = self.read(caption)
-        words = [token[0] for token in tokens]
-        found: list[Token] = []
-        i = 0
+        return self.scan(caption)[0]
+
+    def scan(self, caption: str) -> tuple[list[Mention], int]:
+        """Return the mentions, and the number of words once double words are joined: the length that OPERA's script prints."""
+        words, spans = self.read(caption)
+        found: list[tuple[str, int, int]] = []
+        i = length = 0
         while i < len(words):
-            unit, last = words[i], i
-            for further, joined in self.phrases.get(unit, ()):
+            term, last = words[i], i
+            for further, joined in self.phrases.get(term, ()):
                 if words[i + 1 : i + 1 + len(further)] == further:
-                    unit, last = joined, i + len(further)
+                    term, last = joined, i + len(further)
                     break
-            if unit in self.nodes:
-                found.append((unit, tokens[i][1], tokens[last][2]))
+            if term in self.nodes:
+                found.append((term, spans[i][0], spans[last][1]))
             i = last + 1
-        named = {unit for unit, _, _ in found}
-        if {"toilet", "seat"} <= named:  # the official rule: the seat of a toilet is no chair
-            found = [token for token in found if token[0] != "seat"]
+            length += 1
+        terms = {term for term, _, _ in found}
+        if {"toilet", "seat"} <= terms:  # the official rule: the seat of a toilet is no chair
+            length -= len(found)
+            found = [mention for mention in found if mention[0] != "seat"]
+            length += len(found)
         if not found:
-            return []
+            return [], length
         starts = [word.start() for word in _WORD.finditer(caption)]
-        return [
+        mentions = [
             Mention(
                 " ".join(caption[start:end].lower().split()),
-                self.nodes[unit],
+                term,
+                self.nodes[term],
                 start,
                 end,
                 bisect_right(starts, start) - 1,
                 index,
             )
-            for index, (unit, start, end) in enumerate(found)
+            for index, (term, start, end) in enumerate(found)
         ]
+        return mentions, length
 
 
 def _fixed() -> ChairScorer:
     rows = data_path("chair", "synonyms.txt").read_text(encoding="utf-8").lower().splitlines()
     names = [[name.strip() for name in row.split(",")] for row in rows if row.strip()]
     nodes = {name: row[0] for row in names for name in row}  # a row starts with its COCO category
-    lists = json.loads(data_path("chair", "double_words.json").read_text(encoding="utf-8"))
+    lists = read_shipped("chair", "double_words.json")
     joined = {phrase: phrase for phrase in [*lists["double_words"], *nodes] if " " in phrase}
     for first in ("baby", "adult"):
         joined |= {f"{first} {animal}": animal for animal in lists["baby_or_adult_becomes_the_animal"]}
@@ -128,26 +142,52 @@ def _fixed() -> ChairScorer:
         # A listed word is never taken for a plural: inflect would make "bu" of "bus" and "tenni" of "tennis".
         return word if word in listed else inflection().singular_noun(word) or word
 
-    def read(caption: str) -> list[Token]:
-        tokens: list[Token] = []
+    def read(caption: str) -> tuple[list[str], list[Span]]:
+        words, spans = [], []
         for match in _TOKEN.finditer(caption):
             word, start = singular(match.group().lower()), match.start()
             if "-" in word and word.replace("-", " ") in joined:
                 for part in re.finditer(r"[^-]+", match.group()):
-                    tokens.append((singular(part.group().lower()), start + part.start(), start + part.end()))
+                    words.append(singular(part.group().lower()))
+                    spans.append((start + part.start(), start + part.end()))
             else:
-                tokens.append((word, start, match.end()))
-        return tokens
+                words.append(word)
+                spans.append(match.span())
+        return words, spans
 
     return ChairScorer("fixed", read, {first: tuple(rest) for first, rest in phrases.items()}, nodes)
 
 
-_SCORERS: dict[str, Callable[[], ChairScorer]] = {"fixed": _fixed}
+def _official(name: str, words: Callable[[], Callable[[list[str]], list[str]]]) -> ChairScorer:
+    normalised = words()
+    phrases: dict[str, list[tuple[list[str], str]]] = {}
+    for phrase, meaning in double_words().items():
+        first, *further = phrase.split()
+        if len(further) == 1:  # the scripts look at two words at a time, so that "stove top oven" is never joined
+            phrases.setdefault(first, []).append((further, meaning))
+
+    def read(caption: str) -> tuple[list[str], list[Span]]:
+        lowered = caption.lower()
+        tokens = tokenize(lowered)
+        found = token_spans(lowered, tokens)
+        if len(lowered) != len(caption):  # a letter can become two when it is put in lower case
+            origin = [i for i, letter in enumerate(caption) for _ in letter.lower()] + [len(caption)]
+            found = [(origin[start], origin[end - 1] + 1) for start, end in found]
+        return normalised(tokens), found
+
+    return ChairScorer(name, read, {first: tuple(rest) for first, rest in phrases.items()}, listed_nodes())
+
+
+_SCORERS: dict[str, Callable[[], ChairScorer]] = {
+    "fixed": _fixed,
+    "pattern": lambda: _official("pattern", pattern_words),
+    "wordnet": lambda: _official("wordnet", wordnet_words),
+}
 
 
 @lru_cache(maxsize=len(_SCORERS))
 def load_scorer(name: str = "fixed") -> ChairScorer:
-    """Load a scorer by name from the shipped word lists; loaded once per process.
+    """Load a scorer by name, `fixed`, `pattern` or `wordnet`, from the shipped word lists; loaded once per process.
 
     Raises:
         ValueError: no scorer has this name.

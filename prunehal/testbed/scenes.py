@@ -15,7 +15,7 @@ from PIL import Image
 from prunehal.testbed.sprites import SIZES, load_sprites
 from prunehal.testbed.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
 
-__all__ = ["GRID", "PATCH", "SPLITS", "TILE", "Scene", "SceneObject", "coco_instances", "scene"]
+__all__ = ["GRID", "PATCH", "SPLITS", "TILE", "Scene", "SceneObject", "coco_instances", "scene", "scene_of"]
 
 TILE = 96  # pixels, width and height of one tile
 PATCH = 8  # pixels of one patch of the vision tower; objects are snapped to this grid
@@ -150,6 +150,22 @@ def scene(split: str, index: int) -> Scene:
         if placed is not None:
             objects.append(placed)
     return Scene(split, index, kind, tuple(objects))
+
+
+def scene_of(image_id: int) -> Scene:
+    """Make the scene that has this image_id.
+
+    Raises:
+        ValueError: no scene has it.
+
+    >>> scene_of(300_000_007) == scene("test", 7)
+    True
+    """
+    number, index = divmod(image_id, _ID_STEP) if isinstance(image_id, int) else (0, 0)
+    split = next((name for name, value in SPLITS.items() if value == number), None)
+    if split is None:
+        raise ValueError(f"image_id={image_id!r}: expected the id of a scene, such as {scene('test', 0).image_id}")
+    return scene(split, index)
 
 
 def coco_instances(scenes: list[Scene]) -> dict:
