@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train the embedded model and make the rows that the notebooks read.", no_args_is_help=True)
+from prunehal.scoring import app as score
+
+app = typer.Typer(help="Score benchmarks, run models on them, and make what the notebooks read.", no_args_is_help=True)
+app.add_typer(score, name="score")
 
 
 @app.command()

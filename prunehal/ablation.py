@@ -7,7 +7,6 @@ Rows name the weights that made them; rows of other weights are refused.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -22,7 +21,7 @@ from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes, mention_attention
 from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.loading import load
-from prunehal.resources import data_path
+from prunehal.resources import data_path, written
 from prunehal.testbed.scenes import scene
 
 __all__ = ["N_STORED", "N_TRACED", "Setting", "grid", "ground_truth", "make_mentions", "make_rows", "read_rows", "weights_id"]
@@ -176,7 +175,5 @@ def _path(split: str, name: str, folder: Path | None) -> Path:
 
 
 def _write(rows: pd.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    rows.to_csv(part, index=False, compression={"method": "gzip", "mtime": 0})
-    os.replace(part, path)
+    with written(path) as part:
+        rows.to_csv(part, index=False, compression={"method": "gzip", "mtime": 0})

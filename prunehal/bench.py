@@ -8,10 +8,9 @@ each round; a second call goes on where the first stopped.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -34,8 +33,9 @@ from transformers import (
 from prunehal.core import NoPruning, PruneHal, attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.trace import AttentionTrace, statistics
+from prunehal.resources import written
 
-__all__ = ["SHAPES", "VARIANTS", "Case", "as_table", "build", "cases", "measure", "recording", "run"]
+__all__ = ["SHAPES", "VARIANTS", "Case", "as_table", "build", "cases", "cpu_name", "measure", "recording", "run"]
 
 IMAGE, VISUAL, WORDS = 32000, 576, 35  # placeholder id, visual tokens (24 x 24 patches), text tokens of the prompt
 
@@ -250,25 +250,26 @@ def as_table(suite: pyperf.BenchmarkSuite) -> str:
 
 
 def _write(runs: dict[str, list[pyperf.Run]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    pyperf.BenchmarkSuite([pyperf.Benchmark(each) for each in runs.values()]).dump(str(part), replace=True)
-    os.replace(part, path)
+    with written(path) as part:
+        pyperf.BenchmarkSuite([pyperf.Benchmark(each) for each in runs.values()]).dump(str(part), replace=True)
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself.
+
+    >>> isinstance(cpu_name(), str)
+    True
+    """
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _machine(device: str) -> dict[str, str | int]:
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    name = (
-        torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
-    )
+    on_gpu = torch.device(device).type == "cuda"
     return {
-        "machine": name,
+        "machine": torch.cuda.get_device_name(device) if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
         "python_version": platform.python_version(),
         "torch_version": torch.__version__,
         "transformers_version": transformers.__version__,
     }
-
-
-def _cpuinfo() -> Iterator[str]:
-    path = Path("/proc/cpuinfo")
-    return iter(path.read_text().splitlines() if path.exists() else [])

@@ -7,7 +7,6 @@ sdpa does. This says by how much, with stock's own distance to float32 beside it
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prunehal.core import NoPruning, Policy, PrunableCache, PruneHal, attach
 from prunehal.loading import load
-from prunehal.resources import data_path
+from prunehal.resources import data_path, written
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -47,10 +46,8 @@ def measure(path: Path, images: int = 100, batch_size: int = 25) -> pd.DataFrame
         for name, dtype in DTYPES.items():
             parts[name].append(_compared(loaded[name], inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}, truth))
     frame = pd.DataFrame([{"dtype": name} | _together(pd.DataFrame(found)) for name, found in parts.items()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    frame.to_csv(part, index=False)
-    os.replace(part, path)
+    with written(path) as part:
+        frame.to_csv(part, index=False)
     return frame
 
 

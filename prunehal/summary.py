@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ from prunehal import numerics as half
 from prunehal.ablation import N_STORED, PRUNES, RATIOS, Setting, ground_truth, make_mentions, read_rows
 from prunehal.benchmarks import ChairResult, score, truncate_to_mean
 from prunehal.core import NoPruning, PruneHal
-from prunehal.resources import data_path
+from prunehal.resources import data_path, written
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
 __all__ = ["SECTIONS", "chosen_on_validation", "findings", "markers", "numerics", "speed", "update_readme", "write_between"]
@@ -100,9 +99,8 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
     if begin not in old or end not in old:
         raise ValueError(f"{path} lacks the marker {begin!r} or {end!r}; expected both, each on a line of its own; put them back")
     head, tail = old.split(begin)[0], old.split(end)[1]
-    part = path.with_suffix(".part")
-    part.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
-    os.replace(part, path)
+    with written(path) as part:
+        part.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def _observation() -> list[str]:

@@ -36,6 +36,8 @@ _MENTION_TYPES = {
     "hallucinated": "bool",
 }
 
+_OF_MENTION = [name for name in _MENTION_TYPES if name not in ("image_id", "hallucinated")]
+
 _WORD = re.compile(r"\S+")
 
 
@@ -120,7 +122,8 @@ def score(
     truths = {image: set(ground_truth[image]) for image in texts}
     if unknown := set().union(*truths.values()) - set(scorer.nodes.values()):
         raise ValueError(f"the ground truth names {some(sorted(unknown))}; expected COCO category names; map these names first")
-    items, rows, repeats = [], [], 0
+    items, repeats = [], 0
+    columns: dict[str, list] = {name: [] for name in _MENTION_TYPES}
     for image, text in texts.items():
         truth, (mentions, length) = truths[image], scorer.scan(text)
         nodes = [mention.node for mention in mentions]
@@ -128,7 +131,10 @@ def score(
         repeats += len(nodes) - len(set(nodes))
         counts = (len(text.split()), length, len(nodes), len(wrong), len(truth), len(truth.intersection(nodes)), bool(wrong))
         items.append((image, *counts, nodes, wrong))
-        rows.extend((image, m.index, m.node, m.word, m.term, m.start, m.end, m.word_index, m.node not in truth) for m in mentions)
+        columns["image_id"] += [image] * len(mentions)
+        columns["hallucinated"] += [node not in truth for node in nodes]
+        for name in _OF_MENTION:
+            columns[name] += [getattr(mention, name) for mention in mentions]
     frame = pd.DataFrame(items, columns=["image_id", *_COUNTS, "nodes", "hallucinated_words"])
     total = {column: int(frame[column].sum()) for column in _COUNTS}
     metrics = {
@@ -144,9 +150,7 @@ def score(
         "duplicates": repeats / max(total["n_mentions"], 1),
     }
     # Types are set, because a frame without rows would otherwise hold objects where callers expect numbers.
-    mentions_frame = pd.DataFrame(rows, columns=list(_MENTION_TYPES)).astype(
-        {column: kind for column, kind in _MENTION_TYPES.items() if kind}
-    )
+    mentions_frame = pd.DataFrame({name: pd.Series(values, dtype=_MENTION_TYPES[name]) for name, values in columns.items()})
     return ChairResult(scorer.name, metrics, frame, mentions_frame)
 
 

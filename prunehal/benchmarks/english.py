@@ -64,9 +64,10 @@ def spans(text: str, tokens: list[str]) -> list[tuple[int, int]]:
     [(0, 1), (2, 3), (3, 6), (6, 7), (7, 8)]
     """
     found, at = [], 0
+    quoted = '"' in text or "''" in text
     for token in tokens:
         start = text.find(token, at)
-        if token in ("``", "''"):  # what nltk writes for a double quote
+        if quoted and token in ("``", "''"):  # what nltk writes for a double quote
             quote = text.find('"', at)
             if quote >= 0 and (start < 0 or quote < start):
                 start, token = quote, '"'
@@ -84,20 +85,28 @@ def tags(tokens: list[str], wanted: Iterable[int]) -> dict[int, str]:
     {1: 'NNS', 2: 'VBP'}
     """
     _, fixed, _ = _tagger()
-    known: list[str | None] = [fixed.get(token) for token in tokens]
-    context: list[str] | None = None
+    known: dict[int, str] = {-1: "-START-", -2: "-START2-"}
+
+    def tag(index: int) -> str | None:
+        if index not in known and (sure := fixed.get(tokens[index])):
+            known[index] = sure
+        return known.get(index)
+
     found = {}
     for index in wanted:
-        if known[index] is None:
-            if context is None:
-                context = ["-START-", "-START2-", *(_normal(token) for token in tokens), "-END-", "-END2-"]
+        if tag(index) is None:
             # A tag depends on the two before it, so the chain starts where two in a row are known.
             start = index
-            while start > 0 and (known[start - 1] is None or (start > 1 and known[start - 2] is None)):
+            while start > 0 and (tag(start - 1) is None or tag(start - 2) is None):
                 start -= 1
             for i in range(start, index + 1):
-                if known[i] is None:
-                    known[i] = _predicted(i, tokens[i], context, known)
+                if tag(i) is None:
+                    around = [_normal(tokens[k]) if k < len(tokens) else "-END-" for k in range(max(i - 2, 0), i + 3)]
+                    if i < 2:
+                        around = ["-START-", "-START2-"][i:] + around
+                    if i + 2 == len(tokens) + 1:
+                        around[-1] = "-END2-"
+                    known[i] = _predicted(tokens[i], *around, known[i - 1], known[i - 2])
         found[index] = known[index]
     return found
 
@@ -131,6 +140,7 @@ def inflections(words: Iterable[str]) -> set[str]:
     return found
 
 
+@lru_cache(maxsize=1 << 16)
 def _normal(word: str) -> str:
     if "-" in word and word[0] != "-":
         return "!HYPHEN"
@@ -139,12 +149,10 @@ def _normal(word: str) -> str:
     return "!DIGITS" if word[0].isdigit() else word.lower()
 
 
-def _predicted(i: int, word: str, context: list[str], known: list[str | None]) -> str:
+@lru_cache(maxsize=1 << 16)
+def _predicted(word: str, last2: str, last: str, here: str, after: str, after2: str, before: str, before2: str) -> str:
     """Tag one token by the averaged perceptron; features and their order are nltk's, so that sums round alike."""
     weights, _, classes = _tagger()
-    before = known[i - 1] if i > 0 else "-START-"
-    before2 = known[i - 2] if i > 1 else ("-START2-" if i == 0 else "-START-")
-    last2, last, here, after, after2 = context[i : i + 5]
     scores: dict[str, float] = defaultdict(float)
     for feature in (
         "bias", f"i suffix {word[-3:]}", f"i pref1 {word[0]}", f"i-1 tag {before}", f"i-2 tag {before2}",

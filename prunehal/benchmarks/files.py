@@ -148,7 +148,10 @@ def some(values: Iterable, at_most: int = 5) -> str:
 
 
 def _text(path: Path) -> tuple[str, list[str]]:
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}); expected a JSON or JSON lines file; check the path") from error
     if raw[:2] == b"\x1f\x8b":
         raw = gzip.decompress(raw)
     try:

@@ -6,7 +6,6 @@ It knows nothing of scenes or captions; a stage brings its parameters, its data 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
+
+from prunehal.resources import written
 
 __all__ = ["Stage", "run_stage"]
 
@@ -135,12 +136,9 @@ def _rate_factor(step: int, steps: int) -> float:
 
 
 def _save(path: Path, stage: Stage, step: int, optimisers: list[torch.optim.Optimizer], curve: list[dict]) -> None:
-    part = path.with_suffix(".part")
-    torch.save(
-        {
-            "step": step, "steps": stage.steps, "modules": [m.state_dict() for m in stage.modules],
-            "optimisers": [o.state_dict() for o in optimisers], "curve": curve,
-        },
-        part,
-    )  # fmt: skip
-    os.replace(part, path)
+    state = {
+        "step": step, "steps": stage.steps, "modules": [m.state_dict() for m in stage.modules],
+        "optimisers": [o.state_dict() for o in optimisers], "curve": curve,
+    }  # fmt: skip
+    with written(path) as part:
+        torch.save(state, part)

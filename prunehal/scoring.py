@@ -1,0 +1,114 @@
+"""The commands ``python -m prunehal score ...``: read a benchmark's files, score them by its own rules, write one report.
+
+Every command prints its metrics and the settings that they rest on. With ``--json OUT`` the report is written as
+``{"metrics": ..., "items": ..., "settings": ...}``. Bad input is named line by line on standard error, the exit code is 2 and
+nothing is written; ``--skip-bad`` goes on without the bad lines and counts them under ``settings``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunehal.benchmarks.files import Report
+
+__all__ = ["amber_discriminative", "amber_generative", "app", "chair", "pope"]
+
+app = typer.Typer(help="Score captions and answers by the rules of the published benchmarks.", no_args_is_help=True)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write metrics, items and settings to this file.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unusable lines, and count them.")]
+
+
+@app.command()
+def chair(
+    captions: Annotated[Path, typer.Argument(help="JSON list, JSON lines or objects one after the other: image_id, caption.")],
+    scorer: Annotated[str, typer.Option(help="pattern, wordnet (both official) or fixed.")] = "wordnet",
+    ground_truth: Annotated[
+        list[str] | None, typer.Option(help="coco (shipped, the default), testbed, or annotation files; more than one is united.")
+    ] = None,
+    truncate_words: Annotated[int | None, typer.Option(min=0, help="Score the first N words of each caption.")] = None,
+    drop_unfinished: Annotated[bool, typer.Option("--drop-unfinished", help="Drop what follows the last full stop.")] = False,
+    json: Json = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """CHAIR: chair_i, chair_s and recall of captions."""
+    from prunehal import benchmarks
+
+    def scored() -> Report:
+        loaded = benchmarks.load_scorer(scorer)
+        truth = benchmarks.load_ground_truth(ground_truth or (), loaded)
+        texts, n_bad = benchmarks.read_captions(captions, truth, skip_bad)
+        if truncate_words is not None:
+            texts = {image: benchmarks.truncate(text, truncate_words) for image, text in texts.items()}
+        if drop_unfinished:
+            texts = {image: benchmarks.drop_unfinished(text) for image, text in texts.items()}
+        settings = {
+            "captions": str(captions), "ground_truth": ground_truth or ["coco"], "truncate_words": truncate_words,
+            "drop_unfinished": drop_unfinished, "n_bad": n_bad,
+        }  # fmt: skip
+        return benchmarks.score(texts, truth, loaded).report(settings)
+
+    _finish(scored, json)
+
+
+@app.command()
+def pope(
+    questions: Annotated[str, typer.Argument(help="POPE question file, or a shipped one such as coco/adversarial.")],
+    answers: Annotated[Path, typer.Argument(help="Answers in the order of the questions: question, answer.")],
+    rule: Annotated[str, typer.Option(help="official, or strict: an answer must begin with yes or no.")] = "official",
+    json: Json = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """POPE: accuracy, precision, recall, F1 and the share of yes."""
+    from prunehal.benchmarks import pope as benchmark
+
+    _finish(lambda: benchmark.score_files(questions, answers, rule=rule, skip_bad=skip_bad), json)
+
+
+@app.command()
+def amber_generative(
+    responses: Annotated[Path, typer.Argument(help="AMBER's response file: id, response.")],
+    similarity: Annotated[str, typer.Option(help="exact, spacy, or a JSON file of word vectors.")] = "exact",
+    json: Json = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """AMBER, captions: CHAIR, Cover, Hal and Cog, in percent."""
+    from prunehal.benchmarks import amber
+
+    _finish(lambda: amber.score_generative(responses, similarity=similarity, skip_bad=skip_bad), json)
+
+
+@app.command()
+def amber_discriminative(
+    responses: Annotated[Path, typer.Argument(help="AMBER's response file: id, response (Yes or No).")],
+    json: Json = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """AMBER, questions: accuracy, precision, recall and F1 of every type, in percent."""
+    from prunehal.benchmarks import amber
+
+    _finish(lambda: amber.score_discriminative(responses, skip_bad=skip_bad), json)
+
+
+def _finish(scored: Callable[[], Report], json: Path | None) -> None:
+    """Score, write the report, and print it; say what is wrong in one message and with exit code 2."""
+    try:
+        report = scored()
+        if json is not None:
+            report.write(json)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    for name, value in report.metrics.items():
+        typer.echo(f"{name}: {_shown(value)}")
+    typer.echo("settings: " + ", ".join(f"{name}={value}" for name, value in report.settings.items()))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
