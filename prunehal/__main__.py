@@ -60,11 +60,62 @@ def numerics(
 
 
 @app.command()
+def bench_scoring(
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/scoring.csv"),
+) -> None:
+    """Measure how fast the CHAIR scorers are on 500 and on 100,000 captions, and print the table."""
+    from prunehal.bench_scoring import as_table, measure
+
+    typer.echo(as_table(measure(out)))
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme
 
     update_readme(path)
+
+
+@app.command("run")
+def run_benchmark(
+    model: Annotated[str, typer.Option(help="embedded, a hub name such as llava-hf/llava-1.5-7b-hf, or a folder.")],
+    benchmark: Annotated[str, typer.Option(help="chair, pope, amber or mmhal.")],
+    images: Annotated[Path, typer.Option(help="Folder of the benchmark's images.")],
+    out: Annotated[Path, typer.Option(help="Folder of the rows and the result; the same call goes on there.")],
+    policy: Annotated[str, typer.Option(help="prunehal, topk, or none: stock generate().")] = "prunehal",
+    r: Annotated[float, typer.Option(help="Retention ratio of prunehal.")] = 0.4,
+    t: Annotated[int, typer.Option(help="Largest number of prunes of prunehal.")] = 3,
+    k: Annotated[int | None, typer.Option(help="Visual tokens that topk keeps.")] = None,
+    decoding: Annotated[str, typer.Option(help="greedy, beam (5 beams) or nucleus (top_p 0.9).")] = "greedy",
+    questions: Annotated[
+        str | None, typer.Option(help="POPE: a file, or a shipped one such as coco/adversarial; CHAIR: a file of image ids.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="CHAIR: instead of 'Please describe this image in detail.'")] = None,
+    prompt_suffix: Annotated[str, typer.Option(help="Added to every prompt, e.g. ' Please answer yes or no.'")] = "",
+    template: Annotated[str | None, typer.Option(help="Instead of the chat template: text with {image} and {prompt}.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Images at once; halved when memory runs out.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default whichever is there.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="Of transformers, e.g. auto, for several devices.")] = None,
+    attn_implementation: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out what has no image.")] = False,
+) -> None:
+    """Run a model on a benchmark, resumably, and write the result file that the benchmark's scorer reads."""
+    from prunehal.running import Run, named_policy, run
+
+    options = {
+        name: value for name, value in locals().items() if name not in ("policy", "r", "t", "k", "Run", "named_policy", "run")
+    }
+    try:
+        typer.echo(f"written: {run(Run(policy=named_policy(policy, r, t, k), **options))}")
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

@@ -18,8 +18,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from prunehal.benchmarks import ground_truth_coco, load_scorer, read_captions, score
-from prunehal.resources import data_path, written
+from prunehal.benchmarks import ground_truth_coco, load_scorer, score
+from prunehal.benchmarks.released import released_captions
+from prunehal.resources import written
 
 __all__ = ["as_table", "captions", "case", "measure"]
 
@@ -34,13 +35,13 @@ def captions(n: int, seed: int = 0) -> dict[int, tuple[str, int]]:
     >>> len(drawn), len({text for text, _ in drawn.values()}) > 6_400
     (6500, True)
     """
-    files = sorted(data_path("captions", "opera").rglob("*.jsonl.gz"))
-    real = [(text, image) for file in files for image, text in read_captions(file)[0].items()]
+    real = [(text, image) for captions_of in released_captions().values() for image, text in captions_of.items()]
     draw = random.Random(seed)
     draw.shuffle(real)
     sentences = [sentence for text, _ in real for sentence in text.split(". ") if sentence]
+    given = len(real)
     while len(real) < n:
-        text, image = real[len(real) % 6000]
+        text, image = real[len(real) % given]
         real.append((". ".join(draw.choices(sentences, k=text.count(". ") + 1)), image))
     return dict(enumerate(real[:n]))
 

@@ -7,15 +7,28 @@ from pathlib import Path
 import pandas as pd
 import pyperf
 
-from prunehal import bench
+from prunehal import bench, bench_scoring
 from prunehal import numerics as half
 from prunehal.ablation import N_STORED, PRUNES, RATIOS, Setting, ground_truth, make_mentions, read_rows
-from prunehal.benchmarks import ChairResult, score, truncate_to_mean
+from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
+from prunehal.benchmarks.length import difference
+from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.resources import data_path, written
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
-__all__ = ["SECTIONS", "chosen_on_validation", "findings", "markers", "numerics", "speed", "update_readme", "write_between"]
+__all__ = [
+    "SECTIONS",
+    "chosen_on_validation",
+    "findings",
+    "markers",
+    "numerics",
+    "released",
+    "scoring",
+    "speed",
+    "update_readme",
+    "write_between",
+]
 
 _RESAMPLES = 2000
 
@@ -75,7 +88,36 @@ def numerics() -> str:
     return f"{half.as_table(frame)}\n\n{what}; the embedded model, {frame['images'].iloc[0]} images."
 
 
-SECTIONS = {"findings": findings, "speed": speed, "numerics": numerics}
+def released() -> str:
+    """Return the README's table of the released captions of OPERA's authors, scored again, and at equal length."""
+    truth, captions = ground_truth_coco(), released_captions()
+    scored = {key: score(texts, truth, "wordnet").metrics for key, texts in captions.items()}
+    met = sum(
+        round(100 * scored[key][metric], 1) == value
+        for key, values in published_scores().items()
+        for metric, value in zip(("chair_s", "chair_i"), values, strict=True)
+    )
+    lines = [
+        "| model | greedy: CHAIR_i, words | OPERA: CHAIR_i, words | OPERA minus greedy, as written | at equal length |",
+        "|---" * 5 + "|",
+    ]
+    for model, name in MODELS.items():
+        cells = [f"{100 * scored[model, d]['chair_i']:.1f}, {scored[model, d]['words']:.0f}" for d in ("greedy", "ours")]
+        for equal in (False, True):
+            pair = captions[model, "greedy"], captions[model, "ours"]
+            d = difference(*pair, truth, "wordnet", equal_length=equal, n_resamples=_RESAMPLES)["chair_i"]
+            cells.append(f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    counts = f"{met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer)."
+    return "\n".join([counts, "", *lines, "", "500 images a model; percent; paired 95% BCa intervals over images."])
+
+
+def scoring() -> str:
+    """Return the README's table of the scorers' speed and memory."""
+    return bench_scoring.as_table(pd.read_csv(data_path("bench", "scoring.csv")))
+
+
+SECTIONS = {"findings": findings, "released": released, "scoring": scoring, "speed": speed, "numerics": numerics}
 
 
 def markers(section: str) -> tuple[str, str]:

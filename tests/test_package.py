@@ -30,7 +30,7 @@ PASSED_OVER = {
     ".hypothesis",
     ".ipynb_checkpoints",
 }
-BINARY = {".png", ".safetensors", ".gz", ".pdf"}
+BINARY = {".png", ".jpg", ".safetensors", ".gz", ".zip", ".pdf"}
 
 
 def of(path):
@@ -42,7 +42,7 @@ def python(code, **kwargs):
 
 
 def test_import_waits_for_neither_torch_nor_transformers():
-    heavy = ("torch", "transformers", "pandas", "numpy", "matplotlib", "scipy", "inflect")
+    heavy = ("torch", "transformers", "pandas", "numpy", "matplotlib", "scipy", "inflect", "nltk")
     assert python(f"import sys, prunehal; print([name for name in {heavy} if name in sys.modules])").strip() == "[]"
 
 

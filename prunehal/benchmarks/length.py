@@ -1,4 +1,4 @@
-"""Length, the confound of every caption benchmark: hallucination against the place in the caption, and against a cap on words."""
+"""Length, the confound of caption benchmarks: hallucination by place in the caption, by a cap on words, and at equal length."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pandas as pd
 
-from prunehal.benchmarks.chair import ChairResult, score, truncate
+from prunehal.benchmarks.chair import ChairResult, score, truncate, truncate_to_mean
 from prunehal.benchmarks.mentions import ChairScorer
-from prunehal.statistics import bootstrap_interval
+from prunehal.bootstrap import Interval
+from prunehal.statistics import bootstrap_interval, paired_bootstrap
 
-__all__ = ["rate_by_position", "truncation_curve"]
+__all__ = ["difference", "rate_by_position", "truncation_curve"]
 
 
 def rate_by_position(result: ChairResult, edges: Sequence[int], n_resamples: int = 1000) -> pd.DataFrame:
@@ -60,3 +61,37 @@ def truncation_curve(
         metrics = score({image: truncate(text, cap) for image, text in captions.items()}, ground_truth, scorer).metrics
         rows.append({"n_words": cap} | {name: metrics[name] for name in ("words", "chair_i", "chair_s", "recall")})
     return pd.DataFrame(rows)
+
+
+def difference(
+    base: Mapping[Hashable, str],
+    other: Mapping[Hashable, str],
+    ground_truth: Mapping[Hashable, Iterable[str]],
+    scorer: str | ChairScorer,
+    *,
+    equal_length: bool,
+    n_resamples: int = 2000,
+) -> dict[str, Interval]:
+    """Return the paired differences, other minus base, of chair_i, chair_s, recall and words, on the images of both.
+
+    Args:
+        base, other: captions of two methods.
+        ground_truth: of the images.
+        scorer: of CHAIR.
+        equal_length: cut both to the mean length (in words) of the shorter one first.
+        n_resamples: of the bootstrap over images (BCa).
+
+    >>> texts = {1: "A dog.", 2: "A cat by a bus."}
+    >>> found = difference(texts, texts, {1: {"dog"}, 2: {"cat"}}, "fixed", equal_length=True, n_resamples=100)
+    >>> found["chair_i"].estimate, sorted(found)
+    (0.0, ['chair_i', 'chair_s', 'recall', 'words'])
+    """
+    shared = [image for image in base if image in other]
+    pair = [{image: texts[image] for image in shared} for texts in (base, other)]
+    if equal_length:
+        target = min(sum(len(text.split()) for text in texts.values()) / len(shared) for texts in pair)
+        pair = [truncate_to_mean(texts, target).captions for texts in pair]
+    a, b = (score(texts, ground_truth, scorer).items for texts in pair)
+    return {
+        metric: paired_bootstrap(a, b, metric, n_resamples=n_resamples) for metric in ("chair_i", "chair_s", "recall", "words")
+    }

@@ -1,0 +1,152 @@
+"""Load a model once, and answer batches of items: render, encode, generate, decode, and say what was pruned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunehal.chat import encode, render, to_model
+from prunehal.core import PrunableCache, attach
+from prunehal.core.visual import generating
+from prunehal.loading import load, load_image
+from prunehal.tasks import BENCHMARKS, Item
+
+if TYPE_CHECKING:
+    from prunehal.running import Run
+
+__all__ = ["DECODINGS", "Engine"]
+
+# Each returns what generate() gets, from the model and the inputs of the batch. What a checkpoint may set otherwise is named.
+_GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+DECODINGS: dict[str, Callable[[PreTrainedModel, Mapping[str, Tensor]], dict[str, Any]]] = {
+    "greedy": lambda model, inputs: _GREEDY,
+    "beam": lambda model, inputs: _GREEDY | {"num_beams": 5},
+    "nucleus": lambda model, inputs: _GREEDY | {"do_sample": True, "top_p": 0.9, "top_k": 0},
+}
+
+
+class Engine:
+    """The loaded model, and how it is asked.
+
+    Args:
+        settings: of the run.
+        images: path and pixels of each image, by its file name.
+        items: all that will be asked, also in earlier or later calls.
+    """
+
+    def __init__(self, settings: Run, images: Mapping[str, tuple[Path, int]], items: Sequence[Item]) -> None:
+        self.settings, self.images = settings, images
+        names = ("attn_implementation", "device_map")
+        options = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+        self.model, self.processor = load(settings.model, revision=settings.revision, dtype=settings.dtype, **options)
+        if settings.device_map is None:
+            self.model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        config = generating(self.model).generation_config
+        ends = config.eos_token_id
+        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self.pad = config.pad_token_id if config.pad_token_id is not None else self.processor.tokenizer.pad_token_id
+        self.pad = self.pad if self.pad is not None else next(iter(sorted(self.ends)), 0)
+        self.prompts = {item.key: self._rendered(item.text) for item in items}
+        ids = self.processor.tokenizer(list(self.prompts.values()))["input_ids"]
+        slope = self._tokens_of_a_pixel(items)
+        self.length = {item.key: len(row) + slope * images[item.image][1] for item, row in zip(items, ids, strict=True)}
+
+    def _rendered(self, text: str) -> str:
+        text += self.settings.prompt_suffix
+        return render(self.processor, text, self.settings.template, self.model.config.model_type)
+
+    def _tokens_of_a_pixel(self, items: Sequence[Item]) -> float:
+        """Return by how many tokens a prompt grows with each pixel of its image, seen on the smallest and the largest."""
+        pixels = sorted({(pixels, path) for path, pixels in self.images.values()})
+        (small, smallest), (large, largest) = pixels[0], pixels[-1]
+        if small == large:
+            return 0.0
+        prompt = self.prompts[items[0].key]
+        few, many = (encode(self.processor, [load_image(path)], [prompt])["input_ids"].shape[1] for path in (smallest, largest))
+        return max(0, many - few) / (large - small)
+
+    def shared(self) -> dict[str, Any]:
+        """Return the settings of all rows that only the loaded model tells."""
+        task = BENCHMARKS[self.settings.benchmark]
+        config = generating(self.model).generation_config.to_diff_dict()
+        config.pop("transformers_version", None)
+        text = next(iter(self.prompts.values())) if task.prompted else self._rendered("{prompt}")
+        commit = getattr(self.model.config, "_commit_hash", None)
+        return {"rendered_prompt": text, "commit": commit, "generation_config": json.loads(json.dumps(config, default=str))}
+
+    def free(self) -> dict[str, Any]:
+        """Return what may differ from call to call: it should not change a text, but may explain one."""
+        names = ("images", "out", "batch_size", "limit", "skip_missing", "device_map")
+        return {name: _plain(getattr(self.settings, name)) for name in names} | {
+            "device": str(self.model.device), "dtype_loaded": str(self.model.dtype), "torch": torch.__version__,
+            "attention": self.model.config.get_text_config()._attn_implementation,
+        }  # fmt: skip
+
+    def answer(self, batch: Sequence[Item]) -> list[dict[str, Any]]:
+        """Ask one batch, and return its rows."""
+        started = time.perf_counter()
+        pictures = [load_image(self.images[item.image][0]) for item in batch]
+        inputs = to_model(encode(self.processor, pictures, [self.prompts[item.key] for item in batch]), self.model)
+        options = dict(DECODINGS[self.settings.decoding](self.model, inputs))
+        options |= {"max_new_tokens": self.settings.max_new_tokens, "num_return_sequences": 1, "pad_token_id": self.pad}
+        cache = None
+        if self.settings.prunes:
+            seeds = [_number(item.key) for item in batch]
+            cache = attach(self.model, inputs, self.settings.policy, seeds=seeds, end_ids=[self.pad])
+            options["past_key_values"] = cache
+        cards = sorted({part.device.index for part in self.model.parameters() if part.device.type == "cuda"})
+        with torch.random.fork_rng(devices=cards):
+            torch.manual_seed(_number(self.settings.seed, *(item.key for item in batch)))
+            made = self.model.generate(**inputs, **options, return_dict_in_generate=True)
+        beams = getattr(made, "beam_indices", None)
+        prunes = [[] for _ in batch] if cache is None else _prunes(cache, len(batch), None if beams is None else beams.tolist())
+        written = self._written(made.sequences, inputs["input_ids"])
+        seconds = round(time.perf_counter() - started, 3)
+        rows = []
+        for item, ids, events in zip(batch, written, prunes, strict=True):
+            end = next((place for place, token in enumerate(ids) if token in self.ends), None)
+            text = self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+            tokens = len(ids) if end is None else end
+            row = {"key": item.key, "image": item.image, "prompt": item.text + self.settings.prompt_suffix, "text": text}
+            rows.append(row | {"tokens": tokens, "finished": end is not None, "prunes": events, "seconds": seconds})
+        return rows
+
+    def _written(self, sequences: Tensor, prompt: Tensor) -> list[list[int]]:
+        """Return the tokens after the prompt; a model whose generate() starts from embeddings returns those alone."""
+        width = prompt.shape[1]
+        has_prompt = sequences.shape[1] > width and torch.equal(sequences[:, :width], prompt.to(sequences.device))
+        return sequences[:, width if has_prompt else 0 :].tolist()
+
+
+def _prunes(cache: PrunableCache, rows: int, beams: list[list[int]] | None) -> list[list[dict[str, Any]]]:
+    """Return the prunes of each text: step, reason, kept.
+
+    Args:
+        cache: that generate() ran on.
+        rows: of the batch.
+        beams: which row of the cache each token of each text came from; with beam search a text moves between rows.
+    """
+    prunes: list[list[dict[str, Any]]] = [[] for _ in range(rows)]
+    for event in cache.events.to_dict("records"):
+        row, step = event.pop("row"), event["step"]
+        for text, came_from in enumerate(beams or [[] for _ in range(rows)]):
+            if row == text if beams is None else step <= len(came_from) and came_from[step - 1] == row:
+                prunes[text].append(event)
+    return prunes
+
+
+def _number(*values: int | str) -> int:
+    """Return a seed that depends on all values, and on nothing else."""
+    return int.from_bytes(hashlib.sha256(json.dumps(values).encode()).digest()[:7])
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

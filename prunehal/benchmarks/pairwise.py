@@ -1,0 +1,205 @@
+"""Judge two captions of an image against each other: correctness and detailedness, from 1 to 10 for each assistant.
+
+Source: the prompt is GPT_JUDGE_PROMPT of gpt4v_eval.py in shikiw/OPERA (commit 2a0a234, MIT License), of Huang et al. 2024,
+"OPERA", arXiv 2311.17911, word for word: two missing spaces ("hallucinationsshould", "countas") stand as published. It calls
+the first criterion "Accuracy"; later papers say "Correctness", and both are read. No judge is called here.
+
+Judges favour a position. Ask in both orders (``prompts(..., swap=True)``): `score` averages the two judgements of an image
+and reports how far the first place was favoured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from prunehal.benchmarks.files import BadInput, Report, some
+from prunehal.benchmarks.judged import reply_text
+
+__all__ = ["CRITERIA", "PROMPT", "parse", "prompts", "score"]
+
+CRITERIA = ("correctness", "detailedness")
+
+PROMPT = (
+    "\n"
+    "You are required to score the performance of two AI assistants in describing a given image. You should pay extra "
+    "attention to the hallucination, which refers to the part of descriptions that are inconsistent with the image content, "
+    "such as claiming the existence of something not present in the image or describing incorrectly in terms of the counts, "
+    "positions, or colors of objects in the image. Please rate the responses of the assistants on a scale of 1 to 10, where "
+    "a higher score indicates better performance, according to the following criteria:\n"
+    "1: Accuracy: whether the response is accurate with respect to the image content. Responses with fewer "
+    "hallucinationsshould be given higher scores.\n"
+    "2: Detailedness: whether the response is rich in necessary details. Note that hallucinated descriptions should not "
+    "countas necessary details.\n"
+    "Please output the scores for each criterion, containing only two values indicating the scores for Assistant 1 and 2, "
+    "respectively. The two scores are separated by a space. Following the scores, please provide an explanation of your "
+    "evaluation, avoiding any potential bias and ensuring that the order in which the responses were presented does not "
+    "affect your judgment.\n"
+    "\n"
+    "[Assistant 1]\n"
+    "{}\n"
+    "[End of Assistant 1]\n"
+    "\n"
+    "[Assistant 2]\n"
+    "{}\n"
+    "[End of Assistant 2]\n"
+    "\n"
+    "Output format:\n"
+    "Accuracy: <Scores of the two answers>\n"
+    "Reason:\n"
+    "\n"
+    "Detailedness: <Scores of the two answers>\n"
+    "Reason: \n"
+)
+
+_NAMES = {"correctness": "accuracy|correctness", "detailedness": "detailedness"}
+_NUMBER = r"(\d+(?:\.\d+)?)"
+# A line such as "Accuracy: 8 7", also numbered or in bold ("**1: Correctness:** 8, 7"), and nothing more on it.
+_LINE = r"^[\s*#]*(?:\d\s*[:.)]\s*)?[\s*]*(?:{names})[\s*]*:[\s*]*{n}(?:[ \t]*,[ \t]*|[ \t]+){n}[\s*]*$"
+_LINES = {name: re.compile(_LINE.format(names=names, n=_NUMBER), re.I | re.M) for name, names in _NAMES.items()}
+
+
+def prompts(captions_a: Mapping[Hashable, str], captions_b: Mapping[Hashable, str], swap: bool = False) -> list[dict[str, Any]]:
+    """Return ``{"image_id", "order", "prompt"}`` for each image, to be sent to a judge together with the image.
+
+    Order "ab" shows caption a as Assistant 1, order "ba" caption b.
+
+    Args:
+        captions_a: image_id -> caption of the one method.
+        captions_b: image_id -> caption of the other method, for the same images.
+        swap: ask in both orders, two prompts for each image.
+
+    Raises:
+        BadInput: images with a caption of only one method, a caption that is no text, or no image.
+
+    >>> asked = prompts({1: "A dog."}, {1: "A cat."}, swap=True)
+    >>> [(prompt["order"], prompt["prompt"].split("[Assistant 1]")[1][:8].strip()) for prompt in asked]
+    [('ab', 'A dog.'), ('ba', 'A cat.')]
+    """
+    problems = [
+        f"{len(alone)} image(s) have a caption of {name} only: {some(alone)}"
+        for name, mine, other in (("a", captions_a, captions_b), ("b", captions_b, captions_a))
+        if (alone := [image for image in mine if image not in other])
+    ]
+    problems += [
+        f"image {image!r}: the caption of {name} is {text!r}; expected text"
+        for name, captions in (("a", captions_a), ("b", captions_b))
+        for image, text in captions.items()
+        if not isinstance(text, str)
+    ]
+    if not captions_a and not captions_b:
+        problems.append("there are no captions; expected at least one image")
+    if problems:
+        raise BadInput("the captions", problems, "Give a caption of both methods for each image.")
+    asked = []
+    for image, a in captions_a.items():
+        b = captions_b[image]
+        pairs = {"ab": (a, b), "ba": (b, a)} if swap else {"ab": (a, b)}
+        asked += [{"image_id": image, "order": order, "prompt": PROMPT.format(*pair)} for order, pair in pairs.items()]
+    return asked
+
+
+def parse(text: str) -> dict[str, tuple[float, float]] | None:
+    """Return the two scores of each criterion, of Assistant 1 and 2, or None when the reply does not give all four.
+
+    The last line of each criterion counts, as in the official script. Scores are numbers from 0 to 10 (the prompt asks for
+    1 to 10), separated by spaces or a comma.
+
+    >>> parse("Accuracy: 8 6\\nReason: the dog is real.\\n\\nDetailedness: 7, 7.5\\nReason: ...")
+    {'correctness': (8.0, 6.0), 'detailedness': (7.0, 7.5)}
+    >>> parse("Both are good.") is None
+    True
+    """
+    found = {}
+    for name in CRITERIA:
+        lines = _LINES[name].findall(text)
+        if not lines:
+            return None
+        first, second = map(float, lines[-1])
+        if not (0 <= first <= 10 and 0 <= second <= 10):
+            return None
+        found[name] = (first, second)
+    return found
+
+
+def score(judgements: Sequence[Mapping[str, Any]]) -> Report:
+    """Compare method a with method b over all images.
+
+    The judgements of both orders of an image are averaged first. Where only one order can be read, that one stands alone;
+    ``n_both`` says how many images have both.
+
+    Args:
+        judgements: objects with image_id, order ("ab" or "ba"; "ab" when absent) and the reply under judgement, text or as a
+            chat completion (choices).
+
+    Returns:
+        A report; metrics: for each criterion ``a`` and ``b`` (mean scores), ``difference`` (mean of a - b), ``wins``,
+        ``ties``, ``losses`` (images, seen from a) and ``position_bias`` (mean of first - second place over the images with
+        both orders, None without such images); ``n`` (images), ``n_both``, ``unreadable`` (judgements). Means are None
+        without any readable judgement. Items: image_id, orders, and the scores (a, b) of each criterion.
+
+    Raises:
+        BadInput: a judgement without image_id or text, an unknown order, or an image twice in the same order; none at all.
+
+    >>> said = [{"image_id": 1, "order": "ab", "judgement": "Correctness: 8 6\\nDetailedness: 5 5"},
+    ...         {"image_id": 1, "order": "ba", "judgement": "Correctness: 7 7\\nDetailedness: 6 5"}]
+    >>> score(said).metrics["correctness"]
+    {'a': 7.5, 'b': 6.5, 'difference': 1.0, 'wins': 1, 'ties': 0, 'losses': 0, 'position_bias': 1.0}
+    """
+    by_image = _by_image(judgements)
+    read = {image: {order: parse(text) for order, text in orders.items()} for image, orders in by_image.items()}
+    unreadable = sum(scores is None for orders in read.values() for scores in orders.values())
+    items = []
+    for image, orders in read.items():
+        readable = {order: scores for order, scores in orders.items() if scores is not None}
+        if not readable:
+            continue
+        item: dict[str, Any] = {"image_id": image, "orders": list(readable)}
+        for name in CRITERIA:
+            pairs = [scores[name] if order == "ab" else scores[name][::-1] for order, scores in readable.items()]
+            item[name] = tuple(sum(pair[place] for pair in pairs) / len(pairs) for place in (0, 1))
+        items.append(item)
+    both = [read[item["image_id"]] for item in items if len(item["orders"]) == 2]
+    metrics: dict[str, Any] = {}
+    for name in CRITERIA:
+        pairs = [item[name] for item in items]
+        favoured = [scores[name][0] - scores[name][1] for orders in both for scores in orders.values()]
+        metrics[name] = {
+            "a": _mean([a for a, _ in pairs]),
+            "b": _mean([b for _, b in pairs]),
+            "difference": _mean([a - b for a, b in pairs]),
+            "wins": sum(a > b for a, b in pairs),
+            "ties": sum(a == b for a, b in pairs),
+            "losses": sum(a < b for a, b in pairs),
+            "position_bias": _mean(favoured),
+        }
+    metrics |= {"n": len(items), "n_both": len(both), "unreadable": unreadable}
+    return Report(metrics, items, {"benchmark": "pairwise", "prompt": "OPERA gpt4v_eval.py"})
+
+
+def _by_image(judgements: Sequence[Mapping[str, Any]]) -> dict[Hashable, dict[str, str]]:
+    """Return the reply of each order of each image."""
+    by_image: dict[Hashable, dict[str, str]] = {}
+    problems = []
+    for place, judgement in enumerate(judgements):
+        image, order, text = judgement.get("image_id"), judgement.get("order", "ab"), reply_text(judgement)
+        if image is None or not isinstance(image, Hashable):
+            problems.append(f"judgement {place}: image_id {image!r}; expected the id that its prompt had")
+        elif order not in ("ab", "ba"):
+            problems.append(f"judgement {place}: order {order!r}; expected 'ab' or 'ba'")
+        elif text is None:
+            problems.append(f"judgement {place}: no text; expected the key judgement or text, or a chat completion")
+        elif order in by_image.get(image, {}):
+            problems.append(f"judgement {place}: image {image!r} is judged twice in order {order!r}")
+        else:
+            by_image.setdefault(image, {})[order] = text
+    if not judgements:
+        problems.append("there are none; expected at least one")
+    if problems:
+        raise BadInput("the judgements", problems, "Give one judgement for each prompt, with its image_id and order.")
+    return by_image
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,299 @@
+"""Run a model on a benchmark, and write the result file that the benchmark's own scorer reads.
+
+    run(Run(model="llava-hf/llava-1.5-7b-hf", benchmark="chair", images="val2014", out="runs/chair", policy=PruneHal(r=0.4, t=3)))
+
+Items are asked in batches of like length, the longest first. Each batch's rows are on the disk before the next begins, so that a
+run can be killed at any time; the same call goes on where it stopped. Without a policy (or with ``NoPruning()``, which only
+observes) generate() is the stock one, on the cache that it makes itself.
+
+Greedy and beam search give each item the same text in every batch, up to rounding of the data type (the tests compare in
+float32). Sampling is seeded by the seed and the keys of the batch: equal calls give equal texts, other batch sizes others.
+Decoding sets how tokens are chosen; all else (a repetition penalty, say) stays as the checkpoint's generation_config has it,
+which ``settings.json`` records.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+import prunehal
+from prunehal.answering import DECODINGS, Engine
+from prunehal.chat import check_template
+from prunehal.core import NoPruning, Policy, PruneHal, TopK
+from prunehal.loading import EMBEDDED
+from prunehal.resources import data_path
+from prunehal.rows import RowFile, keep_settings, locked, refuse_other_settings
+from prunehal.tasks import BENCHMARKS, Item, images_of, items_of, write_result
+from prunehal.testbed.captions import PROMPT
+
+__all__ = ["POLICIES", "Run", "named_policy", "run"]
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All settings of a run, checked.
+
+    Attributes:
+        model: ``"embedded"``, a hub name or a folder; see `prunehal.load`.
+        benchmark: a name of `prunehal.tasks.BENCHMARKS`.
+        images: folder of the benchmark's images.
+        out: folder of the rows and the result; a later call with the same settings goes on there.
+        policy: when and what to prune; None for stock generate().
+        decoding: a name of `prunehal.answering.DECODINGS`.
+        revision, dtype, attn_implementation: of the model, as `prunehal.load` takes them.
+        device: where the model goes; by default cuda if there is one, otherwise cpu.
+        device_map: of transformers, instead of ``device``, for a model that needs several devices.
+        prompt: of ``chair``; "Please describe this image in detail." by default (the embedded model's own for that one).
+        prompt_suffix: added to every question or prompt, such as " Please answer yes or no."
+        template: the prompt around text and image, instead of the chat template; see `prunehal.chat.render`.
+        questions: which; see `prunehal.tasks.items_of`.
+        max_new_tokens: longest answer.
+        batch_size: items at once; halved when memory runs out.
+        limit: only the first so many items.
+        seed: of sampling.
+        skip_missing: leave out the items whose image is missing.
+        progress: show a bar with the time left.
+
+    Raises:
+        ValueError: a setting cannot be; the message shows it and what was expected.
+
+    >>> Run(model="embedded", benchmark="chair", images="val2014", out="runs/chair", decoding="beams")
+    Traceback (most recent call last):
+    ValueError: decoding='beams': expected one of 'greedy', 'beam', 'nucleus'
+    """
+
+    model: str
+    benchmark: str
+    images: Path
+    out: Path
+    policy: Policy | None = None
+    decoding: str = "greedy"
+    revision: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    device: str | None = None
+    device_map: str | None = None
+    prompt: str | None = None
+    prompt_suffix: str = ""
+    template: str | None = None
+    questions: str | None = None
+    max_new_tokens: int = 512
+    batch_size: int = 8
+    limit: int | None = None
+    seed: int = 0
+    skip_missing: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("images", "out"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("model", "questions"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else str(value))
+        for name, known in (("benchmark", BENCHMARKS), ("decoding", DECODINGS), ("dtype", _DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("limit", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if (isinstance(value, bool) or not isinstance(value, int) or value < least) and not (
+                name == "limit" and value is None
+            ):
+                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+        if self.policy is not None and not isinstance(self.policy, Policy):
+            raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or None; see named_policy()")
+        if self.device is not None and self.device_map is not None:
+            raise ValueError(f"device={self.device!r}, device_map={self.device_map!r}: expected one of the two; leave one out")
+        if self.model == EMBEDDED and self.dtype not in ("auto", "float32"):
+            raise ValueError(f"dtype={self.dtype!r}: the embedded model runs in float32; expected 'auto'; leave it out")
+        if self.prompt is not None and not BENCHMARKS[self.benchmark].prompted:
+            raise ValueError(
+                f"prompt={self.prompt!r}: {self.benchmark} asks its own questions; expected none; add to them by prompt_suffix"
+            )
+        check_template(self.template)
+
+    @property
+    def prunes(self) -> bool:
+        """Say whether generate() runs on a cache of this package."""
+        return self.policy is not None and not isinstance(self.policy, NoPruning)
+
+    def shared(self) -> dict[str, Any]:
+        """Return the settings that all rows of a folder share, as JSON; what needs the model comes later."""
+        names = ("benchmark", "questions", "model", "revision", "dtype", "attn_implementation", "prompt", "prompt_suffix")
+        names += ("template", "decoding", "max_new_tokens", "seed")
+        policy = {"name": type(self.policy).__name__} | asdict(self.policy) if self.prunes else {"name": "none"}
+        versions = {"prunehal": prunehal.__version__, "transformers": transformers.__version__}
+        return {name: getattr(self, name) for name in names} | {"policy": policy} | versions
+
+
+def named_policy(name: str, r: float = 0.4, t: int = 3, k: int | None = None) -> Policy | None:
+    """Return the policy of a name as the command line has it; None for stock generate().
+
+    Args:
+        name: a name of POLICIES.
+        r, t: of PruneHal.
+        k: of TopK; needed for it.
+
+    Raises:
+        ValueError: no such name, or a number that cannot be.
+
+    >>> named_policy("none"), named_policy("topk", k=36)
+    (None, TopK(selection='top', kept='layer', beam_state='own', seed=0, k=36, step=2))
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy={name!r}: expected one of {', '.join(map(repr, POLICIES))}")
+    if name == "topk" and k is None:
+        raise ValueError("policy='topk': expected k, the visual tokens that stay, such as k=36")
+    return POLICIES[name](r, t, k)
+
+
+POLICIES: dict[str, Callable[[float, int, int | None], Policy | None]] = {
+    "prunehal": lambda r, t, k: PruneHal(r=r, t=t),
+    "topk": lambda r, t, k: TopK(k),
+    "none": lambda r, t, k: None,
+}
+
+
+def run(settings: Run) -> Path:
+    """Ask a model all items of a benchmark, or those that are left of an earlier call, and write the result file.
+
+    In ``settings.out``: ``settings.json``; ``rows.jsonl``, one row for each item with key, image, prompt, text, tokens (the
+    end token not counted), finished (whether it came), prunes (step, reason, kept in each layer) and seconds (of its batch);
+    at the end the benchmark's result file.
+
+    Returns:
+        The path of the result file.
+
+    Raises:
+        ValueError: settings that differ from those of the rows there, questions or images that cannot be used, a model whose
+            visual tokens cannot be pruned, no chat template. Nothing is loaded before images and settings are seen to be right.
+        OSError: another run holds the folder, or a file cannot be read or written.
+        RuntimeError: memory does not suffice for one item alone.
+
+    >>> import tempfile
+    >>> from prunehal.testbed.scenes import scene
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scene("test", 0).image().save(f"{folder}/42.png")
+    ...     settings = Run(model="embedded", benchmark="chair", images=folder, out=f"{folder}/out", max_new_tokens=4)
+    ...     run(settings).read_text()
+    '{"image_id": 42, "caption": "This is a kitchen"}\\n'
+    """
+    path = settings.out / "settings.json"
+    prompt = PROMPT if settings.model == EMBEDDED and settings.prompt is None else settings.prompt
+    items = items_of(settings.benchmark, settings.images, settings.questions, prompt)
+    chosen = items if settings.skip_missing else items[: settings.limit]
+    chosen, images = images_of(chosen, settings.images, settings.skip_missing)
+    chosen = chosen[: settings.limit]
+    images = {item.image: images[item.image] for item in chosen}
+    with locked(settings.out):
+        file = RowFile(settings.out / "rows.jsonl")
+        _say(file.repaired)
+        shared = settings.shared() | _weights(settings.model)
+        if file.rows:
+            refuse_other_settings(path, shared)
+            _refuse_other_items(file, chosen, settings.prompt_suffix)
+        left = [item for item in chosen if item.key not in file.rows]
+        if left:
+            engine = Engine(settings, images, chosen)
+            keep_settings(path, shared | engine.shared(), engine.free(), has_rows=bool(file.rows))
+            _ask(engine, file, left, len(chosen))
+        texts = {item.key: file.rows[item.key]["text"] for item in chosen}
+        result = write_result(settings.benchmark, settings.out, chosen, texts)
+    _say(f"{result}: {len(chosen)} items, {len(items) - len(chosen)} others left out" if len(chosen) < len(items) else "")
+    return result
+
+
+def _ask(engine: Engine, file: RowFile, left: Sequence[Item], total: int) -> None:
+    """Ask what is left, the longest prompts first, and append the rows of each batch."""
+    waiting = sorted(left, key=lambda item: -engine.length[item.key])
+    size = engine.settings.batch_size
+    bar = tqdm(
+        desc=engine.settings.benchmark, total=total, initial=total - len(left), unit="image", smoothing=0,
+        disable=not engine.settings.progress,
+    )  # fmt: skip
+    try:
+        with bar:
+            while waiting:
+                batch, full = waiting[:size], ""
+                try:
+                    rows = engine.answer(batch)
+                except (MemoryError, RuntimeError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    full = str(error).partition("\n")[0] or type(error).__name__
+                if full:  # here the error, which holds the tensors of its frames, is gone
+                    size = _smaller(engine, batch, full)
+                    continue
+                file.append(rows)
+                waiting = waiting[len(batch) :]
+                bar.update(len(batch))
+    except BaseException:
+        _say(
+            f"{file.path}: {total - len(waiting)} of {total} items are done, {len(waiting)} are left; the same call goes on there"
+        )
+        raise
+
+
+def _smaller(engine: Engine, batch: Sequence[Item], full: str) -> int:
+    """Free what memory can be, and return half the batch size; a single item that does not fit is an error."""
+    if len(batch) == 1:
+        raise RuntimeError(
+            f"item {batch[0].key!r} ({batch[0].image}): memory does not suffice for it alone ({full}); expected room for one "
+            "item; choose a smaller max_new_tokens or dtype, another device, or a device_map over several"
+        )
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    size = len(batch) // 2
+    _say(f"memory does not suffice for {len(batch)} items at once ({full}); going on with {size}")
+    return size
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _refuse_other_items(file: RowFile, items: Sequence[Item], suffix: str) -> None:
+    """Raise a ValueError if a row answers another question than the item of its key asks."""
+    for item in items:
+        if (row := file.rows.get(item.key)) is None:
+            continue
+        now = {"image": item.image, "prompt": item.text + suffix}
+        for name, value in now.items():
+            if row.get(name) != value:
+                raise ValueError(
+                    f"{file.path}: the row of {item.key!r} has {name} {row.get(name)!r}, now it is {value!r}; expected the same "
+                    "questions and images for all rows of a folder; choose another folder"
+                )
+
+
+def _weights(model: str) -> dict[str, str]:
+    """Return a mark of a checkpoint folder, so that weights trained anew are not taken for the old; the hub has commits."""
+    folder = data_path("embedded") if model == EMBEDDED else Path(model).expanduser()
+    if not folder.is_dir():
+        return {}
+    mark = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            mark.update(f"{path.name} {size}".encode() + file.read(2**16))
+            file.seek(max(0, size - 2**16))
+            mark.update(file.read())
+    return {"weights": mark.hexdigest()[:16]}
+
+
+def _say(message: str) -> None:
+    if message:
+        tqdm.write(message, file=sys.stderr)

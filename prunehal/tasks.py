@@ -1,0 +1,283 @@
+"""What a model is asked in each benchmark, where the images lie, and the file that the benchmark's own scorer reads.
+
+- ``chair``: every image of a folder (or a list of image ids), one prompt for all; ``captions.jsonl`` with image_id, caption.
+- ``pope``: yes-or-no questions, a shipped file or one of the user's; ``answers.jsonl`` with question, answer, question_id.
+- ``amber``: the generative and the discriminative queries; ``responses.json`` with id, response.
+- ``mmhal``: 96 questions; ``responses.json``, the official template with model_answer filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from prunehal.benchmarks import amber, judged, pope
+from prunehal.benchmarks.files import BadInput, read_records
+from prunehal.resources import written
+
+__all__ = ["BENCHMARKS", "CAPTION_PROMPT", "Item", "Task", "image_key", "images_of", "items_of", "write_result"]
+
+CAPTION_PROMPT = "Please describe this image in detail."
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Where the images lie below the folder that the user names: as COCO, AMBER and MMHal-Bench unpack.
+_FOLDERS = ("", "val2014", "image", "images")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to ask: its key in the benchmark, the file name of its image, the text."""
+
+    key: int | str
+    image: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked in a benchmark, and how its result is written.
+
+    Attributes:
+        ask: from the folder of images, ``questions`` and ``prompt`` (each may be None) to the items, in the benchmark's order.
+        result: name of the result file.
+        write: writes the texts of items to that file.
+        prompted: whether the user chooses the prompt; otherwise the benchmark's questions are the prompts.
+    """
+
+    ask: Callable[[Path, str | None, str | None], list[Item]]
+    result: str
+    write: Callable[[Path, Sequence[Item], Sequence[str]], None]
+    prompted: bool = False
+
+
+def items_of(benchmark: str, images: Path, questions: str | None = None, prompt: str | None = None) -> list[Item]:
+    """Return what a benchmark asks, in its own order; nothing says yet that the images are there.
+
+    Args:
+        benchmark: a name of BENCHMARKS.
+        images: the folder of images; ``chair`` asks about those in it.
+        questions: ``chair``: a file of image ids, or None for all images; ``pope``: a question file, or a shipped one such as
+            ``"coco/adversarial"``; ``amber``: ``"generative"``, ``"discriminative"``, a query file, or None for both.
+        prompt: of ``chair``; CAPTION_PROMPT if left out.
+
+    Raises:
+        BadInput: a file has lines that cannot be used.
+        ValueError: no such benchmark or questions, or no image in the folder.
+        OSError: a file cannot be read.
+
+    >>> items_of("pope", Path("val2014"), "coco/random")[0].text, len(items_of("mmhal", Path("images")))
+    ('Is there a snowboard in the image?', 96)
+    """
+    if benchmark not in BENCHMARKS:
+        raise ValueError(f"benchmark={benchmark!r}: expected one of {', '.join(map(repr, BENCHMARKS))}")
+    items = BENCHMARKS[benchmark].ask(Path(images), questions, prompt)
+    if doubled := [key for key, times in Counter(item.key for item in items).items() if times > 1]:
+        raise BadInput(questions or images, [f"{key!r} comes twice" for key in doubled], "Expected each item once; remove one.")
+    return items
+
+
+def images_of(items: Sequence[Item], folder: Path, skip_missing: bool = False) -> tuple[list[Item], dict[str, tuple[Path, int]]]:
+    """Find the items' images in the folder, or in its val2014, image or images folder, and read their headers.
+
+    Returns:
+        The items whose image is there, and ``{file name: (path, pixels)}``.
+
+    Raises:
+        BadInput: images that are missing (unless they are to be skipped) or no pictures.
+        ValueError: none is there.
+
+    >>> from prunehal.resources import data_path
+    >>> kept, found = images_of([Item(1, "sprites.png", ""), Item(2, "no.png", "")], data_path("sprites"), skip_missing=True)
+    >>> kept, found["sprites.png"][0].name
+    ([Item(key=1, image='sprites.png', text='')], 'sprites.png')
+    """
+    found: dict[str, tuple[Path, int]] = {}
+    missing: list[str] = []
+    broken: list[str] = []
+    for name in dict.fromkeys(item.image for item in items):
+        path = next((path for part in _FOLDERS if (path := folder / part / name).is_file()), None)
+        if path is None:
+            missing.append(name)
+            continue
+        try:
+            with Image.open(path) as image:  # reads the header only
+                found[name] = path, image.width * image.height
+        except OSError as error:
+            broken.append(f"{name} is no picture that can be read ({error})")
+    problems = broken + ([] if skip_missing else [f"{name} is missing" for name in missing])
+    if problems:
+        raise BadInput(
+            folder, problems,
+            f"Expected the images of {len(found) + len(missing) + len(broken)} names here, or in its "
+            f"{', '.join(_FOLDERS[1:-1])} or {_FOLDERS[-1]} folder; complete them, or pass --skip-missing (skip_missing=True).",
+        )  # fmt: skip
+    if not found:
+        raise ValueError(f"{folder}: none of {len(missing)} images is there; expected such as {missing[:1]}; check the folder")
+    return [item for item in items if item.image in found], found
+
+
+def image_key(name: str) -> int | str:
+    """Return what an image is called in results: the number at the end of its name, or the name without suffix.
+
+    >>> image_key("COCO_val2014_000000123456.jpg"), image_key("cat.png"), image_key("42")
+    (123456, 'cat', 42)
+    """
+    path = PurePosixPath(name)
+    stem = path.stem if path.suffix.lower() in _SUFFIXES else path.name
+    number = re.search(r"\d+\Z", stem)
+    return int(number[0]) if number else stem
+
+
+def write_result(benchmark: str, folder: Path, items: Sequence[Item], texts: Mapping[int | str, str]) -> Path:
+    """Write the benchmark's own result file, whole, in the benchmark's order; return its path.
+
+    Args:
+        benchmark: a name of BENCHMARKS.
+        folder: where to.
+        items: as `items_of` gives them, or the first of them.
+        texts: what the model said, by key.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_result("chair", Path(folder), [Item(42, "42.jpg", "")], {42: "A cat."})
+    ...     path.name, path.read_text()
+    ('captions.jsonl', '{"image_id": 42, "caption": "A cat."}\\n')
+    """
+    task = BENCHMARKS[benchmark]
+    path = Path(folder) / task.result
+    task.write(path, items, [texts[item.key] for item in items])
+    return path
+
+
+def _ask_captions(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
+    if not images.is_dir():
+        raise ValueError(f"images={str(images)!r}: is no folder; expected one with .jpg or .png files; check the path")
+    names = {
+        path.name: None
+        for part in _FOLDERS[:2]
+        if (images / part).is_dir()
+        for path in sorted((images / part).iterdir())
+        if path.suffix.lower() in _SUFFIXES and path.is_file()
+    }
+    if not names:
+        raise ValueError(f"images={str(images)!r}: holds no image; expected .jpg or .png files, in it or in its val2014 folder")
+    by_key: dict[int | str, str] = {}
+    problems = []
+    for name in names:
+        if (other := by_key.setdefault(image_key(name), name)) != name:
+            problems.append(f"{other} and {name} are both image {image_key(name)!r}")
+    if problems:
+        raise BadInput(images, problems, "Expected one image of each number or name; move the others away.")
+    if questions is None:
+        keys: Iterable[int | str] = sorted(by_key, key=lambda key: (isinstance(key, str), key))
+    else:
+        keys = _listed_images(Path(questions))
+    text = CAPTION_PROMPT if prompt is None else prompt
+    return [
+        Item(key, by_key.get(key, f"COCO_val2014_{key:012d}.jpg" if isinstance(key, int) else str(key)), text) for key in keys
+    ]
+
+
+def _listed_images(path: Path) -> list[int | str]:
+    """Read image ids: a JSON list, JSON objects with image_id, or one id or file name a line."""
+    text = path.read_text(encoding="utf-8").strip()
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = text.splitlines()
+    if not isinstance(values, list) or any(isinstance(value, dict) for value in values) or text.startswith("{"):
+        records, problems = read_records(path)
+        if problems:
+            raise BadInput(path, problems, "Expected objects with image_id.")
+        values = [record.value.get("image_id", record.value.get("image")) for record in records]
+    values = [value.strip() if isinstance(value, str) else value for value in values]
+    if bad := [value for value in values if isinstance(value, bool) or not isinstance(value, int | str) or value == ""]:
+        raise BadInput(path, [f"{value!r} is no image id" for value in bad], "Expected numbers or file names of images.")
+    return list(dict.fromkeys(value if isinstance(value, int) else image_key(value) for value in values))
+
+
+def _write_captions(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
+    lines = [{"image_id": item.key, "caption": text} for item, text in zip(items, texts, strict=True)]
+    with written(path) as part:
+        part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def _ask_pope(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
+    shipped = [f"{source}/{kind}" for source in pope.SOURCES for kind in pope.KINDS]
+    if questions in shipped:
+        asked = pope.questions(*questions.split("/"))
+        return [Item(question.question_id, question.image, question.text) for question in asked]
+    if questions is None or not Path(questions).is_file():
+        raise ValueError(f"questions={questions!r}: expected a POPE question file that exists, or one of {', '.join(shipped)}")
+    return _asked(Path(questions), ("question_id", "image", "text"))
+
+
+def _write_pope(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
+    pope.write_answers(path, [pope.Question(item.key, item.image, item.text, "") for item in items], texts)
+
+
+def _ask_amber(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
+    kinds = ("generative", "discriminative")
+    own = {kind: [Item(query["id"], query["image"], query["query"]) for query in amber.queries(kind)] for kind in kinds}
+    if questions is None or questions in kinds:
+        return [item for kind in kinds if questions in (None, kind) for item in own[kind]]
+    if not Path(questions).is_file():
+        raise ValueError(f"questions={questions!r}: expected a query file that exists, generative, discriminative or none")
+    items = _asked(Path(questions), ("id", "image", "query"))
+    known = {item.key for kind in kinds for item in own[kind]}
+    if unknown := [f"id {item.key!r} is none of AMBER's" for item in items if item.key not in known]:
+        raise BadInput(questions, unknown, f"Expected ids from {min(known)} to {max(known)}; the scorer knows no others.")
+    return items
+
+
+def _write_amber(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
+    amber.write_responses(path, {item.key: text for item, text in zip(items, texts, strict=True)})
+
+
+def _ask_mmhal(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
+    if questions is not None:
+        raise ValueError(f"questions={questions!r}: MMHal-Bench has its own 96 questions; expected none; leave questions out")
+    return [
+        Item(index, PurePosixPath(record["image_src"]).name, record["question"])
+        for index, record in enumerate(judged.questions())
+    ]
+
+
+def _write_mmhal(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
+    records = judged.questions()
+    filled = [records[item.key] | {"model_answer": text} for item, text in zip(items, texts, strict=True)]
+    with written(path) as part:  # of the first items only, where a limit was set
+        part.write_text(json.dumps(filled, indent=2) + "\n", encoding="utf-8")
+
+
+def _asked(path: Path, names: tuple[str, str, str]) -> list[Item]:
+    """Read the items of a question file, whose key, image and text have these names."""
+    records, problems = read_records(path)
+    items = []
+    for record in records:
+        key, image, text = (record.value.get(name) for name in names)
+        if (
+            isinstance(key, bool)
+            or not isinstance(key, int | str)
+            or not all(isinstance(part, str) and part for part in (image, text))
+        ):
+            problems.append(f"line {record.line}: expected {', '.join(names)}, found {str(record.value)[:60]}")
+        else:
+            items.append(Item(key, image, text))
+    if problems:
+        raise BadInput(path, problems, f"Fix these lines; expected objects with {', '.join(names)}.")
+    return items
+
+
+BENCHMARKS: dict[str, Task] = {
+    "chair": Task(_ask_captions, "captions.jsonl", _write_captions, prompted=True),
+    "pope": Task(_ask_pope, "answers.jsonl", _write_pope),
+    "amber": Task(_ask_amber, "responses.json", _write_amber),
+    "mmhal": Task(_ask_mmhal, "responses.json", _write_mmhal),
+}
