@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from prunehal.errors import named_errors
+from prunehal.judging import app as judge_prompts
 from prunehal.scoring import app as score
 
 app = typer.Typer(help="Score benchmarks, run models on them, and make what the notebooks read.", no_args_is_help=True)
 app.add_typer(score, name="score")
+app.add_typer(judge_prompts, name="judge-prompts")
 
 
 @app.command()
@@ -111,11 +114,25 @@ def run_benchmark(
     options = {
         name: value for name, value in locals().items() if name not in ("policy", "r", "t", "k", "Run", "named_policy", "run")
     }
-    try:
+    with named_errors():
         typer.echo(f"written: {run(Run(policy=named_policy(policy, r, t, k), **options))}")
-    except (ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+
+
+@app.command()
+def lmms_eval(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+) -> None:
+    """Write the rows of a run in the layout of lmms-eval's sample files."""
+    import json
+
+    from prunehal.benchmarks.lmms_eval import export
+    from prunehal.rows import RowFile
+
+    with named_errors():
+        task = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]["benchmark"]
+        rows = list(RowFile(folder / "rows.jsonl").rows.values())
+        typer.echo(f"written: {export(rows, out, task, prompt='prompt', answer='text', doc=['key', 'image', 'prompt'])}")
 
 
 @app.command()

@@ -14,8 +14,19 @@ from typing import Annotated
 import typer
 
 from prunehal.benchmarks.files import Report
+from prunehal.errors import named_errors
 
-__all__ = ["amber_discriminative", "amber_generative", "app", "chair", "pope"]
+__all__ = [
+    "amber_discriminative",
+    "amber_generative",
+    "app",
+    "chair",
+    "hallusion",
+    "mmhal",
+    "mmvet",
+    "pairwise",
+    "pope",
+]
 
 app = typer.Typer(help="Score captions and answers by the rules of the published benchmarks.", no_args_is_help=True)
 
@@ -94,15 +105,65 @@ def amber_discriminative(
     _finish(lambda: amber.score_discriminative(responses, skip_bad=skip_bad), json)
 
 
+@app.command()
+def mmhal(
+    judgements: Annotated[Path, typer.Argument(help="The judge's 96 replies: as eval_gpt4.py writes them, or index, judgement.")],
+    json: Json = None,
+) -> None:
+    """MMHal-Bench: average rating and hallucination rate, from the replies of your judge."""
+    from prunehal.benchmarks import judged
+
+    _finish(lambda: judged.score(judged.read_judgements(judgements)), json)
+
+
+@app.command()
+def hallusion(
+    results: Annotated[Path, typer.Argument(help="HallusionBench's result file with the judge's verdicts.")],
+    json: Json = None,
+) -> None:
+    """HallusionBench: accuracy by question, figure and pair, from the verdicts of your judge."""
+    from prunehal.benchmarks import hallusion as benchmark
+
+    _finish(lambda: benchmark.score(benchmark.read_results(results)), json)
+
+
+@app.command()
+def mmvet(
+    questions: Annotated[Path, typer.Argument(help="mm-vet.json, which is not shipped.")],
+    grades: Annotated[Path, typer.Argument(help="The judge's grades: id -> 0 to 1, or the evaluator's grade file.")],
+    json: Json = None,
+) -> None:
+    """MM-Vet: percent in total and for each capability, from the grades of your judge."""
+    from prunehal.benchmarks import mmvet as benchmark
+
+    _finish(lambda: benchmark.score(questions, grades), json)
+
+
+@app.command()
+def pairwise(
+    judgements: Annotated[
+        Path, typer.Argument(help="image_id, order (ab or ba) and judgement: replies to the exported prompts.")
+    ],
+    json: Json = None,
+) -> None:
+    """Two methods side by side: correctness and detailedness, from the replies of your judge."""
+    from prunehal.benchmarks import pairwise as benchmark
+    from prunehal.benchmarks.files import bad_lines, read_records
+
+    def scored() -> Report:
+        records, problems = read_records(judgements)
+        bad_lines(judgements, problems, skip_bad=False)
+        return benchmark.score([record.value for record in records])
+
+    _finish(scored, json)
+
+
 def _finish(scored: Callable[[], Report], json: Path | None) -> None:
     """Score, write the report, and print it; say what is wrong in one message and with exit code 2."""
-    try:
+    with named_errors():
         report = scored()
         if json is not None:
             report.write(json)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     for name, value in report.metrics.items():
         typer.echo(f"{name}: {_shown(value)}")
     typer.echo("settings: " + ", ".join(f"{name}={value}" for name, value in report.settings.items()))

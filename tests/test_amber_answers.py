@@ -149,15 +149,15 @@ def test_discriminative_file(file):
     assert (report.metrics, report.items) == (score_answers(answers).metrics, score_answers(answers).items)
     assert report.settings["benchmark"] == "AMBER discriminative"
     assert (report.settings["responses"], report.settings["n_bad"]) == (str(path), 0)
-    assert "n_other" not in report.settings
+    assert report.settings["n_other"] == 0
     path = file([*json.loads(path.read_text()), {"id": 1, "response": "A lake."}, {"id": 1005, "response": "No"}, {"id": 1007}])
     with pytest.raises(BadInput) as caught:
         score_discriminative(path)
     assert [problem.split("; ")[0] for problem in caught.value.problems] == [
-        "line 1: id 1 is generative", "line 1: id 1005 again, first on line 1", "line 1: no response",
+        "line 1: id 1005 again, first on line 1", "line 1: no response",
     ]  # fmt: skip
     report = score_discriminative(path, skip_bad=True)
-    assert (report.items, report.settings["n_bad"]) == (score_answers(answers).items, 3)
+    assert (report.items, report.settings["n_bad"], report.settings["n_other"]) == (score_answers(answers).items, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ def test_written_responses_are_read_back(tmp_path):
     path = tmp_path / "new" / "responses.json"
     amber.write_responses(path, {3: 'A "car"\nby a lake', 1: "A dog", 1006: ""})
     assert json.loads(path.read_text())[0] == {"id": 3, "response": 'A "car"\nby a lake'}
-    report = score_generative(path, mixed=True)
+    report = score_generative(path)
     assert report.items == score_captions({3: 'A "car"\nby a lake', 1: "A dog"}).items
     assert report.settings == {
         "benchmark": "AMBER generative", "similarity": "exact", "threshold": 0.8, "responses": str(path), "n_bad": 0,
         "n_other": 1,
     }  # fmt: skip
-    assert score_discriminative(path, mixed=True).settings["n_other"] == 2
+    assert score_discriminative(path).settings["n_other"] == 2
     before = path.read_bytes()
     for responses, message in (({15221: "A"}, "unknown id 15221"), ({1: 5}, "response to id 1 is 5; expected text")):
         with pytest.raises(ValueError, match=message):
@@ -60,7 +60,6 @@ BAD = {
     "twice": (GOOD | {"response": "A dog."}, "line 2: id 1 again, first on line 1; expected one response to each"),
     "not text": ({"id": 2, "response": None}, "line 2: the response to id 2 is None; expected text"),
     "empty": ({"id": 2, "response": " "}, "line 2: the response to id 2 is empty; expected at least a word"),
-    "other kind": ({"id": 1005, "response": "Yes"}, "line 2: id 1005 is discriminative; expected a generative id"),
     "torn": ('{"id": 2, "resp', "line 2: no JSON"),
 }
 
@@ -81,11 +80,6 @@ def test_bad_responses_are_named_and_can_be_skipped(case, layout, file):
     report = score_generative(path, skip_bad=True)
     assert report.items == score_captions({1: GOOD["response"], 3: "A dog."}).items
     assert report.settings["n_bad"] == 1
-    if case == "other kind":
-        assert score_generative(path, mixed=True).items == report.items
-    else:
-        with pytest.raises(BadInput):
-            score_generative(path, mixed=True)
 
 
 def test_nothing_left(file):
@@ -96,5 +90,5 @@ def test_nothing_left(file):
         score_discriminative(file("[]"))
     with pytest.raises(OSError, match="absent"):
         score_discriminative(path.with_name("absent.json"))
-    with pytest.raises(BadInput, match="id 2 is generative; expected a discriminative id, from 1005 to 15220"):
+    with pytest.raises(BadInput, match="no response to a discriminative query is left"):
         score_discriminative(file([{"id": 2, "response": "Yes"}]))

@@ -122,7 +122,6 @@ def score_generative(
     similarity: str | Path | Similarity = "exact",
     threshold: float = 0.8,
     skip_bad: bool = False,
-    mixed: bool = False,
 ) -> Report:
     """Score a response file of the official layout: a JSON list of objects with id and response.
 
@@ -131,11 +130,10 @@ def score_generative(
         similarity: see `score_captions`.
         threshold: two words are similar above it.
         skip_bad: go on without the bad lines, and count them under ``settings["n_bad"]``.
-        mixed: the file holds answers to discriminative queries too; leave them out, and count them under
-            ``settings["n_other"]``.
 
     Returns:
-        A report as `score_captions` gives it; settings also hold responses and n_bad.
+        A report as `score_captions` gives it; settings also hold responses, n_bad and n_other (answers to
+        discriminative queries, which are left out).
 
     Raises:
         BadInput: see `read_responses`.
@@ -149,7 +147,7 @@ def score_generative(
     >>> report.metrics["chair"], report.metrics["hal"], report.settings["similarity"]
     (20.0, 50.0, 'exact')
     """
-    responses, counts = read_responses(responses_path, "generative", skip_bad, mixed)
+    responses, counts = read_responses(responses_path, "generative", skip_bad)
     report = score_captions(responses, similarity, threshold)
     return Report(report.metrics, report.items, {**report.settings, "responses": str(responses_path), **counts})
 

@@ -84,16 +84,16 @@ def score_answers(responses: Mapping[int, str]) -> Report:
     return Report(metrics, items, {"benchmark": "AMBER discriminative", "n": n})
 
 
-def score_discriminative(responses_path: Path | str, skip_bad: bool = False, mixed: bool = False) -> Report:
+def score_discriminative(responses_path: Path | str, skip_bad: bool = False) -> Report:
     """Score a response file of the official layout: a JSON list of objects with id and response.
 
     Args:
         responses_path: the file.
         skip_bad: go on without the bad lines, and count them under ``settings["n_bad"]``.
-        mixed: the file holds captions too; leave them out, and count them under ``settings["n_other"]``.
 
     Returns:
-        A report as `score_answers` gives it; settings also hold responses and n_bad.
+        A report as `score_answers` gives it; settings also hold responses, n_bad and n_other (captions,
+        which are left out).
 
     Raises:
         BadInput: see `read_responses`.
@@ -106,7 +106,7 @@ def score_discriminative(responses_path: Path | str, skip_bad: bool = False, mix
     ...     score_discriminative(file.name).metrics["existence"]
     {'accuracy': 99.9, 'precision': 99.9, 'recall': 99.9, 'f1': 99.9}
     """
-    responses, counts = read_responses(responses_path, "discriminative", skip_bad, mixed)
+    responses, counts = read_responses(responses_path, "discriminative", skip_bad)
     report = score_answers(responses)
     return Report(report.metrics, report.items, {**report.settings, "responses": str(responses_path), **counts})
 

@@ -97,23 +97,21 @@ def check_responses(responses: Mapping[int, str], kind: str) -> None:
             raise ValueError(problem)
 
 
-def read_responses(
-    path: Path | str, kind: str, skip_bad: bool = False, mixed: bool = False
-) -> tuple[dict[int, str], dict[str, int]]:
+def read_responses(path: Path | str, kind: str, skip_bad: bool = False) -> tuple[dict[int, str], dict[str, int]]:
     """Read ``{id: response}`` from a file of the official layout: a JSON list of objects with id and response.
+
+    The file may hold responses of the other kind too, as for the official evaluation of everything; they are left out.
 
     Args:
         path: the file; JSON lines and packed files (``.gz``) are taken as well.
         kind: the kind of ids that are wanted.
         skip_bad: go on without the bad lines, keeping the first of several responses to an id.
-        mixed: the file may hold responses of the other kind too, as for the official evaluation of everything; they are left
-            out. Otherwise each of them is a problem.
 
     Returns:
-        The responses in the order of the file; and n_bad, with mixed also n_other: how many of each were left out.
+        The responses in the order of the file; and n_bad and n_other: how many bad ones, and of the other kind, were left out.
 
     Raises:
-        BadInput: lines that cannot be read; ids that are missing, unknown, repeated or of the other kind; responses that are
+        BadInput: lines that cannot be read; ids that are missing, unknown or repeated; responses that are
             missing or no text; empty captions; unless they are skipped; or no response at all.
         OSError: the file cannot be read.
 
@@ -121,7 +119,7 @@ def read_responses(
     >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
     ...     _ = file.write('[{"id": 1, "response": "A lake."}, {"id": 1005, "response": "Yes"}]')
     ...     file.flush()
-    ...     read_responses(file.name, "discriminative", mixed=True)
+    ...     read_responses(file.name, "discriminative")
     ({1005: 'Yes'}, {'n_bad': 0, 'n_other': 1})
     """
     records, problems = read_records(path)
@@ -132,7 +130,7 @@ def read_responses(
         value = record.value
         if absent := [key for key in ("id", "response") if key not in value]:
             problem = f"no {' and no '.join(absent)}; expected the keys id and response, found {sorted(value)}"
-        elif mixed and _is_id(value["id"]) and _kind(value["id"]) != kind:
+        elif _is_id(value["id"]) and _kind(value["id"]) != kind:
             other += 1
             continue
         elif problem := _problem(value["id"], value["response"], kind):
@@ -143,7 +141,7 @@ def read_responses(
             responses[value["id"]], first[value["id"]] = value["response"], record.line
             continue
         problems.append(f"line {record.line}: {problem}")
-    counts = {"n_bad": bad_lines(path, problems, skip_bad)} | ({"n_other": other} if mixed else {})
+    counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": other}
     if not responses:
         raise BadInput(path, [*problems, f"no response to a {kind} query is left; expected objects with id and response"])
     return responses, counts

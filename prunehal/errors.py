@@ -1,0 +1,26 @@
+"""One way for all commands to fail: a message on standard error that names what is wrong, and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+__all__ = ["named_errors"]
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Print bad input, missing files and lack of memory as one message, without a traceback, and exit with code 2.
+
+    >>> with named_errors():
+    ...     raise ValueError("r=2: expected 0 < r <= 1")
+    Traceback (most recent call last):
+    click.exceptions.Exit: 2
+    """
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
