@@ -101,14 +101,20 @@ def released() -> str:
         "| model | greedy: CHAIR_i, words | OPERA: CHAIR_i, words | OPERA minus greedy, as written | at equal length |",
         "|---" * 5 + "|",
     ]
+    better = {False: 0, True: 0}
     for model, name in MODELS.items():
         cells = [f"{100 * scored[model, d]['chair_i']:.1f}, {scored[model, d]['words']:.0f}" for d in ("greedy", "ours")]
         for equal in (False, True):
             pair = captions[model, "greedy"], captions[model, "ours"]
             d = difference(*pair, truth, "wordnet", equal_length=equal, n_resamples=_RESAMPLES)["chair_i"]
             cells.append(f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]")
+            better[equal] += d.high < 0
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    counts = f"{met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer)."
+    counts = (
+        f"{met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer). OPERA's CHAIR_i lies below that "
+        f"of greedy decoding, with its whole interval, for {better[False]} of {len(MODELS)} models as written, and for "
+        f"{better[True]} at equal length."
+    )
     return "\n".join([counts, "", *lines, "", "500 images a model; percent; paired 95% BCa intervals over images."])
 
 
