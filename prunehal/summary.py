@@ -111,8 +111,8 @@ def released() -> str:
             better[equal] += d.high < 0
         lines.append(f"| {name} | {' | '.join(cells)} |")
     counts = (
-        f"{met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer). OPERA's CHAIR_i lies below that "
-        f"of greedy decoding, with its whole interval, for {better[False]} of {len(MODELS)} models as written, and for "
+        f"{met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer). OPERA's CHAIR_i is below "
+        f"that of greedy decoding, with its whole interval, for {better[False]} of {len(MODELS)} models as written, and for "
         f"{better[True]} at equal length."
     )
     return "\n".join([counts, "", *lines, "", "500 images a model; percent; paired 95% BCa intervals over images."])
