@@ -124,14 +124,15 @@ def lmms_eval(
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
 ) -> None:
     """Write the rows of a run in the layout of lmms-eval's sample files."""
-    import json
-
+    from prunehal.benchmarks.files import read_records
     from prunehal.benchmarks.lmms_eval import export
-    from prunehal.rows import RowFile
 
     with named_errors():
-        task = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]["benchmark"]
-        rows = list(RowFile(folder / "rows.jsonl").rows.values())
+        found, _ = read_records(folder / "settings.json")
+        task = found[0].value.get("settings", {}).get("benchmark") if found else None
+        if task is None:
+            raise ValueError(f"{folder / 'settings.json'} names no benchmark; expected the folder of a run; give another one")
+        rows = [record.value for record in read_records(folder / "rows.jsonl")[0]]  # a torn last line is no row yet
         typer.echo(f"written: {export(rows, out, task, prompt='prompt', answer='text', doc=['key', 'image', 'prompt'])}")
 
 

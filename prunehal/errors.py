@@ -12,7 +12,7 @@ __all__ = ["named_errors"]
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """Print bad input, missing files and lack of memory as one message, without a traceback, and exit with code 2.
+    """Print bad input, files that cannot be used, and lack of memory as one message, without a traceback; exit with code 2.
 
     >>> with named_errors():
     ...     raise ValueError("r=2: expected 0 < r <= 1")

@@ -79,7 +79,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _write(out: Path, prompts: Callable[[], list[dict[str, Any]]]) -> None:
     with named_errors():
-        lines = [json.dumps(prompt, ensure_ascii=False) + "\n" for prompt in prompts()]
+        lines = [json.dumps(prompt) + "\n" for prompt in prompts()]
         with written(out) as part:
             part.write_text("".join(lines), encoding="utf-8")
     typer.echo(f"written: {out}, {len(lines)} prompts")

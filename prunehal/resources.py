@@ -41,7 +41,10 @@ def data_path(*parts: str, must_exist: bool = True) -> Path:
 def written(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to, and rename it to ``path`` at the end: readers never see half a file.
 
-    Folders are made as needed. When the block raises, the old file stays and the new one is removed.
+    Folders are made as needed. When the block or the renaming raises, the old file stays and the new one is removed.
+
+    Raises:
+        OSError: the path is a folder, its folder cannot be made, or there is no room.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,11 +53,18 @@ def written(path: Path) -> Iterator[Path]:
     ...     (Path(folder) / "new" / "rows.txt").read_text(), len(list(Path(folder).rglob("*.txt*")))
     ('whole', 1)
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.name or path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; expected the name of a file to write; give one")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the folder of {path} cannot be made ({error.strerror}); expected a folder; choose another place"
+        ) from error
     part = path.with_name(f"{path.name}.part")
     try:
         yield part
+        os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    os.replace(part, path)

@@ -63,7 +63,7 @@ def chair(
         }  # fmt: skip
         return benchmarks.score(texts, truth, loaded).report(settings)
 
-    _finish(scored, json)
+    _finish(scored, json, captions)
 
 
 @app.command()
@@ -77,7 +77,7 @@ def pope(
     """POPE: accuracy, precision, recall, F1 and the share of yes."""
     from prunehal.benchmarks import pope as benchmark
 
-    _finish(lambda: benchmark.score_files(questions, answers, rule=rule, skip_bad=skip_bad), json)
+    _finish(lambda: benchmark.score_files(questions, answers, rule=rule, skip_bad=skip_bad), json, questions, answers)
 
 
 @app.command()
@@ -90,7 +90,7 @@ def amber_generative(
     """AMBER, captions: CHAIR, Cover, Hal and Cog, in percent."""
     from prunehal.benchmarks import amber
 
-    _finish(lambda: amber.score_generative(responses, similarity=similarity, skip_bad=skip_bad), json)
+    _finish(lambda: amber.score_generative(responses, similarity=similarity, skip_bad=skip_bad), json, responses)
 
 
 @app.command()
@@ -102,7 +102,7 @@ def amber_discriminative(
     """AMBER, questions: accuracy, precision, recall and F1 of every type, in percent."""
     from prunehal.benchmarks import amber
 
-    _finish(lambda: amber.score_discriminative(responses, skip_bad=skip_bad), json)
+    _finish(lambda: amber.score_discriminative(responses, skip_bad=skip_bad), json, responses)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def mmhal(
     """MMHal-Bench: average rating and hallucination rate, from the replies of your judge."""
     from prunehal.benchmarks import judged
 
-    _finish(lambda: judged.score(judged.read_judgements(judgements)), json)
+    _finish(lambda: judged.score(judged.read_judgements(judgements)), json, judgements)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def hallusion(
     """HallusionBench: accuracy by question, figure and pair, from the verdicts of your judge."""
     from prunehal.benchmarks import hallusion as benchmark
 
-    _finish(lambda: benchmark.score(benchmark.read_results(results)), json)
+    _finish(lambda: benchmark.score(benchmark.read_results(results)), json, results)
 
 
 @app.command()
@@ -136,7 +136,7 @@ def mmvet(
     """MM-Vet: percent in total and for each capability, from the grades of your judge."""
     from prunehal.benchmarks import mmvet as benchmark
 
-    _finish(lambda: benchmark.score(questions, grades), json)
+    _finish(lambda: benchmark.score(questions, grades), json, questions, grades)
 
 
 @app.command()
@@ -155,12 +155,14 @@ def pairwise(
         bad_lines(judgements, problems, skip_bad=False)
         return benchmark.score([record.value for record in records])
 
-    _finish(scored, json)
+    _finish(scored, json, judgements)
 
 
-def _finish(scored: Callable[[], Report], json: Path | None) -> None:
+def _finish(scored: Callable[[], Report], json: Path | None, *inputs: Path | str) -> None:
     """Score, write the report, and print it; say what is wrong in one message and with exit code 2."""
     with named_errors():
+        if json is not None and json.resolve() in [Path(path).resolve() for path in inputs]:
+            raise ValueError(f"--json {json} is the file that is read; expected another one; choose another name")
         report = scored()
         if json is not None:
             report.write(json)

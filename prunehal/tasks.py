@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from prunehal.benchmarks import amber, judged, pope
+from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput, read_records
 from prunehal.resources import written
 
@@ -123,15 +123,15 @@ def images_of(items: Sequence[Item], folder: Path, skip_missing: bool = False) -
 
 
 def image_key(name: str) -> int | str:
-    """Return what an image is called in results: the number at the end of its name, or the name without suffix.
+    """Return what an image is called in results: its COCO number, or the name without suffix.
 
-    >>> image_key("COCO_val2014_000000123456.jpg"), image_key("cat.png"), image_key("42")
-    (123456, 'cat', 42)
+    >>> image_key("COCO_val2014_000000123456.jpg"), image_key("cat_1.png"), image_key("42")
+    (123456, 'cat_1', 42)
     """
-    path = PurePosixPath(name)
-    stem = path.stem if path.suffix.lower() in _SUFFIXES else path.name
-    number = re.search(r"\d+\Z", stem)
-    return int(number[0]) if number else stem
+    path, number = PurePosixPath(name), image_number(name)
+    if number is not None:
+        return number
+    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
 
 
 def write_result(benchmark: str, folder: Path, items: Sequence[Item], texts: Mapping[int | str, str]) -> Path:

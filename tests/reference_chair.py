@@ -143,9 +143,10 @@ def objects(caption, scorer):
         else:
             units.append(words[0])
             words = words[1:]
+    length = len(units)  # OPERA's script counts before seats are dropped
     if "toilet" in units and "seat" in units:
         units = [unit for unit in units if unit != "seat"]
-    return [[unit, nodes[unit]] for unit in units if unit in nodes], len(units)
+    return [[unit, nodes[unit]] for unit in units if unit in nodes], length
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ comparable: name the one used.
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +20,7 @@ __all__ = ["Similarity", "load_similarity"]
 Similarity = Callable[[str, str], float]
 
 _SPACY_MODEL = "en_core_web_lg"
+_LARGEST = 1e100  # so that the length of a vector stays finite
 
 
 def load_similarity(similarity: str | Path | Similarity) -> tuple[str, Similarity]:
@@ -75,7 +75,7 @@ def _cosine(path: Path) -> Similarity:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _spacy() -> Similarity:

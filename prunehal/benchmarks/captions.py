@@ -7,13 +7,14 @@ from collections.abc import Container, Hashable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, Record, bad_lines, read_records
+from prunehal.benchmarks.files import BadInput, Record, bad_lines, read_records, some
 
-__all__ = ["drop_unfinished", "read_captions"]
+__all__ = ["drop_unfinished", "image_number", "read_captions"]
 
 _ID_KEYS = ("image_id", "image", "file_name")
 _TEXT_KEYS = ("caption", "text")
-_NUMBER = re.compile(r"(\d+)\Z")
+# A number, or COCO's way to write one: COCO_val2014_000000310196.jpg. Other names ("cat_1.jpg") stay names.
+_NUMBER = re.compile(r"(?:(\d+)|.*_(\d{12}))(?:\.[A-Za-z]\w*)?")
 
 
 def read_captions(
@@ -73,10 +74,20 @@ def drop_unfinished(caption: str) -> str:
     return caption[: caption.rfind(".") + 1]
 
 
+def image_number(name: str) -> int | None:
+    """Return the number that a file name or a text stands for, or None.
+
+    >>> image_number("val2014/COCO_val2014_000000000042.jpg"), image_number("042"), image_number("cat_1.jpg")
+    (42, 42, None)
+    """
+    found = _NUMBER.fullmatch(PurePosixPath(name.strip().replace("\\", "/")).name)
+    return int(found[1] or found[2]) if found else None
+
+
 def _image(record: Record, known: Container[Hashable] | None) -> Hashable:
     key = next((key for key in _ID_KEYS if key in record.value), None)
     if key is None:
-        raise ValueError(f"no image; expected one of the keys {', '.join(_ID_KEYS)}, found {sorted(record.value)}")
+        raise ValueError(f"no image; expected one of the keys {', '.join(_ID_KEYS)}, found {some(sorted(record.value))}")
     given = record.value[key]
     names = _names(given)
     if not names:
@@ -97,15 +108,14 @@ def _names(given: Any) -> list[Hashable]:
         return [given, str(given)]
     if not isinstance(given, str) or not given.strip():
         return []
-    path = PurePosixPath(given.strip().replace("\\", "/"))
-    number = _NUMBER.search(path.stem)
-    return [*([int(number[1])] if number else []), given, path.name, path.stem]
+    path, number = PurePosixPath(given.strip().replace("\\", "/")), image_number(given)
+    return [*([] if number is None else [number]), given, path.name, path.stem]
 
 
 def _caption(record: Record) -> str:
     key = next((key for key in _TEXT_KEYS if key in record.value), None)
     if key is None:
-        raise ValueError(f"no caption; expected one of the keys {', '.join(_TEXT_KEYS)}, found {sorted(record.value)}")
+        raise ValueError(f"no caption; expected one of the keys {', '.join(_TEXT_KEYS)}, found {some(sorted(record.value))}")
     text = record.value[key]
     if not isinstance(text, str):
         raise ValueError(f"{key} is {str(text)[:40]!r}; expected text")

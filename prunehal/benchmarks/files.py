@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ __all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_sh
 
 _SHOWN = 20  # problems that a message lists; the others are counted
 _GAP = re.compile(r"[\s,]*")
+# Where reading goes on after a place that cannot be read: an object on a line of its own or after another one, or the list's end.
+_NEXT = re.compile(r"\n[ \t]*(?=\{)|\}\s*,\s*(?=\{)|(?=\]\s*\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Report:
         """Write ``{"metrics": ..., "items": ..., "settings": ...}`` as JSON, whole or not at all."""
         content = {"metrics": self.metrics, "items": self.items, "settings": self.settings}
         with written(path) as part:
-            part.write_text(json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
@@ -97,9 +100,11 @@ def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
             continue
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            problems.append(f"line {line}: no JSON ({getattr(error, 'msg', 'nested too deeply')})")
-            at = _next_object(text, at)
+        except (ValueError, RecursionError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+            problems.append(f"line {line}: no JSON ({why})")
+            found = _NEXT.search(text, at)
+            at = found.end() if found else len(text)
             continue
         if isinstance(value, dict):
             records.append(Record(line, value))
@@ -153,7 +158,12 @@ def _text(path: Path) -> tuple[str, list[str]]:
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror}); expected a JSON or JSON lines file; check the path") from error
     if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(path, [f"it cannot be unpacked ({error})"], "Expected a whole gzip file; get it again.") from error
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInput(path, ["it is UTF-16; expected UTF-8"], "Save it as UTF-8.")
     try:
         return raw.decode("utf-8-sig"), []
     except UnicodeDecodeError:
@@ -165,9 +175,3 @@ def _text(path: Path) -> tuple[str, list[str]]:
                 problems.append(f"line {number}: no UTF-8")
                 lines.append("")
         return "\n".join(lines), problems
-
-
-def _next_object(text: str, at: int) -> int:
-    """Return where the next line that begins an object starts, past a place that cannot be read."""
-    found = re.compile(r"\n(?=[ \t]*\{)").search(text, at)
-    return found.end() if found else len(text)

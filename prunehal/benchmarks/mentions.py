@@ -94,9 +94,7 @@ class ChairScorer:
             length += 1
         terms = {term for term, _, _ in found}
         if {"toilet", "seat"} <= terms:  # the official rule: the seat of a toilet is no chair
-            length -= len(found)
             found = [mention for mention in found if mention[0] != "seat"]
-            length += len(found)
         if not found:
             return [], length
         starts = [word.start() for word in _WORD.finditer(caption)]

@@ -19,7 +19,7 @@ __all__ = ["LABELS", "Place", "Question", "pair", "read_places", "read_questions
 
 LABELS = ("yes", "no")
 
-_ANSWER_KEYS = ("answer", "text", "prediction")
+_ANSWER_KEYS = ("answer", "prediction", "response", "text")
 _QUESTION_KEYS = ("question_id", "image", "text", "label")
 _UNREADABLE = re.compile(r"line (\d+): (?!the file ends)")  # a problem that stands in the place of a record
 
@@ -164,7 +164,8 @@ def _by_id(asked: list[Place], given: list[Place]) -> tuple[list[tuple[Question,
         name = answer.content["question_id"]
         key = str(name)
         if key not in known:
-            problems.append(f"line {answer.line}: unknown question_id {name!r}; expected one of {some(known)}")
+            ids = some(known) or "none, as no question can be used"
+            problems.append(f"line {answer.line}: unknown question_id {name!r}; expected one of {ids}")
         elif key in first:
             problems.append(f"line {answer.line}: {_again(name, first[key])}")
         else:
@@ -185,6 +186,8 @@ def _take(pairs: list[tuple[Question, str]], problems: list[str], question: Ques
         problem = f"no answer; expected one of the keys {', '.join(_ANSWER_KEYS)}, found {sorted(value)}"
     elif not isinstance(value[key], str):
         problem = f"{key} is {repr(value[key])[:40]}; expected text"
+    elif value[key].strip().casefold() == wanted.casefold():
+        problem = f"{key} repeats the question; expected the answer under one of the keys {', '.join(_ANSWER_KEYS)}"
     elif "question" in value and not (isinstance(named, str) and wanted.casefold() in named.casefold()):
         problem = f"answers the question {repr(named)[:80]}; expected {wanted!r} (question_id {question.question_id!r})"
     elif "question_id" in value and str(value["question_id"]) != str(question.question_id):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import read_records, read_shipped, some
 from prunehal.benchmarks.mentions import ChairScorer, load_scorer
 
@@ -94,9 +95,13 @@ def load_ground_truth(sources: Sequence[str | Path] = (), scorer: str | ChairSco
         return ground_truth_coco()
     if names == [TESTBED]:
         return ground_truth_testbed()
+    if TESTBED in names:
+        raise ValueError(f"ground truth {some(names)}: the testbed's is complete; expected it alone; leave the others out")
     truth: dict[Hashable, set[str]] = {}
     for name in names:
-        for image, objects in _objects(name, scorer).items():
+        for given, objects in (ground_truth_coco() if name == SHIPPED else _objects(name, scorer)).items():
+            number = image_number(given) if isinstance(given, str) else None
+            image = given if number is None else number
             truth[image] = truth.get(image, set()) | objects
     return truth
 
@@ -152,16 +157,26 @@ def _objects(name: str, scorer: str | ChairScorer) -> Mapping[Hashable, set[str]
         raise ValueError(
             f"{name}: {'; '.join(problems) or f'{len(records)} objects'}; expected one JSON object; give another file"
         )
-    content = records[0].value
+    try:
+        return _by_layout(name, records[0].value, scorer)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name}: is not laid out as expected ({type(error).__name__}: {error}); expected one of COCO instances, COCO "
+            "captions, the shipped table, {image_id: [categories]}; give another file"
+        ) from error
+
+
+def _by_layout(name: str, content: Mapping, scorer: str | ChairScorer) -> Mapping[Hashable, set[str]]:
     if "nodes" in content and "images" in content:
-        return _Lazy(content["images"], content["nodes"])
-    if "categories" in content and "annotations" in content:
-        return ground_truth_from_coco(content, None, scorer)
+        return dict(_Lazy(content["images"], content["nodes"]))  # all at once, so that what is wrong with it shows here
     if "annotations" in content:
         nothing = {"images": content.get("images", []), "categories": [], "annotations": []}
-        return ground_truth_from_coco(nothing, content, scorer)
+        pair = (content, None) if "categories" in content else (nothing, content)
+        found = ground_truth_from_coco(*pair, scorer)
+        named = {image["file_name"]: found[image["id"]] for image in content.get("images", ()) if "file_name" in image}
+        return found | named | {PurePosixPath(name).stem: objects for name, objects in named.items()}
     if content and all(isinstance(objects, list) for objects in content.values()):
-        return {int(image) if image.isdecimal() else image: set(objects) for image, objects in content.items()}
+        return {image: set(objects) for image, objects in content.items()}
     raise ValueError(
         f"{name}: this layout is none of COCO instances, COCO captions, the shipped table, {{image_id: [categories]}}; "
         "expected one of these, or one of the words coco and testbed; give another file"
