@@ -14,10 +14,12 @@ __all__ = ["named_errors"]
 def named_errors() -> Iterator[None]:
     """Print bad input, files that cannot be used, and lack of memory as one message, without a traceback; exit with code 2.
 
-    >>> with named_errors():
-    ...     raise ValueError("r=2: expected 0 < r <= 1")
-    Traceback (most recent call last):
-    click.exceptions.Exit: 2
+    >>> try:
+    ...     with named_errors():
+    ...         raise ValueError("r=2: expected 0 < r <= 1")
+    ... except typer.Exit as stop:
+    ...     stop.exit_code
+    2
     """
     try:
         yield

@@ -24,6 +24,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
+    processing_utils,
 )
 from transformers.video_processing_utils import VideoProcessorMixin
 
@@ -61,6 +62,7 @@ class Videos(VideoProcessorMixin):
 def without_torchvision(patch: pytest.MonkeyPatch) -> None:
     """Let a processor with a video part load where torchvision is not installed."""
     patch.setattr("transformers.models.auto.video_processing_auto.AutoVideoProcessor", Videos)
+    patch.setattr(processing_utils.transformers_module, "VideoProcessorMixin", VideoProcessorMixin, raising=False)
 
 
 def tokenizer(*special: str, start: str | None = None, end: str, pad: str, **named: str) -> PreTrainedTokenizerFast:

@@ -75,7 +75,7 @@ def test_lines_that_cannot_be_read(file, content, left, problems):
 def test_files_that_cannot_be_read_at_all(file, tmp_path):
     packed = gzip.compress(json.dumps(ROWS).encode())
     for content, message in (
-        (packed[:20], r"input\.json: 1 problem\n  it cannot be unpacked .*get it again"),
+        (packed[:20], r"input\.json: 1 problem\n  it cannot be unpacked .*\nExpected a whole gzip file; get it again"),
         (json.dumps(ROWS).encode("utf-16"), "it is UTF-16; expected UTF-8"),
     ):
         with pytest.raises(BadInput, match=message):

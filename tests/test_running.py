@@ -395,7 +395,7 @@ def test_without_a_policy_generate_is_stock(policy, scenes, tmp_path, monkeypatc
 
 
 def test_beams_report_the_prunes_of_the_sequence_that_won(scenes, tmp_path):
-    policy = ph.PruneHal(r=0.7, t=3, factor=0.97)
+    policy = ph.PruneHal(r=0.7, t=3)
     for batch_size in (1, 3):
         out = tmp_path / str(batch_size)
         run(settings("embedded", scenes, out, decoding="beam", policy=policy, max_new_tokens=24, batch_size=batch_size))
@@ -510,6 +510,7 @@ def llava(checkpoint):
 
 def test_a_checkpoint_without_chat_template_is_asked_as_llava_or_by_the_users_template(llava, monkeypatch):
     monkeypatch.setattr(llava, "chat_template", None)
+    monkeypatch.setattr(llava.tokenizer, "chat_template", None)
     assert render(llava, "What?", model_type="llava") == "USER: <image>\nWhat? ASSISTANT:"
     with pytest.raises(ValueError, match=r"LlavaProcessor: has no chat template; .*--template"):
         render(llava, "What?", model_type="vipllava")
