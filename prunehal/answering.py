@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunehal.chat import encode, render, to_model
-from prunehal.core import PrunableCache, attach
+from prunehal.core import attach
 from prunehal.core.visual import generating
 from prunehal.loading import load, load_image
 from prunehal.tasks import BENCHMARKS, Item
@@ -106,17 +106,19 @@ class Engine:
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(_number(self.settings.seed, *(item.key for item in batch)))
             made = self.model.generate(**inputs, **options, return_dict_in_generate=True)
-        beams = getattr(made, "beam_indices", None)
-        prunes = [[] for _ in batch] if cache is None else _prunes(cache, len(batch), None if beams is None else beams.tolist())
         written = self._written(made.sequences, inputs["input_ids"])
+        # Which row of the cache each token came from: with beam search a text moves between rows.
+        beams = getattr(made, "beam_indices", None)
+        came_from = [[row] * len(ids) for row, ids in enumerate(written)] if beams is None else beams.tolist()
+        events = [] if cache is None else cache.events.to_dict("records")
         seconds = round(time.perf_counter() - started, 3)
         rows = []
-        for item, ids, events in zip(batch, written, prunes, strict=True):
+        for item, ids, places in zip(batch, written, came_from, strict=True):
             end = next((place for place, token in enumerate(ids) if token in self.ends), None)
             text = self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-            tokens = len(ids) if end is None else end
             row = {"key": item.key, "image": item.image, "prompt": item.text + self.settings.prompt_suffix, "text": text}
-            rows.append(row | {"tokens": tokens, "finished": end is not None, "prunes": events, "seconds": seconds})
+            row |= {"tokens": len(ids) if end is None else end, "finished": end is not None}
+            rows.append(row | {"prunes": _prunes(events, places, row["tokens"] + row["finished"]), "seconds": seconds})
         return rows
 
     def _written(self, sequences: Tensor, prompt: Tensor) -> list[list[int]]:
@@ -126,21 +128,19 @@ class Engine:
         return sequences[:, width if has_prompt else 0 :].tolist()
 
 
-def _prunes(cache: PrunableCache, rows: int, beams: list[list[int]] | None) -> list[list[dict[str, Any]]]:
-    """Return the prunes of each text: step, reason, kept.
+def _prunes(events: Sequence[Mapping[str, Any]], came_from: Sequence[int], steps: int) -> list[dict[str, Any]]:
+    """Return the prunes of one text: step, reason, kept.
 
     Args:
-        cache: that generate() ran on.
-        rows: of the batch.
-        beams: which row of the cache each token of each text came from; with beam search a text moves between rows.
+        events: of the whole batch, as the cache records them.
+        came_from: which row of the cache each token of the text came from.
+        steps: of the text. A prune after its last step, which happens only while other texts go on, changed nothing in it.
     """
-    prunes: list[list[dict[str, Any]]] = [[] for _ in range(rows)]
-    for event in cache.events.to_dict("records"):
-        row, step = event.pop("row"), event["step"]
-        for text, came_from in enumerate(beams or [[] for _ in range(rows)]):
-            if row == text if beams is None else step <= len(came_from) and came_from[step - 1] == row:
-                prunes[text].append(event)
-    return prunes
+    return [
+        {name: event[name] for name in ("step", "reason", "kept")}
+        for event in events
+        if event["step"] < steps and came_from[event["step"] - 1] == event["row"]
+    ]
 
 
 def _number(*values: int | str) -> int:

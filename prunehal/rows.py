@@ -78,12 +78,12 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
     before, now = _flat(kept), _flat(json.loads(json.dumps(settings)))
     before = {name: value for name, value in before.items() if name.split(".")[0] in settings}
     absent = object()
-    differing = [
-        f"{name} was {_shown(before, name)}, is now {_shown(now, name)}"
-        for name in {**before, **now}
-        if before.get(name, absent) != now.get(name, absent)
-    ]
-    if differing:
+    names = [name for name in {**before, **now} if before.get(name, absent) != now.get(name, absent)]
+    # Of another policy the name says enough: its options are others anyway.
+    renamed = {name.removesuffix("name") for name in names if name.endswith(".name")}
+    names = [name for name in names if name.endswith(".name") or not name.startswith(tuple(renamed))]
+    if names:
+        differing = [f"{name} was {_shown(before, name)}, is now {_shown(now, name)}" for name in names]
         raise ValueError(
             f"{path.parent}: holds rows of other settings: {'; '.join(differing)}; expected the same settings for all rows of a "
             "folder; choose another folder, or go on with the old settings"

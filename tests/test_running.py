@@ -373,7 +373,7 @@ def test_captions_are_those_of_caption_scenes(scenes, tmp_path):
     assert {key: row["tokens"] for key, row in rows.items()} == expected.captions.set_index("image_id")["tokens"].to_dict()
     for key, row in rows.items():
         events = expected.events[expected.events["image_id"] == key][["step", "reason", "kept"]].to_dict("records")
-        assert row["prunes"] == events
+        assert row["prunes"] == [event for event in events if event["step"] < row["tokens"] + row["finished"]]
         assert row["prunes"][0] == {"step": 2, "reason": "forced", "kept": [57] * 6}
     assert {row["finished"] for row in rows.values()} == {row["tokens"] < 40 for row in rows.values()}
     assert any(row["finished"] for row in rows.values())
@@ -415,7 +415,26 @@ def test_beams_report_the_prunes_of_the_sequence_that_won(scenes, tmp_path):
         )
         alone = cache.events[["step", "reason", "kept"]].to_dict("records")
         assert row["prunes"] == [event for event in alone if event["step"] < len(said)]
-    assert len({len(row["prunes"]) for row in rows.values()}) > 1
+    assert len({tuple(event["step"] for event in row["prunes"]) for row in rows.values()}) > 1
+
+
+def test_a_random_choice_of_tokens_depends_on_the_image_and_not_on_the_batch(scenes, tmp_path):
+    policy = ph.PruneHal(r=0.4, t=2, selection="random")
+    for batch_size in (1, 3):
+        run(settings("embedded", scenes, tmp_path / str(batch_size), policy=policy, max_new_tokens=24, batch_size=batch_size))
+    assert told(tmp_path / "1") == told(tmp_path / "3")
+
+
+def test_a_prune_after_the_end_of_a_text_is_none_of_its_prunes(scenes, tmp_path):
+    run(settings("embedded", scenes, tmp_path / "stock", max_new_tokens=60))
+    ended = min((row for row in told(tmp_path / "stock").values() if row["finished"]), key=lambda row: row["tokens"])
+    policy = ph.TopK(36, step=ended["tokens"] + 1)  # the step of its end token: only the others go on without the dropped
+    for batch_size in (1, 5):
+        run(settings("embedded", scenes, tmp_path / str(batch_size), policy=policy, max_new_tokens=60, batch_size=batch_size))
+    rows = told(tmp_path / "5")
+    assert rows == told(tmp_path / "1")
+    assert rows[ended["key"]] == ended
+    assert [len(row["prunes"]) for row in rows.values()].count(1) >= 2
 
 
 def test_sampling_is_repeatable_and_leaves_other_random_numbers_alone(scenes, tmp_path):

@@ -31,7 +31,8 @@ def pictures(folder, *names):
         ("000000000009.png", 9),
         ("cat.jpg", "cat"),
         ("2nd.jpeg", "2nd"),
-        ("v1.5.jpg", 5),
+        ("v1.5.jpg", "v1.5"),
+        ("cat_1.png", "cat_1"),
         ("42", 42),
         ("photo.tiff", "photo.tiff"),
     ],
@@ -239,11 +240,13 @@ def test_settings_are_compared_name_by_name(tmp_path):
         keep_settings(path, other, {}, has_rows=True)
     differing = re.findall(r"(\S+) was (.*?), is now (.*?);", str(caught.value))
     assert sorted(differing) == [
-        ("policy.k", "not there", "3"),
         ("policy.name", "'PruneHal'", "'TopK'"),
-        ("policy.r", "0.4", "not there"),
         ("seed", "0", "1"),
     ]
+    with pytest.raises(
+        ValueError, match=r"other settings: policy\.r was 0\.4, is now 0\.5; policy\.t was not there, is now 3; exp"
+    ):
+        refuse_other_settings(path, first | {"policy": {"name": "PruneHal", "r": 0.5, "t": 3}})
     assert json.loads(path.read_text())["free"] == {"batch_size": 1}
     refuse_other_settings(path, {"seed": 0})  # some of them, before the others are known
     with pytest.raises(ValueError, match="weights was not there, is now 'x'"):
