@@ -87,11 +87,11 @@ def load(
         )
     try:
         processor = AutoProcessor.from_pretrained(source, **common)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"processor of {source!r} cannot be read: {error}; expected tokenizer and image processor files beside the weights; "
-            "copy or download the folder again"
-        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        library = next((name for name in ("torchvision", "sentencepiece", "num2words") if name in str(error).lower()), None)
+        files = "expected tokenizer and image processor files beside the weights; copy or download the folder again"
+        fix = files if library is None else f"expected the library {library}, which this processor needs; pip install {library}"
+        raise OSError(f"processor of {source!r} cannot be read: {error}; {fix}") from error
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
 import prunehal as ph
+from prunehal import loading
 from prunehal.resources import data_path
 from prunehal.testbed.model import build_processor, build_prompt
 from prunehal.testbed.scenes import scene
@@ -240,3 +241,12 @@ def test_load_image_names_a_broken_file(tmp_path, damage):
         path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(OSError, match=r"photo\.png"):
         ph.load_image(path)
+
+
+def test_a_library_that_the_processor_needs_is_named(monkeypatch):
+    def missing(*args, **kwargs):
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not found")
+
+    monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", missing)
+    with pytest.raises(OSError, match=r"expected the library torchvision, .* pip install torchvision"):
+        loading.load()
