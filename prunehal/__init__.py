@@ -8,7 +8,8 @@
     ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=64)
 
 Rooms: ``core`` (attention observes, policy decides, cache acts), ``testbed`` (the world, the grammar and the training of
-the embedded model), ``benchmarks`` (scores), ``captioning`` (many scenes at once), ``statistics``, ``figures``.
+the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models on benchmarks), ``commands`` (of
+``python -m prunehal``), ``captioning`` (many scenes at once), ``statistics``, ``figures``.
 
 Words used throughout, with the symbols of the paper (arXiv 2510.19183):
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from prunehal.errors import named_errors
-from prunehal.judging import app as judge_prompts
-from prunehal.scoring import app as score
+from prunehal.commands.errors import named_errors
+from prunehal.commands.judge_prompts import app as judge_prompts
+from prunehal.commands.score import app as score
 
 app = typer.Typer(help="Score benchmarks, run models on them, and make what the notebooks read.", no_args_is_help=True)
 app.add_typer(score, name="score")

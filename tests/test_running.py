@@ -15,15 +15,15 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 import prunehal as ph
-from prunehal import answering
-from prunehal.answering import DECODINGS, Engine
 from prunehal.benchmarks import pope, read_captions
 from prunehal.captioning import caption_scenes
-from prunehal.chat import encode, render
 from prunehal.resources import data_path
-from prunehal.rows import locked
 from prunehal.running import Run, named_policy, run
-from prunehal.tasks import CAPTION_PROMPT, images_of, items_of
+from prunehal.running import engine as answering
+from prunehal.running.chat import encode, render
+from prunehal.running.engine import DECODINGS, Engine
+from prunehal.running.rows import locked
+from prunehal.running.tasks import CAPTION_PROMPT, images_of, items_of
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -178,7 +178,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from prunehal.core import PruneHal
-from prunehal.rows import RowFile
+from prunehal.running.rows import RowFile
 from prunehal.running import Run, run
 
 append = RowFile.append
@@ -251,7 +251,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded(options, match, c
 @pytest.mark.parametrize("package", ["prunehal", "transformers"])
 def test_rows_of_another_version_are_refused(package, checkpoint, images, whole, tmp_path, monkeypatch):
     shutil.copytree(whole("llava"), tmp_path / "copy")
-    monkeypatch.setattr(f"{package}.__version__", "0.0")
+    monkeypatch.setattr(f"prunehal.running.loop.{package}.__version__", "0.0")
     with pytest.raises(ValueError, match=rf"{package} was '.*', is now '0\.0'"):
         run(settings(checkpoint("llava"), images, tmp_path / "copy", policy=PRUNE))
 
@@ -613,7 +613,7 @@ def test_the_bar_counts_what_is_done_already(scenes, tmp_path, monkeypatch):
             super().__init__(*args, **options)
             bars.append((self, options))
 
-    monkeypatch.setattr("prunehal.running.tqdm", Bar)
+    monkeypatch.setattr("prunehal.running.loop.tqdm", Bar)
     for limit in (2, None):
         run(settings("embedded", scenes, tmp_path, limit=limit, progress=True, max_new_tokens=2))
     assert [(bar.initial, bar.n, bar.total, bar.unit, bar.smoothing) for bar, _ in bars] == [

@@ -12,8 +12,8 @@ from PIL import Image
 
 from prunehal.benchmarks.files import BadInput, read_records
 from prunehal.resources import data_path
-from prunehal.rows import RowFile, keep_settings, locked, refuse_other_settings
-from prunehal.tasks import BENCHMARKS, CAPTION_PROMPT, Item, image_key, images_of, items_of, write_result
+from prunehal.running.rows import RowFile, keep_settings, locked, refuse_other_settings
+from prunehal.running.tasks import BENCHMARKS, CAPTION_PROMPT, Item, image_key, images_of, items_of, write_result
 
 
 def pictures(folder, *names):
@@ -267,7 +267,7 @@ def test_rows_of_unknown_settings_are_refused(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from prunehal.rows import locked
+from prunehal.running.rows import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from prunehal.benchmarks.files import Report
-from prunehal.errors import named_errors
+from prunehal.commands.errors import named_errors
 
 __all__ = [
     "amber_discriminative",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunehal.errors import named_errors
+from prunehal.commands.errors import named_errors
 from prunehal.resources import written
 
 __all__ = ["app", "hallusion", "mmhal", "mmvet", "pairwise"]

@@ -27,13 +27,13 @@ import transformers
 from tqdm import tqdm
 
 import prunehal
-from prunehal.answering import DECODINGS, Engine
-from prunehal.chat import check_template
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
 from prunehal.loading import EMBEDDED
 from prunehal.resources import data_path
-from prunehal.rows import RowFile, keep_settings, locked, refuse_other_settings
-from prunehal.tasks import BENCHMARKS, Item, images_of, items_of, write_result
+from prunehal.running.chat import check_template
+from prunehal.running.engine import DECODINGS, Engine
+from prunehal.running.rows import RowFile, keep_settings, locked, refuse_other_settings
+from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, write_result
 from prunehal.testbed.captions import PROMPT
 
 __all__ = ["POLICIES", "Run", "named_policy", "run"]
@@ -47,18 +47,18 @@ class Run:
 
     Attributes:
         model: ``"embedded"``, a hub name or a folder; see `prunehal.load`.
-        benchmark: a name of `prunehal.tasks.BENCHMARKS`.
+        benchmark: a name of `prunehal.running.tasks.BENCHMARKS`.
         images: folder of the benchmark's images.
         out: folder of the rows and the result; a later call with the same settings goes on there.
         policy: when and what to prune; None for stock generate().
-        decoding: a name of `prunehal.answering.DECODINGS`.
+        decoding: a name of `prunehal.running.engine.DECODINGS`.
         revision, dtype, attn_implementation: of the model, as `prunehal.load` takes them.
         device: where the model goes; by default cuda if there is one, otherwise cpu.
         device_map: of transformers, instead of ``device``, for a model that needs several devices.
         prompt: of ``chair``; "Please describe this image in detail." by default (the embedded model's own for that one).
         prompt_suffix: added to every question or prompt, such as " Please answer yes or no."
-        template: the prompt around text and image, instead of the chat template; see `prunehal.chat.render`.
-        questions: which; see `prunehal.tasks.items_of`.
+        template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
+        questions: which; see `prunehal.running.tasks.items_of`.
         max_new_tokens: longest answer.
         batch_size: items at once; halved when memory runs out.
         limit: only the first so many items.

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunehal.chat import encode, render, to_model
 from prunehal.core import attach
 from prunehal.core.visual import generating
 from prunehal.loading import load, load_image
-from prunehal.tasks import BENCHMARKS, Item
+from prunehal.running.chat import encode, render, to_model
+from prunehal.running.tasks import BENCHMARKS, Item
 
 if TYPE_CHECKING:
-    from prunehal.running import Run
+    from prunehal.running.loop import Run
 
 __all__ = ["DECODINGS", "Engine"]
 

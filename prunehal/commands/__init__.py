@@ -1,0 +1,1 @@
+"""The larger commands of ``python -m prunehal``, one file for each group."""
