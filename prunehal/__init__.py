@@ -36,7 +36,7 @@ __version__ = version("prunehal")
 # Imported when first asked for, so that `import prunehal` does not wait for torch and transformers.
 _HOMES = {
     "prunehal.loading": ("load", "load_image"),
-    "prunehal.core": ("AttentionTrace", "NoPruning", "PrunableCache", "PruneHal", "TopK", "attach", "pruning"),
+    "prunehal.core": ("AttentionTrace", "NoPruning", "PrunableCache", "PruneHal", "SharedPrefill", "TopK", "attach", "pruning"),
     "prunehal.captioning": ("Captioned", "caption_scenes", "mention_attention"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,6 +1,7 @@
 """The pruning core: ``attention`` observes, ``policy`` decides, ``cache`` acts.
 
-``attach`` is the way in, and ``pruning`` the way in where other code calls generate(). ``trace`` records, and ``observed``
+``attach`` is the way in, ``pruning`` the way in where other code calls generate(), and ``SharedPrefill`` the one for many
+policies on one prompt. ``trace`` records, and ``observed``
 offers what can be read afterwards. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt`` checks that
 generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the
 pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and their mask, and ``table``
@@ -11,6 +12,18 @@ from prunehal.core.attach import attach
 from prunehal.core.cache import PrunableCache
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
+from prunehal.core.sharing import SharedPrefill
 from prunehal.core.trace import AttentionTrace
 
-__all__ = ["AttentionTrace", "NoPruning", "Policy", "PrunableCache", "PruneHal", "PruningRun", "TopK", "attach", "pruning"]
+__all__ = [
+    "AttentionTrace",
+    "NoPruning",
+    "Policy",
+    "PrunableCache",
+    "PruneHal",
+    "PruningRun",
+    "SharedPrefill",
+    "TopK",
+    "attach",
+    "pruning",
+]

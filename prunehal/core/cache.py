@@ -124,6 +124,10 @@ class PrunableCache(ObservedCache):
             per_image=self._per_image,
         )
 
+    def visual_at_end(self) -> bool:
+        """Say whether a prompt ends in a visual token."""
+        return bool((self._prompt.numbers[:, -1] > 0).any())
+
     # Observation: the way of one forward through the layers.
 
     def announce(self, input_ids: Tensor | None, embeddings: Tensor | None, brings_images: bool) -> None:

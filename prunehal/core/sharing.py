@@ -1,0 +1,101 @@
+"""Run a prompt once and let several policies go on from it: K and V of a prompt do not depend on what is pruned later."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DummyLayer
+
+from prunehal.core.attach import IMAGE_INPUTS, attach
+from prunehal.core.blocks import BlockLayer
+from prunehal.core.cache import PrunableCache
+from prunehal.core.layer import PrunableLayer
+from prunehal.core.policy import NoPruning, Policy
+from prunehal.core.visual import generating
+
+__all__ = ["SharedPrefill"]
+
+
+class SharedPrefill:
+    """Hold what a prompt (or a batch) left in the KV cache, but for its last token, which every policy reads anew.
+
+    The last token's forward is the step m = 1 of each policy: its attention row is observed, and its logits give the first
+    word. So a grid of policies pays for vision tower and prefill once. The model must not run another prompt with images in
+    between where it keeps positions of its own (M-RoPE).
+
+    Example:
+        >>> import prunehal as ph
+        >>> from prunehal.testbed.scenes import scene
+        >>> model, processor = ph.load()
+        >>> prompt = "<image>Describe this scene in detail."
+        >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
+        >>> shared = ph.SharedPrefill(model, inputs)
+        >>> words = {}
+        >>> for r in (0.4, 0.9):
+        ...     cache = shared.attach(ph.PruneHal(r=r, t=3))
+        ...     words[r] = model.generate(**shared.inputs, past_key_values=cache, max_new_tokens=8)
+        >>> words[0.4].shape == words[0.9].shape
+        True
+
+    Attributes:
+        inputs: what generate() gets from now on: the prompt without its images.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        """Run the prompt.
+
+        Args:
+            model: as ``attach`` takes it.
+            inputs: what the processor returned; padded on the left.
+
+        Raises:
+            ValueError: as ``attach`` does; the model keeps a state that cannot be cut, or reads the last token differently
+                when it comes alone (a prefix whose tokens all see each other, and a window); the prompt ends in an image.
+        """
+        cache = attach(model, inputs, NoPruning())
+        if any(not isinstance(layer, PrunableLayer | DummyLayer) for layer in cache.layers):
+            raise ValueError(
+                f"model: {type(generating(model)).__name__} has layers that keep a running state instead of K and V; expected "
+                "attention layers only, whose prompt can be shared. Fix: attach() for each policy."
+            )
+        if cache.visual_at_end():
+            raise ValueError(
+                "inputs: the prompt ends in a visual token; expected a text token at the end, which every policy reads anew. "
+                "Fix: put the text after the image, or attach() for each policy."
+            )
+        self._model, self._inputs = model, dict(inputs)
+        self.inputs = dict(inputs)
+        whole = self._first_logits(cache)
+        layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
+        self._kept = [tuple(part[:, :, :-1].clone() for part in (layer.keys, layer.values)) for layer in layers]
+        self.inputs = {name: value for name, value in inputs.items() if not any(part in name for part in IMAGE_INPUTS)}
+        apart = (self._first_logits(self.attach(NoPruning())) - whole).abs().max().item()
+        allowed = {torch.float32: 1e-3, torch.float64: 1e-3}.get(whole.dtype, 0.1) * max(1.0, whole.abs().max().item())
+        if not apart <= allowed:
+            raise ValueError(
+                f"model: {type(generating(model)).__name__} reads the last token of the prompt differently alone than with the "
+                f"prompt (logits differ by {apart:.2g}; expected at most {allowed:.2g}). Fix: attach() for each policy."
+            )
+
+    def _first_logits(self, cache: PrunableCache) -> Tensor:
+        options = {"do_sample": False, "num_beams": 1, "output_logits": True, "return_dict_in_generate": True}
+        return self._model.generate(**self.inputs, past_key_values=cache, max_new_tokens=1, **options).logits[0]
+
+    def attach(self, policy: Policy | None = None, *, copies: int = 1, **options: Any) -> PrunableCache:
+        """Make a cache that goes on from the prompt; pass it to ``model.generate(**shared.inputs, past_key_values=cache)``.
+
+        Args:
+            policy: as in ``attach``.
+            copies: rows that generate() makes of each input: num_beams, or num_return_sequences when sampling.
+            **options: of ``attach``.
+
+        Raises:
+            ValueError: as ``attach`` does.
+        """
+        cache = attach(self._model, self._inputs, policy, **options)
+        layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
+        for layer, parts in zip(layers, self._kept, strict=True):
+            keys, values = (part.repeat_interleave(copies, dim=0) for part in parts)
+            BlockLayer.update(layer, keys, values)  # past the observation: these tokens are no step
+        return cache
