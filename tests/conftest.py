@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import json
+
 import pytest
 import torch
 
@@ -16,3 +18,15 @@ def nltk_data():
     folder = str(data_path("nltk"))
     nltk.data.path.insert(0, folder)
     return folder
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return a function that writes rows (or text) to a file, and returns its path."""
+
+    def make(rows, name="responses.json"):
+        path = tmp_path / name
+        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+        return path
+
+    return make

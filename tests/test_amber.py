@@ -14,16 +14,6 @@ LISTED = sorted({*associations(), *(word for words in associations().values() fo
 PERCENT = ("chair", "cover", "hal", "cog")
 
 
-@pytest.fixture
-def file(tmp_path):
-    def make(rows, name="responses.json"):
-        path = tmp_path / name
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return path
-
-    return make
-
-
 def twin_of_captions(responses, similar, threshold=0.8):
     """Score captions by nltk and plain lists, flag by flag, in the order of the official script."""
     import nltk

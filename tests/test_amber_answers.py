@@ -12,16 +12,6 @@ from prunehal.benchmarks.files import BadInput
 from prunehal.resources import data_path
 
 
-@pytest.fixture
-def file(tmp_path):
-    def make(rows, name="responses.json"):
-        path = tmp_path / name
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return path
-
-    return make
-
-
 def twin_of_answers(responses):
     """Score answers with one counter for each line of the official script, added up in its order."""
     records = json.loads(gzip.decompress(data_path("amber", "annotations.json.gz").read_bytes()))

@@ -11,16 +11,6 @@ from prunehal.benchmarks.amber_files import annotations
 from prunehal.benchmarks.files import BadInput
 
 
-@pytest.fixture
-def file(tmp_path):
-    def make(rows, name="responses.json"):
-        path = tmp_path / name
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return path
-
-    return make
-
-
 def test_queries():
     asked = queries("generative") + queries("discriminative")
     assert [query["id"] for query in asked] == list(range(1, 15221)) == list(annotations())

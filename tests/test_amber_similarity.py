@@ -1,6 +1,5 @@
 """How alike two words are: spaCy's vectors, vectors of one's own, functions, and what is said when they cannot be had."""
 
-import json
 import sys
 import warnings
 from types import SimpleNamespace
@@ -9,16 +8,6 @@ import pytest
 
 from prunehal.benchmarks.amber import score_captions
 from prunehal.benchmarks.amber_similarity import load_similarity
-
-
-@pytest.fixture
-def file(tmp_path):
-    def make(rows, name="responses.json"):
-        path = tmp_path / name
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return path
-
-    return make
 
 
 def letters_in_common(word, other):
