@@ -1,4 +1,4 @@
-"""Intervals and tests for captions and their mentions: bootstrap over images, effect sizes, adjusted odds.
+"""Intervals and tests for captions and their mentions: bootstrap over images, effect sizes, adjusted odds (`prunehal.odds`).
 
 Images are drawn, never mentions or captions alone: mentions of one caption depend on each other, and two methods that
 caption the same images are compared in pairs.
@@ -11,19 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import stats
 
-from prunehal.bootstrap import Interval, Statistic, bca, check_confidence
+from prunehal.bootstrap import Interval, Statistic, bca
+from prunehal.odds import adjusted_logit, binary
+from prunehal.pooled import counts, paired_counts, ratio
 
 __all__ = ["Association", "Interval", "adjusted_logit", "association", "bootstrap_interval", "paired_bootstrap"]
-
-# metric -> (numerator, denominator) columns of the items of `prunehal.benchmarks.score`; None counts captions
-_METRICS = {
-    "chair_i": ("n_hallucinated", "n_mentions"),
-    "chair_s": ("hallucinated", None),
-    "recall": ("n_recalled", "n_truth"),
-    "words": ("words", None),
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def bootstrap_interval(
     >>> bootstrap_interval(items, "chair_i").estimate
     0.1875
     """
-    return bca(_ratio(_counts(items, metric, "items")), len(items), len(items), n_resamples, seed, confidence)
+    return bca(ratio(counts(items, metric, "items")), len(items), len(items), n_resamples, seed, confidence)
 
 
 def paired_bootstrap(
@@ -97,13 +91,8 @@ def paired_bootstrap(
     >>> str(paired_bootstrap(a, b, "words"))
     '1.000 [1.000, 1.000], n = 3'
     """
-    a, b = _counts(items_a, metric, "items_a"), _counts(items_b, metric, "items_b")
-    if len(odd := a.index.symmetric_difference(b.index)):
-        raise ValueError(
-            f"items_a and items_b differ in {len(odd)} image_id(s), such as {odd[:5].tolist()}; expected the same "
-            "images; keep those that both have"
-        )
-    ratio_a, ratio_b = _ratio(a), _ratio(b.loc[a.index])
+    a, b = paired_counts(items_a, items_b, metric)
+    ratio_a, ratio_b = ratio(a), ratio(b)
     return bca(lambda weights: ratio_b(weights) - ratio_a(weights), len(a), len(a), n_resamples, seed, confidence)
 
 
@@ -133,7 +122,7 @@ def association(
     0.75
     """
     x = np.asarray(values, dtype=float)
-    faithful = _binary(positive, "positive")
+    faithful = binary(positive, "positive")
     codes, labels = pd.factorize(np.arange(len(x)) if clusters is None else np.asarray(clusters))
     if not len(x) == len(faithful) == len(codes):
         raise ValueError(
@@ -158,116 +147,6 @@ def association(
         n_positive=int(faithful.sum()),
         n_negative=int((~faithful).sum()),
     )
-
-
-def adjusted_logit(
-    frame: pd.DataFrame,
-    outcome: str = "hallucinated",
-    predictors: Sequence[str] = (),
-    clusters: str = "image_id",
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """Regress an outcome on several predictors at once, each adjusted for the others.
-
-    A logistic regression whose standard errors are robust to dependence within clusters. Predictors are standardised,
-    so that an odds ratio is per standard deviation of its predictor and the ratios can be compared.
-
-    Args:
-        frame: one row per mention.
-        outcome: column of 0/1 or booleans; odds are those of 1, so a ratio below 1 says less hallucination.
-        predictors: columns of numbers, such as the visual attention and the position of the mention.
-        clusters: column that names the cluster (image) of each row.
-
-    Returns:
-        One row per predictor: term, odds_ratio, low, high (confidence interval), p (two-sided, normal).
-
-    Raises:
-        ValueError: a missing column or value, an outcome with one class, a constant or collinear predictor, fewer than
-            two clusters, or a separated outcome (no finite estimate exists then; Albert and Anderson 1984, Biometrika).
-
-    >>> rng = np.random.default_rng(0)
-    >>> frame = pd.DataFrame({"image_id": np.arange(400) // 4, "position": rng.normal(size=400)})
-    >>> frame["hallucinated"] = rng.random(400) < 1 / (1 + np.exp(-frame["position"]))
-    >>> adjusted_logit(frame, predictors=["position"]).round(1).to_dict("records")[0]["odds_ratio"] > 1.5
-    True
-    """
-    import statsmodels.api as sm  # takes a second or two to import, and nothing else here needs it
-
-    check_confidence(confidence)
-    names = list(predictors)
-    if not names:
-        raise ValueError("predictors is empty; expected at least one column; name the columns to adjust for")
-    if absent := {outcome, clusters, *names} - set(frame.columns):
-        raise ValueError(f"the frame lacks the column(s) {sorted(absent)}; it has {list(frame.columns)}; add or rename")
-    if (gaps := frame[[outcome, clusters, *names]].isna().any(axis=1)).any():
-        raise ValueError(f"{gaps.sum()} of {len(frame)} rows lack a value; expected none; drop or fill those rows")
-    y = _binary(frame[outcome], outcome)
-    if y.all() or not y.any():
-        raise ValueError(f"{outcome} is {bool(y[:1].any())} in all {len(y)} rows; expected both classes; add captions")
-    codes, labels = pd.factorize(frame[clusters])
-    if len(labels) < 2:
-        raise ValueError(f"{clusters} names one cluster; expected at least 2; add images")
-    x = frame[names].to_numpy(dtype=float)
-    if constant := [name for name, column in zip(names, x.T, strict=True) if np.ptp(column) == 0]:
-        raise ValueError(f"predictor(s) {constant} are constant; expected columns that vary; leave them out")
-    design = np.column_stack([np.ones(len(x)), (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)])  # (mention, 1 + predictor)
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ValueError(f"the predictors {names} are collinear; expected none to follow from the others; leave one out")
-    if _separated(design, y):
-        raise ValueError(
-            f"the predictors {names} separate {outcome} perfectly, or all but ties; expected overlapping classes; "
-            "add captions or leave a predictor out"
-        )
-    fit = sm.Logit(y.astype(float), design).fit(cov_type="cluster", cov_kwds={"groups": codes}, disp=0, maxiter=100)
-    low, high = fit.conf_int(1 - confidence)[1:].T
-    return pd.DataFrame(
-        {
-            "term": names,
-            "odds_ratio": np.exp(fit.params[1:]),
-            "low": np.exp(low),
-            "high": np.exp(high),
-            "p": fit.pvalues[1:],
-        }
-    )
-
-
-def _binary(values: Sequence | pd.Series, name: str) -> np.ndarray:
-    """Return booleans; refuse anything but two-valued input, which astype(bool) would take silently."""
-    array = np.asarray(values)
-    if not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name} holds {pd.unique(pd.Series(array))[:5].tolist()}; expected booleans or 0/1; convert it")
-    return array.astype(bool)
-
-
-def _counts(items: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
-    """Return numerator and denominator per image, indexed by image_id."""
-    if metric not in _METRICS:
-        raise ValueError(f"unknown metric {metric!r}; expected one of {sorted(_METRICS)}; pass one of these names")
-    top, bottom = _METRICS[metric]
-    if absent := {"image_id", top, bottom} - {None} - set(items.columns):
-        raise ValueError(f"{name} lacks the column(s) {sorted(absent)}; expected the items of a ChairResult; pass those")
-    if (twice := items["image_id"].duplicated()).any():
-        raise ValueError(
-            f"{name} holds image_id {items.loc[twice, 'image_id'].iloc[0]} more than once; expected one row per image; "
-            "keep one caption of each"
-        )
-    return pd.DataFrame(
-        {
-            "top": items[top].to_numpy(dtype=float),
-            "bottom": items[bottom].to_numpy(dtype=float) if bottom else np.ones(len(items)),
-        },
-        index=pd.Index(items["image_id"]),
-    )
-
-
-def _ratio(counts: pd.DataFrame) -> Statistic:
-    columns = counts.to_numpy()  # (image, 2)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        top, bottom = (weights @ columns).T
-        return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)  # no mention: 0.0, as the scorer says
-
-    return statistic
 
 
 def _auc(x: np.ndarray, faithful: np.ndarray, codes: np.ndarray) -> Statistic:
@@ -299,13 +178,3 @@ def _cohens_d(x: np.ndarray, faithful: np.ndarray, codes: np.ndarray) -> Statist
             return (s1 / n1 - s0 / n0) / np.sqrt(variance)
 
     return statistic
-
-
-def _separated(design: np.ndarray, y: np.ndarray) -> bool:
-    """Tell by linear programming whether some hyperplane keeps all cases on their side, and one off it.
-
-    Source: Konis 2007, "Linear programming algorithms for detecting separated data in binary logistic regression".
-    """
-    signed = np.where(y[:, None], design, -design)
-    best = optimize.linprog(-signed.sum(axis=0), A_ub=-signed, b_ub=np.zeros(len(y)), bounds=(-1, 1))
-    return bool(-best.fun > 1e-6)

@@ -1,0 +1,224 @@
+"""Choosing and reporting: the rule by hand, what it refuses, what it marks, and the project's own choice on the stored rows."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prunehal.benchmarks.chair import ChairResult
+from prunehal.selection_rule import Chosen, Graded, choose, report
+from prunehal.statistics import paired_bootstrap
+
+
+def graded(split="validation", first=0, n=20, **settings):
+    """Grade settings given as name=(hallucinated of 40 mentions, recalled of 40 objects)."""
+    results = {}
+    for name, (wrong, recalled) in settings.items():
+        items = pd.DataFrame({"image_id": np.arange(first, first + n), "words": 10, "n_mentions": 2, "n_truth": 2})
+        for column, total in (("n_hallucinated", wrong), ("n_recalled", recalled)):
+            items[column] = np.clip(total - 2 * np.arange(n), 0, 2)
+        items["hallucinated"] = items["n_hallucinated"] > 0
+        metrics = {
+            "chair_i": wrong / 40,
+            "chair_s": items["hallucinated"].mean(),
+            "recall": recalled / 40,
+            "words": 10.0,
+        }
+        results[name] = ChairResult("fixed", metrics, items, pd.DataFrame())
+    return Graded(split, results)
+
+
+GRID = {"none": (12, 30), "mild": (10, 30), "hard": (2, 20), "odd": (10, 34)}
+
+
+@pytest.mark.parametrize(
+    ("by", "subject_to", "expected"),
+    [
+        ("chair_i", None, "hard"),
+        ("chair_i", {"recall": 0.01}, "mild"),  # hard loses ten of 40 objects; mild and odd tie, and mild is first
+        ("chair_i", {"recall": 0.25}, "hard"),  # a loss of exactly the limit is allowed
+        ("chair_i", {"recall": 0.2499}, "mild"),
+        ("recall", None, "odd"),
+        ("chair_s", {"words": 0}, "hard"),
+        ("recall", {"chair_i": 0, "chair_s": 0}, "odd"),
+    ],
+)
+def test_the_best_of_those_that_meet_the_limits_is_chosen(by, subject_to, expected):
+    chosen = choose(graded(**GRID), by, subject_to, baseline="none")
+    assert chosen.setting == expected
+    assert chosen.value == {"chair_i": GRID[expected][0] / 40, "recall": GRID[expected][1] / 40, "chair_s": 0.05}[by]
+    assert (chosen.split, chosen.by, chosen.n_candidates, chosen.selected_on_test) == ("validation", by, 3, False)
+
+
+def test_the_baseline_is_no_candidate_and_its_loss_is_measured_from_it():
+    worst = {"none": (1, 30), "a": (9, 30), "b": (8, 29)}
+    assert choose(graded(**worst), baseline="none").setting == "b"
+    assert choose(graded(**worst), baseline="a").setting == "none"
+    assert choose(graded(**worst), subject_to={"recall": 0}, baseline="none").setting == "a"
+    assert choose(graded(**worst), subject_to={"recall": 0}, baseline="none").n_allowed == 1
+
+
+def test_a_limit_that_rounding_misses_is_met():
+    grid = graded(none=(12, 32), a=(10, 28))
+    assert (32 - 28) / 40 == 0.1 < 32 / 40 - 28 / 40  # in floating point
+    assert choose(grid, subject_to={"recall": 0.1}, baseline="none").setting == "a"
+
+
+def test_settings_are_anything_hashable_even_none():
+    results = graded(**GRID).results
+    grid = Graded("dev", {None: results["none"], (0.4, 3): results["hard"], frozenset({1}): results["mild"]})
+    assert choose(grid, baseline=None).setting == (0.4, 3)
+
+
+@pytest.mark.parametrize("split", ["test", "Test", "TEST", "test2015", "coco_test", "minitest-Test", "test-dev", "cocoTest"])
+def test_choosing_on_a_test_split_is_refused_by_name(split):
+    with pytest.raises(ValueError, match=f"results of the '{split}' split, expected .* allow_test_selection=True"):
+        choose(graded(split, **GRID), baseline="none")
+
+
+@pytest.mark.parametrize("split", ["validation", "val2014", "train", "latest", "contest", "dev"])
+def test_other_splits_may_be_chosen_on(split):
+    assert not choose(graded(split, **GRID), baseline="none").selected_on_test
+
+
+def test_a_choice_on_test_is_marked_wherever_it_goes():
+    test = graded("test", **GRID)
+    chosen = choose(test, baseline="none", allow_test_selection=True)
+    found = report(chosen, test, n_resamples=100)
+    for answer in (chosen, found):
+        assert answer.selected_on_test
+        assert "CHOSEN ON TEST" in answer.note
+        assert answer.label == "hard (CHOSEN ON TEST)"
+    other = report(chosen, graded("validation", 100, **GRID), n_resamples=100)
+    assert other.selected_on_test
+    assert "CHOSEN ON TEST" in other.note
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        chosen.selected_on_test = False
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.selected_on_test = False
+
+
+def test_permission_alone_marks_nothing():
+    chosen = choose(graded(**GRID), baseline="none", allow_test_selection=True)
+    found = report(chosen, graded("test", 100, **GRID), allow_test_selection=True, n_resamples=100)
+    assert not chosen.selected_on_test
+    assert not found.selected_on_test
+    assert "CHOSEN ON" not in found.note + found.label
+
+
+def test_the_report_is_the_paired_interval_on_the_other_split():
+    chosen = choose(graded(**GRID), subject_to={"recall": 0.01}, baseline="none")
+    test = graded("test", 100, none=(15, 30), mild=(9, 31))
+    found = report(chosen, test, n_resamples=300, seed=4, confidence=0.9)
+    assert list(found.differences) == ["chair_i", "chair_s", "recall", "words"]
+    for metric, interval in found.differences.items():
+        assert interval == paired_bootstrap(test.results["none"].items, test.results["mild"].items, metric, 300, 4, 0.9)
+    assert found.differences["chair_i"].estimate == pytest.approx(-6 / 40)  # setting minus baseline
+    assert (found.label, found.split) == ("mild (chosen on validation)", "test")
+    assert found.note == (
+        "lowest chair_i of 3 settings on the validation split, given recall at most 0.01 lower than the baseline; "
+        "reported on the test split"
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "first"),
+    [("val2014", 0), ("val2014", 100), ("test", 0), ("test", 19)],  # same name, new name for the same images, one image shared
+)
+def test_reporting_where_it_was_chosen_is_refused_or_marked(split, first):
+    chosen = choose(graded("val2014", **GRID), baseline="none")
+    seen = 20 if first == 0 else 1 if first == 19 else 0
+    with pytest.raises(ValueError, match=f"'hard' was chosen on the 'val2014' split, with {seen} of the 20 images of '{split}'"):
+        report(chosen, graded(split, first, **GRID))
+    found = report(chosen, graded(split, first, **GRID), allow_test_selection=True, n_resamples=100)
+    assert found.selected_on_test
+    assert "CHOSEN ON IMAGES REPORTED HERE" in found.note
+    assert found.label == "hard (CHOSEN ON IMAGES REPORTED HERE)"
+
+
+def test_images_that_share_nothing_pass():
+    chosen = choose(graded("val2014", **GRID), baseline="none")
+    assert not report(chosen, graded("test", 20, **GRID), n_resamples=100).selected_on_test
+
+
+def test_what_was_graded_stays_as_it_was():
+    results = dict(graded(**GRID).results)
+    grid = Graded("validation", results)
+    del results["hard"]
+    assert choose(grid, baseline="none").setting == "hard"
+    with pytest.raises(TypeError):
+        grid.results["hard"] = grid.results["none"]
+
+
+def test_choosing_among_equals_on_test_promises_a_gain_that_is_not_there():
+    # Twenty settings that are all the same: the best one seems better on its own split, and not on another.
+    rng, there, elsewhere = np.random.default_rng(0), [], []
+
+    def split(name, first):
+        results = {}
+        for setting in range(20):
+            wrong = rng.binomial(4, 0.2, 60)
+            items = pd.DataFrame({"image_id": range(first, first + 60), "n_mentions": 4, "n_hallucinated": wrong})
+            items = items.assign(words=9, n_truth=2, n_recalled=1, hallucinated=wrong > 0)
+            results[setting] = ChairResult("fixed", {"chair_i": wrong.sum() / 240}, items, pd.DataFrame())
+        return Graded(name, results)
+
+    for _ in range(40):
+        chosen = choose(split("validation", 0), baseline=0)
+        there.append(chosen.value)
+        elsewhere.append(report(chosen, split("test", 60), n_resamples=100).differences["chair_i"].estimate)
+    assert np.mean(there) < 0.17  # against a truth of 0.2
+    assert np.mean(elsewhere) == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"by": "duplicates"}, r"unknown metric\(s\) \['duplicates'\]; expected some of"),
+        ({"subject_to": {"chair": 0}}, r"unknown metric\(s\) \['chair'\]"),
+        ({"subject_to": {"recall": -0.01}}, r"subject_to holds {'recall': -0.01}; expected how much worse"),
+        ({"subject_to": {"recall": float("nan")}}, "subject_to holds"),
+        ({"baseline": "plain"}, "the baseline 'plain' has no results on the validation split; it holds 'none', 'hard'"),
+        ({"subject_to": {"recall": 0.2}}, r"none of 1 settings .* 'hard' comes nearest, and misses by 0.05"),
+    ],
+)
+def test_choose_names_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        choose(graded(none=(12, 30), hard=(2, 20)), **{"baseline": "none", **arguments})
+
+
+def test_graded_and_report_name_what_is_wrong():
+    with pytest.raises(ValueError, match="baseline 'none' only; expected others to choose from"):
+        choose(graded(none=(1, 2)), baseline="none")
+    with pytest.raises(ValueError, match="split is '', expected the name of a split"):
+        graded("", **GRID)
+    with pytest.raises(ValueError, match="the validation split has no results"):
+        Graded("validation", {})
+    short = graded(n=19, a=(1, 2)).results["a"]
+    with pytest.raises(ValueError, match=r"'a' and 'none' were scored on different images .* 1 such as 19;"):
+        Graded("validation", {**graded(**GRID).results, "a": short})
+    chosen = choose(graded(**GRID), baseline="none")
+    with pytest.raises(ValueError, match="the chosen setting 'hard' has no results on the test split; it holds 'none'"):
+        report(chosen, graded("test", 50, none=(1, 2)))
+    with pytest.raises(ValueError, match="the baseline 'none' has no results on the test split"):
+        report(chosen, graded("test", 50, hard=(1, 2)))
+
+
+def test_the_choice_of_the_stored_rows_is_the_one_that_the_readme_reports():
+    from prunehal.ablation import PRUNES, RATIOS, Setting, ground_truth, read_rows
+    from prunehal.benchmarks import score
+    from prunehal.core import NoPruning, PruneHal
+    from prunehal.summary import chosen_on_validation
+
+    def stored(split):
+        truth, results = ground_truth(split), {}
+        for policy in (NoPruning(), *(PruneHal(r, t) for r in RATIOS for t in PRUNES)):
+            rows = read_rows(Setting(split, policy))
+            results[policy] = score(dict(zip(rows["image_id"], rows["caption"], strict=True)), truth)
+        return Graded(split, results)
+
+    chosen = choose(stored("validation"), subject_to={"recall": 0.01}, baseline=NoPruning())
+    assert isinstance(chosen, Chosen)
+    assert chosen.setting == chosen_on_validation()
+    assert not report(chosen, stored("test"), n_resamples=100).selected_on_test
