@@ -144,7 +144,7 @@ def test_discriminative_file(file):
     with pytest.raises(BadInput) as caught:
         score_discriminative(path)
     assert [problem.split("; ")[0] for problem in caught.value.problems] == [
-        "line 1: id 1005 again, first on line 1", "line 1: no response",
+        "line 1, object 5: id 1005 again, first on line 1", "line 1, object 6: no response",
     ]  # fmt: skip
     report = score_discriminative(path, skip_bad=True)
     assert (report.items, report.settings["n_bad"], report.settings["n_other"]) == (score_answers(answers).items, 2, 1)

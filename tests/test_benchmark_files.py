@@ -56,7 +56,7 @@ def test_packed_files_and_line_numbers(file):
         ('[{"a": 1},\n{"a": 2}', [1, 2], ["line 2: the file ends inside its list"]),
         ('{"a": 1}\n7\n["b"]\n{"a": 4}', [1, 4], ["line 2: 7; expected an object", 'line 3: ["b"]; expected']),
         (b'{"a": 1}\n{"a": "\xff"}\n{"a": 3}', [1, 3], ["line 2: no UTF-8"]),
-        ('[{"a": 1}, {"a": }, {"a": 3}, {"a": 4}]', [1, 3, 4], ["line 1: no JSON"]),
+        ('[{"a": 1}, {"a": }, {"a": 3}, {"a": 4}]', [1, 3, 4], ["line 1, object 2: no JSON"]),
         ('[\n{"a": 1},\n{"a": }\n]\n', [1], ["line 3: no JSON"]),
         ('{"a": %s}\n{"a": 2}' % ("1" * 5000), [2], ["line 1: no JSON (Exceeds the limit"]),
         ("not json at all", [], ["line 1: no JSON"]),
@@ -148,6 +148,16 @@ def test_every_unusable_caption_is_named(file):
     for line, problem in PROBLEMS.items():
         assert f"  line {line}: {problem}" in str(caught.value)
     assert read_captions(file(BAD), known={1, 2}, skip_bad=True) == ({1: "A dog.", 2: "A bus."}, len(PROBLEMS))
+
+
+def test_objects_on_one_line_are_counted(file):
+    rows = [{"image_id": 1, "caption": "A dog."}, {"image_id": 1, "caption": "A cat."}, {"image_id": 2, "caption": ""}]
+    with pytest.raises(BadInput) as caught:
+        read_captions(file(json.dumps(rows)))
+    assert [problem.split(";")[0] for problem in caught.value.problems] == [
+        "line 1, object 2: image 1 again, first on line 1",
+        "line 1, object 3: the caption is empty",
+    ]
 
 
 def test_no_caption_left_is_an_error_even_when_skipping(file):

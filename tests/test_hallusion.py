@@ -309,5 +309,5 @@ def test_bad_records_are_named(records, message):
 
 def test_bad_result_files_are_named(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps([SAMPLE[0], {"category": "VD"}]) + "\n{")
-    with pytest.raises(BadInput, match=r"2 problems\n  line 2: no JSON.*\n  line 1: no subcategory"):
+    with pytest.raises(BadInput, match=r"2 problems\n  line 2: no JSON.*\n  line 1, object \d+: no subcategory"):
         hallusion.read_results(tmp_path / "results.json")

@@ -127,7 +127,7 @@ BAD = {
     ),
     "unreadable among others on a line": (
         '[{"answer": "Yes"}, 5, {"answer": "No"}, {"answer": "No"}]',
-        ["line 1: 5; expected an object", *["line 1: its place is not certain"] * 3],
+        ["line 1, object 2: 5; expected an object", *["line 1: its place is not certain"] * 3],
         [],
     ),
     "another id": (answers(a3={"question_id": 14}), ["line 3: question_id is 14; expected 13 at this place"], [11, 12, 14]),

@@ -124,7 +124,7 @@ def read_responses(path: Path | str, kind: str, skip_bad: bool = False) -> tuple
     """
     records, problems = read_records(path)
     responses: dict[int, str] = {}
-    first: dict[int, int] = {}
+    first: dict[int, str] = {}
     other = 0
     for record in records:
         value = record.value
@@ -136,11 +136,11 @@ def read_responses(path: Path | str, kind: str, skip_bad: bool = False) -> tuple
         elif problem := _problem(value["id"], value["response"], kind):
             pass
         elif value["id"] in first:
-            problem = f"id {value['id']} again, first on line {first[value['id']]}; expected one response to each"
+            problem = f"id {value['id']} again, first on {first[value['id']]}; expected one response to each"
         else:
-            responses[value["id"]], first[value["id"]] = value["response"], record.line
+            responses[value["id"]], first[value["id"]] = value["response"], record.where
             continue
-        problems.append(f"line {record.line}: {problem}")
+        problems.append(f"{record.where}: {problem}")
     counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": other}
     if not responses:
         raise BadInput(path, [*problems, f"no response to a {kind} query is left; expected objects with id and response"])

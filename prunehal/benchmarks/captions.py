@@ -47,16 +47,16 @@ def read_captions(
     """
     records, problems = read_records(path)
     captions: dict[Hashable, str] = {}
-    first: dict[Hashable, int] = {}
+    first: dict[Hashable, str] = {}
     for record in records:
         try:
             image, text = _image(record, known), _caption(record)
             if image in first:
-                raise ValueError(f"image {image!r} again, first on line {first[image]}; expected one caption for each image")
+                raise ValueError(f"image {image!r} again, first on {first[image]}; expected one caption for each image")
         except ValueError as error:
-            problems.append(f"line {record.line}: {error}")
+            problems.append(f"{record.where}: {error}")
             continue
-        captions[image], first[image] = text, record.line
+        captions[image], first[image] = text, record.where
     n_bad = bad_lines(path, problems, skip_bad)
     if not captions:
         raise BadInput(path, [*problems, "no caption is left; expected objects with image_id and caption"])

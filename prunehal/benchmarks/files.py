@@ -23,10 +23,20 @@ _NEXT = re.compile(r"\n[ \t]*(?=\{)|\}\s*,\s*(?=\{)|(?=\]\s*\Z)")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One object of a file, and the line (from 1) on which it begins."""
+    """One object of a file: the line on which it begins, and its place among the objects that begin there, both from 1.
+
+    >>> Record(1, {}, 3).where, Record(7, {}).where
+    ('line 1, object 3', 'line 7')
+    """
 
     line: int
     value: dict[str, Any]
+    place: int = 1
+
+    @property
+    def where(self) -> str:
+        """Say where it stands, as problems name it."""
+        return f"line {self.line}" + (f", object {self.place}" if self.place > 1 else "")
 
 
 class BadInput(ValueError):
@@ -80,19 +90,19 @@ def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
     ...     file.flush()
     ...     records, problems = read_records(file.name)
     >>> records, problems
-    ([Record(line=1, value={'image_id': 1})], ['line 2: no JSON (Expecting value)'])
+    ([Record(line=1, value={'image_id': 1}, place=1)], ['line 2: no JSON (Expecting value)'])
     """
     text, problems = _text(Path(path))
     records: list[Record] = []
     decoder = json.JSONDecoder()
-    at, line, counted = _GAP.match(text).end(), 1, 0
+    at, line, counted, place = _GAP.match(text).end(), 1, 0, 0
     in_list = text.startswith("[", at)
     at += in_list
     closed = not in_list
     while True:
         at = _GAP.match(text, at).end()
-        line += text.count("\n", counted, at)
-        counted = at
+        lines = text.count("\n", counted, at)
+        line, counted, place = line + lines, at, 1 if lines else place + 1
         if at == len(text):
             break
         if in_list and text[at] == "]":
@@ -102,14 +112,14 @@ def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-            problems.append(f"line {line}: no JSON ({why})")
+            problems.append(f"{Record(line, {}, place).where}: no JSON ({why})")
             found = _NEXT.search(text, at)
             at = found.end() if found else len(text)
             continue
         if isinstance(value, dict):
-            records.append(Record(line, value))
+            records.append(Record(line, value, place))
         else:
-            problems.append(f"line {line}: {json.dumps(value)[:40]}; expected an object in braces")
+            problems.append(f"{Record(line, {}, place).where}: {json.dumps(value)[:40]}; expected an object in braces")
         at = end
     if not closed:
         problems.append(f"line {line}: the file ends inside its list; expected a closing ]")

@@ -123,7 +123,7 @@ def read_results(path: Path | str) -> list[dict[str, Any]]:
     records, problems = read_records(path)
     for record in records:
         if absent := [part for part in _PLACE if part not in record.value]:
-            problems.append(f"line {record.line}: no {', '.join(absent)}")
+            problems.append(f"{record.where}: no {', '.join(absent)}")
     if problems:
         raise BadInput(path, problems, "Give the records of HallusionBench.json, with model_prediction added.")
     return [record.value for record in records]

@@ -181,7 +181,7 @@ def read_judgements(path: Path | str) -> list[str]:
     'Rating: 0'
     """
     records, problems = read_records(path)
-    given = [(f"line {record.line}", record.value) for record in records]
+    given = [(record.where, record.value) for record in records]
     texts, more = _in_order(given)
     if problems + more:
         raise BadInput(path, problems + more, _FIX)

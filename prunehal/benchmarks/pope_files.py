@@ -21,7 +21,7 @@ LABELS = ("yes", "no")
 
 _ANSWER_KEYS = ("answer", "prediction", "response", "text")
 _QUESTION_KEYS = ("question_id", "image", "text", "label")
-_UNREADABLE = re.compile(r"line (\d+): (?!the file ends)")  # a problem that stands in the place of a record
+_UNREADABLE = re.compile(r"line (\d+)(?:, object \d+)?: (?!the file ends)")  # a problem that stands in the place of a record
 
 
 @dataclass(frozen=True, slots=True)
