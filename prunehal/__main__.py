@@ -109,11 +109,9 @@ def run_benchmark(
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out what has no image.")] = False,
 ) -> None:
     """Run a model on a benchmark, resumably, and write the result file that the benchmark's scorer reads."""
+    options = {name: value for name, value in locals().items() if name not in ("policy", "r", "t", "k")}
     from prunehal.running import Run, named_policy, run
 
-    options = {
-        name: value for name, value in locals().items() if name not in ("policy", "r", "t", "k", "Run", "named_policy", "run")
-    }
     with named_errors():
         typer.echo(f"written: {run(Run(policy=named_policy(policy, r, t, k), **options))}")
 

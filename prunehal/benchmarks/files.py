@@ -13,7 +13,7 @@ from typing import Any
 
 from prunehal.resources import data_path, written
 
-__all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_shipped", "some"]
+__all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_shipped", "read_values", "some"]
 
 _SHOWN = 20  # problems that a message lists; the others are counted
 _GAP = re.compile(r"[\s,]*")
@@ -124,6 +124,21 @@ def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
     if not closed:
         problems.append(f"line {line}: the file ends inside its list; expected a closing ]")
     return records, problems
+
+
+def read_values(path: Path | str) -> list[dict[str, Any]]:
+    """Return the objects of a file, all of which must be readable; layouts as in `read_records`.
+
+    Raises:
+        BadInput: there is text that is no JSON, or a value that is no object.
+        OSError: the file cannot be read.
+
+    >>> len(read_values(data_path("chair", "double_words.json")))
+    1
+    """
+    records, problems = read_records(path)
+    bad_lines(path, problems, skip_bad=False)
+    return [record.value for record in records]
 
 
 def bad_lines(path: Path | str, problems: Sequence[str], skip_bad: bool) -> int:

@@ -18,7 +18,6 @@ from functools import lru_cache
 
 from prunehal.benchmarks.english import spans as token_spans
 from prunehal.benchmarks.english import tokenize
-from prunehal.benchmarks.files import read_shipped
 from prunehal.benchmarks.official import double_words, listed_nodes, pattern_words, wordnet_words
 from prunehal.resources import data_path
 
@@ -117,16 +116,8 @@ def _fixed() -> ChairScorer:
     rows = data_path("chair", "synonyms.txt").read_text(encoding="utf-8").lower().splitlines()
     names = [[name.strip() for name in row.split(",")] for row in rows if row.strip()]
     nodes = {name: row[0] for row in names for name in row}  # a row starts with its COCO category
-    lists = read_shipped("chair", "double_words.json")
-    joined = {phrase: phrase for phrase in [*lists["double_words"], *nodes] if " " in phrase}
-    for first in ("baby", "adult"):
-        joined |= {f"{first} {animal}": animal for animal in lists["baby_or_adult_becomes_the_animal"]}
-    joined |= {f"passenger {vehicle}": vehicle for vehicle in lists["passenger_becomes_the_vehicle"]}
-    joined |= {"bow tie": "tie", "toilet seat": "toilet"}
-    phrases: dict[str, list[tuple[list[str], str]]] = {}
-    for phrase, meaning in joined.items():
-        first, *further = phrase.split()
-        phrases.setdefault(first, []).append((further, meaning))
+    joined = {phrase: phrase for phrase in nodes if " " in phrase} | double_words()
+    del joined["wine glas"]  # a singular of `pattern` that is no word here
     listed = {word for name in [*nodes, *joined] for word in name.split()}
 
     @lru_cache(maxsize=1)
@@ -153,16 +144,13 @@ def _fixed() -> ChairScorer:
                 spans.append(match.span())
         return words, spans
 
-    return ChairScorer("fixed", read, {first: tuple(rest) for first, rest in phrases.items()}, nodes)
+    return ChairScorer("fixed", read, _by_first_word(joined), nodes)
 
 
 def _official(name: str, words: Callable[[], Callable[[list[str]], list[str]]]) -> ChairScorer:
     normalised = words()
-    phrases: dict[str, list[tuple[list[str], str]]] = {}
-    for phrase, meaning in double_words().items():
-        first, *further = phrase.split()
-        if len(further) == 1:  # the scripts look at two words at a time, so that "stove top oven" is never joined
-            phrases.setdefault(first, []).append((further, meaning))
+    # The scripts look at two words at a time, so that "stove top oven" is never joined.
+    pairs = {phrase: meaning for phrase, meaning in double_words().items() if phrase.count(" ") == 1}
 
     def read(caption: str) -> tuple[list[str], list[Span]]:
         lowered = caption.lower()
@@ -173,7 +161,15 @@ def _official(name: str, words: Callable[[], Callable[[list[str]], list[str]]]) 
             found = [(origin[start], origin[end - 1] + 1) for start, end in found]
         return normalised(tokens), found
 
-    return ChairScorer(name, read, {first: tuple(rest) for first, rest in phrases.items()}, listed_nodes())
+    return ChairScorer(name, read, _by_first_word(pairs), listed_nodes())
+
+
+def _by_first_word(joined: Mapping[str, str]) -> dict[str, tuple[tuple[list[str], str], ...]]:
+    phrases: dict[str, tuple[tuple[list[str], str], ...]] = {}
+    for phrase, meaning in joined.items():
+        first, *further = phrase.split()
+        phrases[first] = (*phrases.get(first, ()), (further, meaning))
+    return phrases
 
 
 _SCORERS: dict[str, Callable[[], ChairScorer]] = {

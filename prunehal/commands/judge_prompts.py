@@ -27,8 +27,9 @@ Out = Annotated[Path, typer.Argument(help="JSON lines to write.")]
 def mmhal(responses: Annotated[Path, typer.Argument(help="The response file that `run` writes.")], out: Out) -> None:
     """MMHal-Bench: 96 prompts."""
     from prunehal.benchmarks import judged
+    from prunehal.benchmarks.files import read_values
 
-    _write(out, lambda: judged.judge_prompts(_records(responses)))
+    _write(out, lambda: judged.judge_prompts(read_values(responses)))
 
 
 @app.command()
@@ -67,14 +68,6 @@ def pairwise(
         return benchmark.prompts(a, b, swap=not one_order)
 
     _write(out, prompts)
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    from prunehal.benchmarks.files import bad_lines, read_records
-
-    records, problems = read_records(path)
-    bad_lines(path, problems, skip_bad=False)
-    return [record.value for record in records]
 
 
 def _write(out: Path, prompts: Callable[[], list[dict[str, Any]]]) -> None:

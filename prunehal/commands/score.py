@@ -148,14 +148,9 @@ def pairwise(
 ) -> None:
     """Two methods side by side: correctness and detailedness, from the replies of your judge."""
     from prunehal.benchmarks import pairwise as benchmark
-    from prunehal.benchmarks.files import bad_lines, read_records
+    from prunehal.benchmarks.files import read_values
 
-    def scored() -> Report:
-        records, problems = read_records(judgements)
-        bad_lines(judgements, problems, skip_bad=False)
-        return benchmark.score([record.value for record in records])
-
-    _finish(scored, json, judgements)
+    _finish(lambda: benchmark.score(read_values(judgements)), json, judgements)
 
 
 def _finish(scored: Callable[[], Report], json: Path | None, *inputs: Path | str) -> None:
