@@ -88,7 +88,7 @@ def caption_scenes(
         images = [image for scene in batch for image in scene.tiles(k, clutter)[0]]
         inputs = processor(images=images, text=[build_prompt(k + 1)] * len(batch), return_tensors="pt").to(model.device)
         ids = [scene.image_id for scene in batch]
-        cache = attach(model, inputs, policy, seeds=ids)
+        cache = attach(model, inputs, policy, seeds=ids, entropy=trace)
         sequences = model.generate(
             **inputs, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=sample_seed is not None
         )

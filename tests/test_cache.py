@@ -90,10 +90,10 @@ def test_kept_looks_back_in_time():
 
 def test_trace_equals_the_loop():
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4))
-    cache = attach(model, inputs, PruneHal(), maps=True)
+    cache = attach(model, inputs, PruneHal(), maps=True, entropy=True)
     model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
     frame = cache.trace.frame()
-    assert list(frame.columns) == ["row", "step", "layer", "mass", "mean", "max", "entropy", "n_visual"]
+    assert list(frame.columns) == ["row", "step", "layer", "mass", "mean", "max", "n_visual", "entropy"]
     assert len(frame) == 2 * 6 * 4
     for line in frame.itertuples():
         row = [w for w in cache.trace.maps[line.step - 1, line.layer, line.row].tolist() if w == w]
@@ -121,9 +121,22 @@ def test_votes_are_recorded():
 
 def test_statistics_of_uneven_rows():
     rows = torch.tensor([[[[0.0, 0.0, 0.2, 0.2]], [[0.1, 0.1, 0.1, 0.1]]]])
-    summary = statistics(rows, torch.tensor([2, 4]))[:, 0]
-    expected = [[0.4, 0.4], [0.2, 0.1], [0.2, 0.1], [math.log(2), math.log(4)], [2, 4]]
+    summary = statistics(rows, torch.tensor([2, 4]), entropy=True)[:, 0]
+    expected = [[0.4, 0.4], [0.2, 0.1], [0.2, 0.1], [2, 4], [math.log(2), math.log(4)]]
     assert torch.allclose(summary, torch.tensor(expected))
+    assert torch.equal(statistics(rows, torch.tensor([2, 4]))[:, 0], summary[:4])
+
+
+def test_entropy_is_recorded_when_asked_for():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4))
+    frames = []
+    for entropy in (False, True):
+        cache = attach(model, inputs, PruneHal(), entropy=entropy)
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+        frames.append(cache.trace.frame())
+        assert cache.trace.votes()["value"].notna().all()
+    assert list(frames[0]) == ["row", "step", "layer", "mass", "mean", "max", "n_visual"]
+    assert frames[0].equals(frames[1].drop(columns="entropy"))
 
 
 def test_images_of_different_size_in_one_batch():
@@ -140,7 +153,7 @@ def test_images_of_different_size_in_one_batch():
     padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
     for layer in range(4):
         assert torch.equal(cache.kept(layer)[1] - padding, alone.kept(layer)[0])
-    columns = ["mass", "mean", "max", "entropy", "n_visual"]
+    columns = ["mass", "mean", "max", "n_visual"]
     frame = cache.trace.frame()
     assert abs(frame.loc[frame["row"] == 1, columns].to_numpy() - alone.trace.frame()[columns].to_numpy()).max() <= 1e-5
 

@@ -23,7 +23,7 @@ def same(alone, cache, ours, own):
     assert torch.equal(alone.sequences, ours.sequences)
     assert difference(alone, ours) <= TOLERANCE
     assert cache.events.equals(own.events)
-    columns = ["mass", "mean", "max", "entropy", "n_visual"]
+    columns = ["mass", "mean", "max", "n_visual"]
     assert (cache.trace.frame()[columns] - own.trace.frame()[columns]).abs().to_numpy().max() <= TOLERANCE
 
 

@@ -24,6 +24,7 @@ def attach(
     exact: bool = False,
     maps: bool = False,
     per_image: bool = False,
+    entropy: bool = False,
     visual_mask: Tensor | None = None,
     seeds: Sequence[int] | None = None,
     end_ids: Sequence[int | Sequence[int] | None] = (),
@@ -46,6 +47,8 @@ def attach(
             without any text between them count as one, and the parts of one image that the processor separates by text
             (the tiles of Idefics3, SmolVLM and Aya Vision, the rows of Mistral 3) as several; visual_mask can number
             them otherwise.
+        entropy: also record the entropy of each attention row, for ``cache.trace.frame()``; it doubles the time of recording,
+            or more in large batches.
         visual_mask: which prompt positions are visual, for prompts without placeholders: bool (batch, prompt), or
             integers that number each row's images from 1 (0 for text).
         seeds: one integer for each row, for selection="random"; rows with equal seeds and sizes draw alike.
@@ -91,7 +94,7 @@ def attach(
     decoder = generating(model)
     words = None if decoder is model else decoder.get_input_embeddings()
     prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
-    return PrunableCache(model.config, prompt, policy, seeds=seeds, exact=exact, maps=maps, per_image=per_image)
+    return PrunableCache(model.config, prompt, policy, seeds=seeds, exact=exact, maps=maps, per_image=per_image, entropy=entropy)
 
 
 def listen(model: torch.nn.Module) -> RemovableHandle | None:

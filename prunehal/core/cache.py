@@ -63,11 +63,12 @@ class PrunableCache(ObservedCache):
         exact: bool = False,
         maps: bool = False,
         per_image: bool = False,
+        entropy: bool = False,
     ) -> None:
         self.policy, self.exact = policy, exact
         self._config, self._prompt = config.get_text_config(decoder=True), prompt
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
-        self._wants_maps, self._per_image = maps, per_image
+        self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -111,7 +112,7 @@ class PrunableCache(ObservedCache):
         # What keys a random draw: the row's seed, and the image's number where a row has several pools.
         images = [(image,) for image in range(self.table.pools)] if self._per_image else [()]
         keys = [(seed, *image) for seed in self._seeds for _ in range(self._copies) for image in images]
-        self._memory = PolicyMemory(self.policy, layers, keys, device)
+        self._memory = PolicyMemory(self.policy, layers, keys, device, self._wants_entropy)
         self._done = torch.zeros(batch, dtype=torch.bool, device=device)
         self._ends = sent(list(self._prompt.end_ids), device).long()
         width = self.table.width if self._wants_maps else None
@@ -122,6 +123,7 @@ class PrunableCache(ObservedCache):
             pools=self.table.pools,
             visual=width,
             per_image=self._per_image,
+            entropy=self._wants_entropy,
         )
 
     def visual_at_end(self) -> bool:

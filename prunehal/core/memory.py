@@ -24,7 +24,9 @@ class PolicyMemory:
     [[False], [True]]
     """
 
-    def __init__(self, policy: Policy, layers: int, keys: Sequence[Sequence[int]], device: torch.device | str) -> None:
+    def __init__(
+        self, policy: Policy, layers: int, keys: Sequence[Sequence[int]], device: torch.device | str, entropy: bool = False
+    ) -> None:
         """Start without any step.
 
         Args:
@@ -32,8 +34,9 @@ class PolicyMemory:
             layers: number of layers.
             keys: for each pool the numbers that key its random draws.
             device: where the rows lie.
+            entropy: let the statistics hold the entropy too.
         """
-        self.policy, self._keys = policy, list(keys)
+        self.policy, self._keys, self._entropy = policy, list(keys), entropy
         self.prunes = [0] * len(keys)
         self._reference = torch.zeros(layers, len(keys), device=device)
         self._entered = torch.zeros(len(keys), dtype=torch.long, device=device)
@@ -48,11 +51,11 @@ class PolicyMemory:
             step: m.
 
         Returns:
-            The statistics (5, layer, pool), as the trace records them; value, reference, threshold and vote
+            The statistics (4 or 5, layer, pool), as the trace records them; value, reference, threshold and vote
             (4, layer, pool); and the wishes, bool (pool,).
         """
         policy = self.policy
-        summary = statistics(rows, counts)
+        summary = statistics(rows, counts, self._entropy)
         value = policy.statistic_of(summary[0], counts)
         vote = policy.vote(value, self._reference, self._entered)
         reference = self._reference.masked_fill(self._entered == 0, float("nan"))

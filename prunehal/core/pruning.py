@@ -36,6 +36,7 @@ def pruning(
     *,
     exact: bool = False,
     maps: bool = False,
+    entropy: bool = False,
     per_image: bool = False,
     keep_kv: bool = False,
 ) -> Iterator[PruningRun]:
@@ -46,7 +47,7 @@ def pruning(
 
     Args:
         model: the multimodal model whose generate() is called somewhere inside.
-        policy, exact, maps, per_image: as in :func:`prunehal.attach`.
+        policy, exact, maps, entropy, per_image: as in :func:`prunehal.attach`.
         keep_kv: keep K and V of every call, for a second turn on its cache; by default they are freed as soon as the
             call returns, so that a long run does not fill the memory.
 
@@ -76,7 +77,8 @@ def pruning(
         )
     run, hook = PruningRun(), listen(model)
     replaced = model.__dict__.get("generate")
-    model.generate = _pruned(model, stock, run, keep_kv, policy=policy, exact=exact, maps=maps, per_image=per_image)
+    options = {"policy": policy, "exact": exact, "maps": maps, "entropy": entropy, "per_image": per_image}
+    model.generate = _pruned(model, stock, run, keep_kv, **options)
     try:
         yield run
     finally:

@@ -11,34 +11,38 @@ from torch import Tensor
 
 __all__ = ["AttentionTrace", "statistics"]
 
-STATISTICS = ("mass", "mean", "max", "entropy", "n_visual")
+STATISTICS = ("mass", "mean", "max", "n_visual")
 VOTES = ("value", "reference", "threshold", "vote")
 BLOCK = 64  # steps that the buffer grows by
 
 
-def statistics(rows: Tensor, n_visual: Tensor) -> Tensor:
+def statistics(rows: Tensor, n_visual: Tensor, entropy: bool = False) -> Tensor:
     """Summarise the attention on the visual tokens.
 
     Args:
         rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no visual token. A pool is
             the visual tokens of a row, or those of one of its images.
         n_visual: visual tokens in each pool, (pool,).
+        entropy: append the entropy; its logarithm takes more time than all else here.
 
     Returns:
-        (5, layer, pool), in the order of STATISTICS: the mass on all visual tokens; its mean for each token; the
-        largest weight; the entropy in nats of the row renormalised to 1; the number of tokens. More than one head is
-        averaged over.
+        (4, layer, pool), in the order of STATISTICS: the mass on all visual tokens; its mean for each token; the
+        largest weight; the number of tokens. With entropy (5, layer, pool): the entropy in nats of the row renormalised
+        to 1 comes last. More than one head is averaged over.
 
-    >>> statistics(torch.full((1, 1, 1, 4), 0.1), torch.tensor([4]))[:, 0, 0].round(decimals=3).tolist()
-    [0.4000000059604645, 0.10000000149011612, 0.10000000149011612, 1.3860000371932983, 4.0]
+    >>> statistics(torch.full((1, 1, 1, 4), 0.1), torch.tensor([4]), entropy=True)[:, 0, 0].round(decimals=3).tolist()
+    [0.4000000059604645, 0.10000000149011612, 0.10000000149011612, 4.0, 1.3860000371932983]
     """
-    mass = rows.sum(-1)
+    mass = rows.sum(-1)  # (layer, pool, head)
+    mean_mass = mass.mean(-1)
+    summary = [mean_mass, mean_mass / n_visual, rows.amax(-1).mean(-1), n_visual.expand_as(mean_mass).to(mean_mass)]
+    if not entropy:
+        return torch.stack(summary)
     # -sum(s log s) with s = row / mass, written so that one logarithm of the row serves (torch.special.entr is slower).
     tiny = torch.finfo(rows.dtype).tiny
     total = mass.clamp_min(tiny)
-    entropy = total.log() - (rows.clamp_min(tiny).log_().mul_(rows)).sum(-1) / total
-    entropy, mass = entropy.clamp_min(0).mean(-1), mass.mean(-1)
-    return torch.stack([mass, mass / n_visual, rows.amax(-1).mean(-1), entropy, n_visual.expand_as(mass).to(mass)])
+    nats = total.log() - (rows.clamp_min(tiny).log_().mul_(rows)).sum(-1) / total
+    return torch.stack([*summary, nats.clamp_min(0).mean(-1)])
 
 
 class AttentionTrace:
@@ -59,11 +63,20 @@ class AttentionTrace:
     """
 
     def __init__(
-        self, layers: list[int], batch: int, device: torch.device, *, pools: int = 1, visual: int | None, per_image: bool = False
+        self,
+        layers: list[int],
+        batch: int,
+        device: torch.device,
+        *,
+        pools: int = 1,
+        visual: int | None,
+        per_image: bool = False,
+        entropy: bool = False,
     ) -> None:
         self._layers, self._pools, self._per_image = layers, pools, per_image
+        self._names = (*STATISTICS, *(["entropy"] if entropy else []))
         self._steps = 0
-        self._buffer = torch.empty(0, len(STATISTICS) + len(VOTES), len(layers), batch * pools, device=device)
+        self._buffer = torch.empty(0, len(self._names) + len(VOTES), len(layers), batch * pools, device=device)
         self._live = torch.empty(0, batch * pools, dtype=torch.bool, device=device)
         self._maps = None if visual is None else torch.empty(0, len(layers), batch, visual, device=device)
 
@@ -72,13 +85,13 @@ class AttentionTrace:
         return self._steps
 
     def record(self, summary: Tensor, votes: Tensor, live: Tensor, maps: Tensor | None) -> None:
-        """Append a step: summary (5, layer, pool), votes (4, layer, pool), live (pool,), maps as they are read."""
+        """Append a step: summary as ``statistics`` returns it, votes (4, layer, pool), live (pool,), maps as they are read."""
         if self._steps == len(self._buffer):
             self._buffer, self._live = _grown(self._buffer), _grown(self._live)
             self._maps = None if self._maps is None else _grown(self._maps)
         step = self._steps
-        self._buffer[step, : len(STATISTICS)] = summary
-        self._buffer[step, len(STATISTICS) :] = votes
+        self._buffer[step, : len(self._names)] = summary
+        self._buffer[step, len(self._names) :] = votes
         self._live[step] = live
         if self._maps is not None:
             self._maps[step] = maps
@@ -88,10 +101,11 @@ class AttentionTrace:
         """Return one line for each row, step and layer (and image, where each is pruned by itself).
 
         Columns: row, step (m), layer; mass, mean and max of the attention on the cached visual tokens, averaged over
-            the heads; entropy within them, in nats; n_visual, their number in that layer when the step's attention
-            was computed. Steps after a row's end (padding while other rows go on) are left out.
+            the heads; n_visual, their number in that layer when the step's attention was computed; with
+            ``attach(..., entropy=True)`` also entropy, within them, in nats. Steps after a row's end (padding while other
+            rows go on) are left out.
         """
-        return self._frame(STATISTICS, 0)
+        return self._frame(self._names, 0)
 
     def votes(self) -> pd.DataFrame:
         """Return the vote of each row, step and layer (and image, where each is pruned by itself).
@@ -99,7 +113,7 @@ class AttentionTrace:
         Columns: row, step (m), layer; value (A_l), reference (the average of the earlier steps; nan where there is
             none), threshold (nan for a policy that takes no votes), vote (whether the layer voted to prune).
         """
-        frame = self._frame(VOTES, len(STATISTICS))
+        frame = self._frame(VOTES, len(self._names))
         return frame.assign(vote=frame["vote"] > 0)
 
     @property
