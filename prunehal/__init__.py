@@ -8,8 +8,9 @@
     ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=64)
 
 Rooms: ``core`` (attention observes, policy decides, cache acts), ``testbed`` (the world, the grammar and the training of
-the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models on benchmarks), ``commands`` (of
-``python -m prunehal``), ``captioning`` (many scenes at once), ``statistics``, ``figures``.
+the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models on benchmarks),
+``experiments`` (ablations that resume), ``commands`` (of ``python -m prunehal``), ``captioning`` (many scenes at once),
+``statistics``, ``figures``.
 
 Words used throughout, with the symbols of the paper (arXiv 2510.19183):
 
@@ -38,6 +39,7 @@ _HOMES = {
     "prunehal.loading": ("load", "load_image"),
     "prunehal.core": ("AttentionTrace", "NoPruning", "PrunableCache", "PruneHal", "SharedPrefill", "TopK", "attach", "pruning"),
     "prunehal.captioning": ("Captioned", "caption_scenes", "mention_attention"),
+    "prunehal.experiments": ("Experiment", "Store", "grid", "read_grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

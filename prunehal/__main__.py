@@ -10,10 +10,12 @@ import typer
 from prunehal.commands.errors import named_errors
 from prunehal.commands.judge_prompts import app as judge_prompts
 from prunehal.commands.score import app as score
+from prunehal.commands.sweep import sweep_grid
 
 app = typer.Typer(help="Score benchmarks, run models on them, and make what the notebooks read.", no_args_is_help=True)
 app.add_typer(score, name="score")
 app.add_typer(judge_prompts, name="judge-prompts")
+app.command("sweep")(sweep_grid)
 
 
 @app.command()
@@ -40,15 +42,6 @@ def card(
     from prunehal.testbed.card import write_card
 
     typer.echo(f"written: {write_card(folder, images)}")
-
-
-@app.command()
-def rows() -> None:
-    """Make the stored rows of the notebooks, on both splits; settings that are stored already are kept."""
-    from prunehal.ablation import grid, make_mentions, make_rows
-
-    make_mentions("test", progress=True)
-    make_rows([*grid("validation"), *grid("test")], progress=True)
 
 
 @app.command()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair import ChairResult
-from prunehal.core import NoPruning, Policy, attach
+from prunehal.core import NoPruning, Policy, PrunableCache, attach
+from prunehal.core.visual import generating
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import Scene
 
-__all__ = ["Captioned", "caption_scenes", "mention_attention"]
+__all__ = ["Captioned", "caption_batch", "caption_scenes", "mention_attention", "new_tokens"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Captioned:
     """Captions of a set of scenes under one policy.
 
     Attributes:
-        captions: one line for each scene: image_id, caption, tokens (generated ones, without the end token), prunes, and
-            starts (where each token begins in the caption: step m wrote the token that begins at ``starts[m - 1]``).
-        events: the prunes: image_id, step, reason, kept.
-        steps: the observation: image_id, step, layer, mass, mean, max, entropy, n_visual; empty unless traced.
+        captions: one line for each scene: image_id, caption, tokens (generated ones, without the end token), prunes, finished
+            (whether the end token came), and starts (where each token begins in the caption: step m wrote the token that begins
+            at ``starts[m - 1]``).
+        events: the prunes that a caption met: image_id, step, reason, kept.
+        steps: the observation: image_id, step, layer, mass, mean, max, n_visual, entropy (if the cache records it), and voted
+            (the share of the layers that voted to prune); empty unless traced.
     """
 
     captions: pd.DataFrame
@@ -73,7 +77,7 @@ def caption_scenes(
     >>> from prunehal.testbed.scenes import scene
     >>> done = caption_scenes(*load(), [scene("test", 0)])
     >>> list(done.captions.columns)
-    ['image_id', 'caption', 'tokens', 'prunes', 'starts']
+    ['image_id', 'caption', 'tokens', 'prunes', 'finished', 'starts']
     """
     if not scenes or batch_size < 1:
         raise ValueError(
@@ -82,30 +86,78 @@ def caption_scenes(
     policy = NoPruning() if policy is None else policy
     if sample_seed is not None:
         torch.manual_seed(sample_seed)
-    captions, events, steps = [], [], []
+    parts = []
     for start in tqdm(range(0, len(scenes), batch_size), desc="captions", unit="batch", disable=not progress):
         batch = scenes[start : start + batch_size]
         images = [image for scene in batch for image in scene.tiles(k, clutter)[0]]
         inputs = processor(images=images, text=[build_prompt(k + 1)] * len(batch), return_tensors="pt").to(model.device)
         ids = [scene.image_id for scene in batch]
         cache = attach(model, inputs, policy, seeds=ids, entropy=trace)
-        sequences = model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=sample_seed is not None
-        )
-        prunes = cache.events["row"].value_counts()
-        for row, written in enumerate(sequences[:, inputs["input_ids"].shape[1] :].tolist()):
-            end = model.generation_config.eos_token_id
-            written = written[: written.index(end)] if end in written else written
-            text, starts = _token_starts(processor.tokenizer, written)
-            captions.append((ids[row], text, len(written), int(prunes.get(row, 0)), starts))
-        events.append(_keyed(cache.events, ids))
-        if trace:
-            steps.append(_keyed(cache.trace.frame(), ids))
-    return Captioned(
-        pd.DataFrame(captions, columns=["image_id", "caption", "tokens", "prunes", "starts"]),
-        pd.concat(events, ignore_index=True),
-        pd.concat(steps, ignore_index=True) if trace else pd.DataFrame(),
+        sampling = {"do_sample": sample_seed is not None, "max_new_tokens": max_new_tokens}
+        parts.append(caption_batch(model, processor, inputs, cache, ids, trace=trace, **sampling))
+    return Captioned(*(pd.concat(frames, ignore_index=True) for frames in zip(*map(_frames, parts), strict=True)))
+
+
+def caption_batch(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: Mapping[str, Tensor],
+    cache: PrunableCache,
+    ids: Sequence[Hashable],
+    *,
+    trace: bool = False,
+    **options: object,
+) -> Captioned:
+    """Run ``generate()`` once, and read texts, prunes and attention of each row; with beams, those of the beam that won.
+
+    Args:
+        model, processor: as ``prunehal.load()`` returns them.
+        inputs: what generate() gets.
+        cache: attached to the prompts of these inputs.
+        ids: image id of each row.
+        trace: keep the attention statistics of every step and layer.
+        **options: of generate().
+    """
+    made = model.generate(**inputs, past_key_values=cache, return_dict_in_generate=True, **options)
+    written = new_tokens(made.sequences, inputs["input_ids"]).tolist()
+    ends = generating(model).generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    captions = []
+    for image_id, row in zip(ids, written, strict=True):
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        text, starts = _token_starts(processor.tokenizer, row[:end])
+        captions.append((image_id, text, len(row[:end]), end is not None, starts))
+    frame = pd.DataFrame(captions, columns=["image_id", "caption", "tokens", "finished", "starts"])
+    # Which row of the cache each token came from: with beam search a text moves between rows.
+    beams = getattr(made, "beam_indices", None)
+    steps = frame["tokens"] + frame["finished"]  # the step that writes the end token is one too
+    came_from = [[row] * n for row, n in enumerate(steps)] if beams is None else beams.tolist()
+    origin = pd.DataFrame(
+        [
+            (image_id, step, row)
+            for image_id, n, rows in zip(ids, steps, came_from, strict=True)
+            for step, row in enumerate(rows[:n], start=1)
+        ],
+        columns=["image_id", "step", "row"],
     )
+    # A prune after the last step, while other texts go on, changed nothing in this one.
+    last = dict(zip(ids, steps, strict=True))
+    events = origin.merge(cache.events, on=["step", "row"]).drop(columns="row")
+    events = events[events["step"] < events["image_id"].map(last)].reset_index(drop=True)
+    frame.insert(3, "prunes", frame["image_id"].map(events["image_id"].value_counts()).fillna(0).astype(int))
+    observed = origin.merge(_observed(cache), on=["step", "row"]).drop(columns="row") if trace else pd.DataFrame()
+    return Captioned(frame, events, observed)
+
+
+def new_tokens(sequences: Tensor, prompt: Tensor) -> Tensor:
+    """Return the tokens after the prompt; a model whose generate() starts from embeddings returns those alone.
+
+    >>> new_tokens(torch.tensor([[1, 2, 7, 8]]), torch.tensor([[1, 2]])).tolist()
+    [[7, 8]]
+    """
+    width = prompt.shape[1]
+    has_prompt = sequences.shape[1] > width and torch.equal(sequences[:, :width], prompt.to(sequences.device))
+    return sequences[:, width if has_prompt else 0 :]
 
 
 def mention_attention(done: Captioned, result: ChairResult) -> pd.DataFrame:
@@ -133,7 +185,7 @@ def mention_attention(done: Captioned, result: ChairResult) -> pd.DataFrame:
         for image_id, start in zip(mentions["image_id"], mentions["start"], strict=True)
     ]
     mentions["steps"] = mentions["image_id"].map(done.captions.set_index("image_id")["tokens"])
-    rows = done.steps[["image_id", "step", "layer", "mass", "entropy"]]
+    rows = done.steps[["image_id", "step", "layer", "mass", *done.steps.columns.intersection(["entropy"])]]
     mean = rows.groupby(["image_id", "layer"])["mass"].mean().rename("mean_over_steps").reset_index()
     joined = mentions.drop(columns="start").merge(rows, on=["image_id", "step"]).merge(mean, on=["image_id", "layer"])
     joined["step_ratio"] = joined["mass"] / joined.pop("mean_over_steps")
@@ -152,6 +204,12 @@ def _token_starts(tokenizer, ids: list[int]) -> tuple[str, list[int]]:
     return text, starts
 
 
-def _keyed(frame: pd.DataFrame, ids: list[int]) -> pd.DataFrame:
-    image_ids = frame["row"].map(dict(enumerate(ids))).astype("int64")
-    return frame.drop(columns="row").assign(image_id=image_ids)[["image_id", *frame.columns.drop("row")]]
+def _observed(cache: PrunableCache) -> pd.DataFrame:
+    """Return the trace, with the share of the layers that voted to prune."""
+    frame = cache.trace.frame()
+    votes = cache.trace.votes()["vote"]
+    return frame.assign(voted=votes.groupby([frame["row"], frame["step"]]).transform("mean"))
+
+
+def _frames(done: Captioned) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    return done.captions, done.events, done.steps

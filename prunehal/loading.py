@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from prunehal.resources import data_path
 
-__all__ = ["EMBEDDED", "load", "load_image"]
+__all__ = ["EMBEDDED", "load", "load_image", "weights_mark"]
 
 EMBEDDED = "embedded"
 
@@ -110,6 +111,28 @@ def load_image(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except OSError as error:
         raise OSError(f"image {str(path)!r} cannot be read: {error}; expected a whole PNG, JPEG or the like; check it") from error
+
+
+def weights_mark(name: str | Path) -> str | None:
+    """Return 16 hex digits that tell the weights of a checkpoint folder from others; None for a hub name, which has commits.
+
+    They come from the names and sizes of the weights files and from their first and last 64 kB, so that a large checkpoint takes
+    no time.
+
+    >>> len(weights_mark("embedded")), weights_mark("llava-hf/llava-1.5-7b-hf")
+    (16, None)
+    """
+    folder = data_path("embedded") if name == EMBEDDED else Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    mark = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            mark.update(f"{path.name} {size}".encode() + file.read(2**16))
+            file.seek(max(0, size - 2**16))
+            mark.update(file.read())
+    return mark.hexdigest()[:16]
 
 
 def _check_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,12 +10,14 @@ import pyperf
 
 from prunehal import bench, bench_scoring
 from prunehal import numerics as half
-from prunehal.ablation import N_STORED, PRUNES, RATIOS, Setting, ground_truth, make_mentions, read_rows
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
+from prunehal.experiments import Experiment, Store, graded, grid
+from prunehal.experiments.pictures import truth
 from prunehal.resources import data_path, written
+from prunehal.selection_rule import Chosen, choose
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
 __all__ = [
@@ -26,48 +29,57 @@ __all__ = [
     "released",
     "scoring",
     "speed",
+    "thresholds",
     "update_readme",
     "write_between",
 ]
 
+STORED = Store(data_path("results", must_exist=False))
 _RESAMPLES = 2000
 
 
-def chosen_on_validation() -> PruneHal:
-    """Return the (r, t) of lowest CHAIR_i on the validation split among those that lose less than a point of recall there."""
-    plain = _scored(Setting("validation")).metrics
-    candidates = []
-    for r in RATIOS:
-        for t in PRUNES:
-            metrics = _scored(Setting("validation", PruneHal(r, t))).metrics
-            lost = metrics["recall"] < plain["recall"] - 0.01
-            candidates.append((lost, metrics["chair_i"], PruneHal(r, t)))
-    return min(candidates, key=lambda c: c[:2])[2]
+def chosen_on_validation() -> Chosen:
+    """Return the (r, t) of lowest CHAIR_i on the validation split among those that lose at most a point of recall there.
+
+    Raises:
+        ValueError: no setting keeps the recall.
+    """
+    return choose(graded(STORED, [*thresholds("validation")]), subject_to={"recall": 0.01}, baseline=NoPruning())
+
+
+def thresholds(split: str) -> list[Experiment]:
+    """Return the stored grid of r and t of a split, no pruning first."""
+    published = Experiment(split=split, policy=PruneHal())
+    return [Experiment(split=split), *grid(published, {"policy.r": [0.4, 0.7, 0.9], "policy.t": [1, 2, 3]})]
 
 
 def findings() -> str:
     """Return the README's section of findings as markdown, from the stored rows of the test split."""
-    plain, best = _scored(Setting("test")), chosen_on_validation()
-    shortened = _scored(Setting("test", PruneHal(0.4, 3)))
-    cut = truncate_to_mean(_texts(Setting("test")), shortened.metrics["words"])
+    plain = Experiment(split="test")
+    shortened = replace(plain, policy=PruneHal(0.4, 3))
+    best = replace(plain, policy=chosen_on_validation().setting)
+    redundant = replace(plain, tiles=3)
     conditions = {
         "no pruning": plain,
         "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": shortened,
-        "  the same with random selection": _scored(Setting("test", PruneHal(0.4, 3, selection="random"))),
-        "  the same with lowest-attention selection": _scored(Setting("test", PruneHal(0.4, 3, selection="lowest"))),
-        "  no pruning, cut to the same mean length": score(cut.captions, ground_truth("test")),
-        f"PruneHal, r = {best.r}, t = {best.t} (chosen on the validation split)": _scored(Setting("test", best)),
-        "no pruning, 576 visual tokens (3 background tiles)": _scored(Setting("test", NoPruning(), 3)),
-        "PruneHal, r = 0.4, t = 3, 576 visual tokens": _scored(Setting("test", PruneHal(0.4, 3), 3)),
+        "the same with random selection": shortened.with_options({"policy.selection": "random"}),
+        "the same with lowest-attention selection": shortened.with_options({"policy.selection": "lowest"}),
+        "no pruning, cut to the same mean length": None,
+        f"PruneHal, r = {best.policy.r}, t = {best.policy.t} (chosen on the validation split)": best,
+        "no pruning, 576 visual tokens (3 background tiles)": redundant,
+        "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=shortened.policy),
     }
     lines = ["| test split | CHAIR_i | CHAIR_s | recall | words | change of CHAIR_i | change of recall |", "|---" * 7 + "|"]
-    for name, result in conditions.items():
-        m = result.metrics
-        base = conditions["no pruning, 576 visual tokens (3 background tiles)"] if "576" in name else plain
-        changes = ["", ""] if result is base else [_change(base, result, metric) for metric in ("chair_i", "recall")]
+    for name, experiment in conditions.items():
+        result = _cut(plain, shortened) if experiment is None else STORED.score(experiment)
+        base = redundant if experiment is not None and experiment.tiles else plain
+        m, before = result.metrics, STORED.score(base)
+        changes = ["", ""] if experiment == base else [_change(before, result, metric) for metric in ("chair_i", "recall")]
         numbers = [f"{100 * m[key]:.1f}" for key in ("chair_i", "chair_s", "recall")]
-        lines.append(f"| {name.strip()} | " + " | ".join([*numbers, f"{m['words']:.1f}", *changes]) + " |")
-    return "\n".join([*_observation(), "", *lines, "", f"{N_STORED} images; percent; paired 95% BCa intervals over images."])
+        lines.append(f"| {name} | " + " | ".join([*numbers, f"{m['words']:.1f}", *changes]) + " |")
+    return "\n".join(
+        [*_observation(), "", *lines, "", f"{plain.n_images} images; percent; paired 95% BCa intervals over images."]
+    )
 
 
 def speed() -> str:
@@ -152,8 +164,8 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
 
 
 def _observation() -> list[str]:
-    rows = make_mentions("test")
     keys = ["image_id", "index", "hallucinated", "steps"]
+    rows = STORED.mentions(Experiment(split="test", n_images=1000))
     mentions = rows.groupby(keys, as_index=False)[["mass", "mention_ratio"]].mean()
     auc = association(mentions["mass"], ~mentions["hallucinated"], clusters=mentions["image_id"]).auc
     terms = ["mass", "index", "steps"]
@@ -170,13 +182,10 @@ def _observation() -> list[str]:
     ]
 
 
-def _texts(setting: Setting) -> dict[int, str]:
-    rows: pd.DataFrame = read_rows(setting)
-    return dict(zip(rows["image_id"], rows["caption"], strict=True))
-
-
-def _scored(setting: Setting) -> ChairResult:
-    return score(_texts(setting), ground_truth(setting.split))
+def _cut(experiment: Experiment, other: Experiment) -> ChairResult:
+    """Return the scores of an experiment's captions, cut to the mean length of another's."""
+    cut = truncate_to_mean(STORED.captions(experiment), STORED.score(other).metrics["words"])
+    return score(cut.captions, truth(experiment))
 
 
 def _change(base: ChairResult, result: ChairResult, metric: str) -> str:

@@ -55,7 +55,7 @@ def test_without_pruning_the_captions_are_those_of_stock_generate(loaded):
 
 
 def test_what_is_kept_beside_each_caption(together):
-    assert list(together.captions.columns) == ["image_id", "caption", "tokens", "prunes", "starts"]
+    assert list(together.captions.columns) == ["image_id", "caption", "tokens", "prunes", "finished", "starts"]
     assert together.captions["image_id"].tolist() == [s.image_id for s in SCENES]
     counted = together.events["image_id"].value_counts()
     for line in together.captions.itertuples():

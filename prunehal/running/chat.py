@@ -64,8 +64,10 @@ def render(processor: ProcessorMixin, text: str, template: str | None = None, mo
     return rendered
 
 
-def encode(processor: ProcessorMixin, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Return the inputs of a batch, one image and one rendered prompt for each row, padded on the left.
+def encode(
+    processor: ProcessorMixin, images: Sequence[Image.Image | Sequence[Image.Image]], prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the inputs of a batch, one rendered prompt and its image (or images) for each row, padded on the left.
 
     >>> from prunehal import load
     >>> from prunehal.testbed.scenes import scene
@@ -80,7 +82,9 @@ def encode(processor: ProcessorMixin, images: Sequence[Image.Image], prompts: Se
     if tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token):
         options["add_special_tokens"] = False  # the template has written the first one already
     # One list of images a row: a flat list is read as the images of one row by some processors (Gemma 3).
-    inputs = processor(images=[[image] for image in images], text=list(prompts), **options)
+    inputs = processor(
+        images=[list(row) if isinstance(row, Sequence) else [row] for row in images], text=list(prompts), **options
+    )
     return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 

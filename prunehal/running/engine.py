@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunehal.captioning import new_tokens
 from prunehal.core import attach
 from prunehal.core.visual import generating
 from prunehal.loading import load, load_image
@@ -106,7 +107,7 @@ class Engine:
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(_number(self.settings.seed, *(item.key for item in batch)))
             made = self.model.generate(**inputs, **options, return_dict_in_generate=True)
-        written = self._written(made.sequences, inputs["input_ids"])
+        written = new_tokens(made.sequences, inputs["input_ids"]).tolist()
         # Which row of the cache each token came from: with beam search a text moves between rows.
         beams = getattr(made, "beam_indices", None)
         came_from = [[row] * len(ids) for row, ids in enumerate(written)] if beams is None else beams.tolist()
@@ -120,12 +121,6 @@ class Engine:
             row |= {"tokens": len(ids) if end is None else end, "finished": end is not None}
             rows.append(row | {"prunes": _prunes(events, places, row["tokens"] + row["finished"]), "seconds": seconds})
         return rows
-
-    def _written(self, sequences: Tensor, prompt: Tensor) -> list[list[int]]:
-        """Return the tokens after the prompt; a model whose generate() starts from embeddings returns those alone."""
-        width = prompt.shape[1]
-        has_prompt = sequences.shape[1] > width and torch.equal(sequences[:, :width], prompt.to(sequences.device))
-        return sequences[:, width if has_prompt else 0 :].tolist()
 
 
 def _prunes(events: Sequence[Mapping[str, Any]], came_from: Sequence[int], steps: int) -> list[dict[str, Any]]:

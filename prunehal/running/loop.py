@@ -15,7 +15,6 @@ which ``settings.json`` records.
 from __future__ import annotations
 
 import gc
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,15 +27,14 @@ from tqdm import tqdm
 
 import prunehal
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
-from prunehal.loading import EMBEDDED
-from prunehal.resources import data_path
+from prunehal.loading import EMBEDDED, weights_mark
 from prunehal.running.chat import check_template
 from prunehal.running.engine import DECODINGS, Engine
 from prunehal.running.rows import RowFile, keep_settings, locked, refuse_other_settings
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, write_result
 from prunehal.testbed.captions import PROMPT
 
-__all__ = ["POLICIES", "Run", "named_policy", "run"]
+__all__ = ["POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -199,7 +197,8 @@ def run(settings: Run) -> Path:
     with locked(settings.out):
         file = RowFile(settings.out / "rows.jsonl")
         _say(file.repaired)
-        shared = settings.shared() | _weights(settings.model)
+        mark = weights_mark(settings.model)  # so that weights trained anew are not taken for the old; the hub has commits
+        shared = settings.shared() | ({} if mark is None else {"weights": mark})
         if file.rows:
             refuse_other_settings(path, shared)
             _refuse_other_items(file, chosen, settings.prompt_suffix)
@@ -229,7 +228,7 @@ def _ask(engine: Engine, file: RowFile, left: Sequence[Item], total: int) -> Non
                 try:
                     rows = engine.answer(batch)
                 except (MemoryError, RuntimeError) as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     full = str(error).partition("\n")[0] or type(error).__name__
                 if full:  # here the error, which holds the tensors of its frames, is gone
@@ -260,7 +259,8 @@ def _smaller(engine: Engine, batch: Sequence[Item], full: str) -> int:
     return size
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory did not suffice, on whatever device."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
@@ -277,21 +277,6 @@ def _refuse_other_items(file: RowFile, items: Sequence[Item], suffix: str) -> No
                     f"{file.path}: the row of {item.key!r} has {name} {row.get(name)!r}, now it is {value!r}; expected the same "
                     "questions and images for all rows of a folder; choose another folder"
                 )
-
-
-def _weights(model: str) -> dict[str, str]:
-    """Return a mark of a checkpoint folder, so that weights trained anew are not taken for the old; the hub has commits."""
-    folder = data_path("embedded") if model == EMBEDDED else Path(model).expanduser()
-    if not folder.is_dir():
-        return {}
-    mark = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            mark.update(f"{path.name} {size}".encode() + file.read(2**16))
-            file.seek(max(0, size - 2**16))
-            mark.update(file.read())
-    return {"weights": mark.hexdigest()[:16]}
 
 
 def _say(message: str) -> None:

@@ -1,0 +1,136 @@
+"""Compare: the scores of experiments against a baseline on the same images, as one table; and splits to choose and report on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import pandas as pd
+
+from prunehal.benchmarks.length import difference
+from prunehal.bootstrap import Interval
+from prunehal.core import Policy
+from prunehal.experiments.description import Experiment
+from prunehal.experiments.pictures import truth
+from prunehal.experiments.store import Store
+from prunehal.inference import paired_p_value
+from prunehal.selection_rule import Graded
+from prunehal.statistics import paired_bootstrap
+
+__all__ = ["METRICS", "at_equal_length", "changes", "graded"]
+
+METRICS = {"chair_i": 100, "chair_s": 100, "recall": 100, "words": 1}  # and the unit in which tables show them
+
+
+def changes(
+    store: Store,
+    experiments: Sequence[Experiment],
+    baseline: Experiment,
+    *,
+    p_values: bool = False,
+    n_resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return one line for each experiment: its policy, its scores, and their paired differences from the baseline.
+
+    Args:
+        store: holds the rows of all.
+        experiments: any; each is compared on its own images.
+        baseline: of the same model and images, such as one with ``NoPruning()``.
+        p_values: test chair_i and recall, too (`prunehal.inference.paired_p_value`); a grid wants `prunehal.inference.holm` then.
+        n_resamples: of the bootstrap over images (BCa).
+
+    Returns:
+        Columns: experiment (the object), name, policy, one for each option of the policies; visual (mean share of the visual
+        tokens that a layer's cache held over the steps of a caption, in percent of the baseline's), prunes (mean for each
+        caption); chair_i, chair_s, recall (percent) and words; for each of them d_ (difference), d_..._low and d_..._high (its
+        95% interval); with p_values p_chair_i and p_recall.
+
+    Raises:
+        ValueError: an experiment that has other images than the baseline.
+        FileNotFoundError: rows are missing.
+
+    >>> import tempfile
+    >>> from prunehal.core import PruneHal
+    >>> from prunehal.experiments import sweep
+    >>> wanted = [Experiment(n_images=3), Experiment(n_images=3, policy=PruneHal())]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = changes(sweep(wanted, folder, progress=False), wanted[1:], wanted[0], n_resamples=100)
+    >>> table[["r", "t", "prunes"]].values.tolist()
+    [[0.4, 3.0, 3.0]]
+    """
+    lines = []
+    for experiment in experiments:
+        base = same_images(baseline, experiment)
+        ours, theirs = store.score(experiment), store.score(base)
+        captions, before = store.captions(experiment), store.captions(base)
+        line = {"experiment": experiment, "name": experiment.name} | options_of(experiment.policy)
+        line |= {"visual": 100 * captions["visual"].sum() / before["visual"].sum(), "prunes": captions["prunes"].mean()}
+        for metric, unit in METRICS.items():
+            d = paired_bootstrap(theirs.items, ours.items, metric, n_resamples=n_resamples)
+            line |= {metric: unit * ours.metrics[metric], f"d_{metric}": unit * d.estimate}
+            line |= {f"d_{metric}_low": unit * d.low, f"d_{metric}_high": unit * d.high}
+        for metric in ("chair_i", "recall") if p_values else ():
+            line[f"p_{metric}"] = paired_p_value(theirs.items, ours.items, metric)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def at_equal_length(
+    store: Store, experiment: Experiment, baseline: Experiment, *, n_resamples: int = 2000
+) -> dict[str, Interval]:
+    """Return the paired differences from the baseline after both were cut to the mean length of the shorter one.
+
+    Returns:
+        chair_i, chair_s and recall (fractions) and words, as `prunehal.benchmarks.length.difference` gives them.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`changes`.
+    """
+    pair = [
+        dict(zip(rows["image_id"], rows["caption"], strict=True))
+        for rows in (store.captions(same_images(baseline, experiment)), store.captions(experiment))
+    ]
+    return difference(*pair, truth(experiment), "fixed", equal_length=True, n_resamples=n_resamples)
+
+
+def graded(store: Store, experiments: Sequence[Experiment]) -> Graded:
+    """Return the scores of the policies of one split, for `prunehal.selection_rule.choose` and ``report``.
+
+    Args:
+        store: holds the rows of all.
+        experiments: that differ in their policy only.
+
+    Raises:
+        ValueError: they differ in more than the policy.
+        FileNotFoundError: rows are missing.
+    """
+    plain = {replace(experiment, policy=experiments[0].policy) for experiment in experiments}
+    if len(plain) != 1:
+        names = [f.name for f in fields(Experiment) if len({getattr(each, f.name) for each in plain}) > 1]
+        raise ValueError(f"the experiments differ in {', '.join(names)}; expected the same but for the policy; compare those")
+    return Graded(experiments[0].split, {experiment.policy: store.score(experiment) for experiment in experiments})
+
+
+def same_images(baseline: Experiment, experiment: Experiment) -> Experiment:
+    """Return the baseline on as many images as the experiment has.
+
+    Raises:
+        ValueError: it has other images.
+    """
+    for name in ("images", "split", "questions"):
+        if getattr(baseline, name) != getattr(experiment, name):
+            raise ValueError(
+                f"{name}={getattr(experiment, name)!r} of {experiment.name}: the baseline has {getattr(baseline, name)!r}; "
+                "expected the same images; compare within a split"
+            )
+    return replace(baseline, n_images=experiment.n_images)
+
+
+def options_of(policy: Policy) -> dict[str, object]:
+    """Return ``{"policy": name, option: value, ...}``.
+
+    >>> from prunehal.core import TopK
+    >>> options_of(TopK(36))["k"]
+    36
+    """
+    return {"policy": type(policy).__name__} | {f.name: getattr(policy, f.name) for f in fields(policy) if f.init}

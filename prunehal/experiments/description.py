@@ -1,0 +1,181 @@
+"""Describe an experiment: one model, one set of images, one way of decoding, one policy; frozen, checked, with its own key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prunehal.core import NoPruning, Policy, PruneHal, TopK
+from prunehal.loading import EMBEDDED
+from prunehal.running.chat import check_template
+from prunehal.testbed.scenes import SPLITS
+
+__all__ = ["DECODINGS", "POLICIES", "TESTBED", "Experiment", "policy_from"]
+
+TESTBED = "testbed"
+DECODINGS = ("greedy", "beam", "nucleus")
+POLICIES: dict[str, type[Policy]] = {kind.__name__: kind for kind in (NoPruning, PruneHal, TopK)}
+
+_COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "seed": 0}  # and the smallest value of each
+_NOT_IN_KEY = ("n_images",)  # more images of the same experiment only add rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that decides what a model says about a set of images.
+
+    Attributes:
+        model: ``"embedded"``, a hub name or a folder; see `prunehal.load`.
+        revision, dtype: of the model, as `prunehal.load` takes them.
+        images: ``"testbed"`` (rendered scenes, whose truth is known) or a folder of COCO images, scored by COCO's truth.
+        split: of the testbed: train, validation or test. Of a folder: what its images are called where settings are chosen and
+            reported; give each split its own ``questions``.
+        questions: a file of image ids, to choose from a folder; by default all of it, in the order of the ids.
+        n_images: the first so many. It is not part of the key: rows of more images are added to those of fewer.
+        tiles: background tiles around each scene of the testbed; each adds 144 visual tokens.
+        clutter: whether those tiles hold shapes that resemble objects.
+        prompt: what is asked; None is the testbed's own, or "Please describe this image in detail." for a folder.
+        template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
+        decoding: ``"greedy"``, ``"beam"`` (5 beams) or ``"nucleus"`` (top_p 0.9, temperature 1).
+        policy: when and what to prune; ``NoPruning()`` only observes.
+        max_new_tokens: longest caption.
+        seed: of sampling. A draw depends on it, on the image and on the step, not on the batch or the policy.
+
+    Raises:
+        ValueError: a value cannot be; the message shows it and what was expected.
+
+    >>> Experiment(policy=PruneHal(r=0.7, t=2)).name
+    'validation_prunehal_r0.7_t2'
+    >>> Experiment(split="tset")
+    Traceback (most recent call last):
+    ValueError: split='tset': expected one of 'train', 'validation', 'test', the splits of the testbed
+    """
+
+    model: str = EMBEDDED
+    revision: str | None = None
+    dtype: str = "auto"
+    images: str = TESTBED
+    split: str = "validation"
+    questions: str | None = None
+    n_images: int = 400
+    tiles: int = 0
+    clutter: bool = False
+    prompt: str | None = None
+    template: str | None = None
+    decoding: str = "greedy"
+    policy: Policy = field(default_factory=NoPruning)
+    max_new_tokens: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("model", "images", "questions"):
+            if isinstance(value := getattr(self, name), Path):
+                object.__setattr__(self, name, str(value))
+        if not isinstance(self.policy, Policy):
+            raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or NoPruning()")
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+        if self.decoding not in DECODINGS:
+            raise ValueError(f"decoding={self.decoding!r}: expected one of {', '.join(map(repr, DECODINGS))}")
+        if not isinstance(self.clutter, bool) or (self.clutter and not self.tiles):
+            raise ValueError(f"clutter={self.clutter!r}, tiles={self.tiles}: expected clutter=True only with background tiles")
+        if self.images == TESTBED:
+            if self.split not in SPLITS:
+                known = ", ".join(map(repr, SPLITS))
+                raise ValueError(f"split={self.split!r}: expected one of {known}, the splits of the testbed")
+            if self.questions is not None:
+                raise ValueError(f"questions={self.questions!r}: the testbed has splits instead; expected None")
+        elif self.tiles:
+            raise ValueError(f"tiles={self.tiles}: only scenes of the testbed have background tiles; expected 0")
+        if not isinstance(self.split, str) or not re.fullmatch(r"[\w\-]+", self.split):
+            raise ValueError(f"split={self.split!r}: expected a name of letters, digits, - and _")
+        check_template(self.template)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All fields as JSON, the policy with its name."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "policy"}
+        return found | {"policy": {"name": type(self.policy).__name__} | asdict(self.policy)}
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve hex digits that no other experiment has; n_images does not count."""
+        identity = {name: value for name, value in self.description.items() if name not in _NOT_IN_KEY}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    @cached_property
+    def name(self) -> str:
+        """What differs from the defaults, in a form that a file name can hold; for readers, the key is what counts."""
+        parts = [self.split]
+        parts += [f"{f.name}-{getattr(self, f.name)}" for f in fields(self) if f.name not in _SHORT and self._differs(f.name)]
+        parts += [self.decoding] if self._differs("decoding") else []
+        parts += [f"tiles{self.tiles}{'cluttered' if self.clutter else 'clean'}"] if self.tiles else []
+        parts += [type(self.policy).__name__.lower()]
+        for f in fields(self.policy):
+            value = getattr(self.policy, f.name)
+            if f.name in ("r", "t", "k"):
+                parts.append(f"{f.name}{value}")
+            elif f.init and value != f.default:
+                parts.append(f"{f.name}-{value}")
+        return re.sub(r"[^\w.\-]", "", "_".join(parts))[:120]
+
+    def _differs(self, name: str) -> bool:
+        return getattr(self, name) != next(f.default for f in fields(self) if f.name == name)
+
+    def with_options(self, options: Mapping[str, Any]) -> Experiment:
+        """Return the experiment with other values; ``"policy.r"`` is the option r of its policy.
+
+        Raises:
+            ValueError: no such name, or a value that cannot be.
+
+        >>> Experiment(policy=PruneHal()).with_options({"split": "test", "policy.r": 0.9}).name
+        'test_prunehal_r0.9_t3'
+        """
+        own = {name: value for name, value in options.items() if not name.startswith("policy.")}
+        known = [f.name for f in fields(self)]
+        if unknown := [name for name in own if name not in known]:
+            raise ValueError(
+                f"unknown name(s) {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}, or policy.r and the like"
+            )
+        changed = replace(self, **own)
+        of_policy = {name.removeprefix("policy."): value for name, value in options.items() if name not in own}
+        if not of_policy:
+            return changed
+        known = [f.name for f in fields(changed.policy) if f.init]
+        if unknown := [name for name in of_policy if name not in known]:
+            kind = type(changed.policy).__name__
+            raise ValueError(f"{kind} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}")
+        return replace(changed, policy=replace(changed.policy, **of_policy))
+
+
+_SHORT = ("n_images", "split", "tiles", "clutter", "policy", "decoding")  # said in another way in a name, or not at all
+
+
+def policy_from(options: Mapping[str, Any]) -> Policy:
+    """Return the policy that a table such as ``{"name": "PruneHal", "r": 0.4}`` describes.
+
+    Raises:
+        ValueError: no such policy or option, or a value that cannot be.
+
+    >>> policy_from({"name": "TopK", "k": 36}).k
+    36
+    """
+    given = dict(options)
+    name = given.pop("name", None)
+    if name not in POLICIES:
+        raise ValueError(f"policy name={name!r}: expected one of {', '.join(map(repr, POLICIES))}")
+    known = [f.name for f in fields(POLICIES[name]) if f.init]
+    if unknown := [option for option in given if option not in known]:
+        raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}")
+    try:
+        return POLICIES[name](**given)
+    except TypeError as error:
+        raise ValueError(f"policy {name}: {error}; expected the options that it needs, e.g. k of TopK") from error

@@ -1,0 +1,112 @@
+"""Grids: products of experiments, from Python or from a TOML file."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunehal.experiments.description import Experiment, policy_from
+
+__all__ = ["grid", "read_grid"]
+
+
+def grid(base: Experiment, axes: Mapping[str, Sequence[Any]], *, sample: int | None = None, seed: int = 0) -> list[Experiment]:
+    """Return the product of some axes around an experiment, the last axis fastest; what comes out twice is left out.
+
+    Args:
+        base: what all have in common.
+        axes: name -> values; a name is a field of `Experiment`, or an option of its policy such as ``"policy.r"``.
+        sample: draw so many points of the product instead of all, without replacement.
+        seed: of the draw.
+
+    Raises:
+        ValueError: no such name, an axis without values, a value that cannot be, or a sample larger than the product.
+
+    >>> from prunehal.core import PruneHal
+    >>> [e.name for e in grid(Experiment(policy=PruneHal()), {"policy.r": [0.4, 0.9], "policy.t": [1, 2]})][1:3]
+    ['validation_prunehal_r0.4_t2', 'validation_prunehal_r0.9_t1']
+    """
+    for name, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ValueError(f"axis {name!r}: got {values!r}; expected a list of at least one value")
+    sizes = [len(values) for values in axes.values()]
+    chosen: Iterable[int] = range(math.prod(sizes))
+    if sample is not None:
+        if isinstance(sample, bool) or not isinstance(sample, int) or not 1 <= sample <= len(chosen):
+            raise ValueError(f"sample={sample!r}: expected a number in 1..{len(chosen)}, the points of the product")
+        chosen = sorted(np.random.default_rng(seed).choice(len(chosen), sample, replace=False).tolist())
+    experiments: dict[Experiment, None] = {}
+    for point in chosen:
+        places = np.unravel_index(point, sizes) if sizes else ()
+        values = (of_axis[place] for of_axis, place in zip(axes.values(), places, strict=True))
+        experiments[base.with_options(dict(zip(axes, values, strict=True)))] = None
+    return list(experiments)
+
+
+def read_grid(path: str | Path) -> list[Experiment]:
+    """Read a grid from a TOML file.
+
+        [experiment]            # what all have in common: fields of Experiment
+        split = "validation"
+        n_images = 300
+        policy = {name = "PruneHal"}
+
+        [[grid]]                # one product for each [[grid]]; a field may be set anew for one product
+        policy = {name = "NoPruning"}
+
+        [[grid]]
+        "policy.r" = [0.4, 0.7, 0.9]
+        "policy.t" = [1, 2, 3]
+
+    Lists are axes, all else is set for the whole product. ``sample = 100`` and ``sample_seed = 0`` in a [[grid]] draw so many of
+    its points. TOML knows no None: write "none", as in ``"policy.factor" = ["none", 0.5]``.
+
+    Raises:
+        ValueError: the file is no such grid; the message names file, place and fix.
+        OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "grid.toml"
+    ...     _ = path.write_text('[[grid]]\\npolicy = {name = "PruneHal", t = 1}\\n"policy.r" = [0.4, 0.7]')
+    ...     [experiment.policy.r for experiment in read_grid(path)]
+    [0.4, 0.7]
+    """
+    path = Path(path)
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no TOML file ({error}); expected [experiment] and [[grid]]; mend that place") from error
+    if unknown := [name for name in found if name not in ("experiment", "grid")]:
+        raise ValueError(f"{path}: unknown part(s) {', '.join(map(repr, unknown))}; expected [experiment] and [[grid]]")
+    products = found.get("grid", [])
+    if not isinstance(products, list) or not products:
+        raise ValueError(f"{path}: holds no [[grid]]; expected at least one, with lists as axes; write [[grid]], not [grid]")
+    experiments: dict[Experiment, None] = {}
+    for number, product in enumerate(products, start=1):
+        try:
+            base = _described(Experiment(), found.get("experiment", {}))
+            sample, seed = product.pop("sample", None), product.pop("sample_seed", 0)
+            fixed = {name: _value(value) for name, value in product.items() if not isinstance(value, list)}
+            axes = {name: [*map(_value, values)] for name, values in product.items() if isinstance(values, list)}
+            experiments |= dict.fromkeys(grid(_described(base, fixed), axes, sample=sample, seed=seed))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, [[grid]] number {number}: {error}") from error
+    return list(experiments)
+
+
+def _value(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+def _described(base: Experiment, options: Mapping[str, Any]) -> Experiment:
+    given = dict(options)
+    if isinstance(policy := given.get("policy"), Mapping):
+        base = base.with_options({"policy": policy_from(policy)})
+        del given["policy"]
+    return base.with_options(given)

@@ -1,0 +1,89 @@
+"""The images of an experiment: scenes of the testbed or files of a folder, with their truth and a mark of what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
+from prunehal.benchmarks.files import some
+from prunehal.experiments.description import TESTBED, Experiment
+from prunehal.loading import load_image
+from prunehal.running.tasks import images_of, items_of
+from prunehal.testbed.scenes import scene, scene_of
+
+__all__ = ["image_keys", "pictures", "pictures_version", "truth"]
+
+
+def image_keys(experiment: Experiment) -> list[int | str]:
+    """Return the image ids of an experiment, the first ``n_images``, in their order.
+
+    Raises:
+        ValueError: the folder has fewer, or cannot be used.
+
+    >>> image_keys(Experiment(split="test", n_images=2))
+    [300000000, 300000001]
+    """
+    if experiment.images == TESTBED:
+        return [scene(experiment.split, i).image_id for i in range(experiment.n_images)]
+    keys = list(_files(experiment.images, experiment.questions))
+    if len(keys) < experiment.n_images:
+        raise ValueError(
+            f"n_images={experiment.n_images}: {experiment.questions or experiment.images} has {len(keys)} images; expected as "
+            "many or more; give a smaller n_images"
+        )
+    return keys[: experiment.n_images]
+
+
+def pictures(experiment: Experiment, keys: Sequence[int | str]) -> list[list[Image.Image]]:
+    """Return the pictures that the model sees for each image id: one, or a scene among its background tiles.
+
+    >>> [len(row) for row in pictures(Experiment(split="test", tiles=3), [300000000])]
+    [4]
+    """
+    if experiment.images == TESTBED:
+        return [scene_of(key).tiles(experiment.tiles, experiment.clutter)[0] for key in keys]
+    files = _files(experiment.images, experiment.questions)
+    return [[load_image(files[key])] for key in keys]
+
+
+def truth(experiment: Experiment, keys: Sequence[int | str] | None = None) -> dict[Hashable, set[str]]:
+    """Return ``{image id: COCO names of what it shows}``; of all images of the experiment if no keys are given.
+
+    Raises:
+        ValueError: COCO says nothing about an image of the folder.
+
+    >>> sorted(truth(Experiment(split="test", n_images=1))[300000000])[0]
+    'bed'
+    """
+    keys = image_keys(experiment) if keys is None else list(keys)
+    if experiment.images == TESTBED:
+        known = ground_truth_testbed()
+        return {key: set(known[key]) for key in keys}
+    known = ground_truth_coco()
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(
+            f"images={experiment.images!r}: COCO's truth lacks {len(unknown)} of the images, {some(unknown)}; expected images of "
+            "COCO train2014 or val2014; name others by questions"
+        )
+    return {key: set(known[key]) for key in keys}
+
+
+def pictures_version(experiment: Experiment) -> str:
+    """Return a mark of what the images are, from the bytes of the first: it tells a changed world from the one of old rows."""
+    first = image_keys(replace(experiment, n_images=1))
+    mark = hashlib.sha256(repr(sorted(truth(experiment, first)[first[0]])).encode())
+    for picture in pictures(experiment, first)[0]:
+        mark.update(repr(picture.size).encode() + picture.tobytes())
+    return mark.hexdigest()[:16]
+
+
+@cache
+def _files(folder: str, questions: str | None) -> dict[int | str, Path]:
+    items, found = images_of(items_of("chair", Path(folder), questions), Path(folder))
+    return {item.key: found[item.image][0] for item in items}

@@ -1,0 +1,163 @@
+"""Sweep: make the rows that a grid of experiments lacks, here or on a cluster, and never lose one.
+
+    store = sweep(grid(Experiment(policy=PruneHal()), {"policy.r": [0.4, 0.7, 0.9], "policy.t": [1, 2, 3]}), "results")
+    store.score(experiment).metrics
+
+Only this process writes. Work goes out in tasks of one batch of images under a few policies, which share the batch's prefill; the
+rows of a task are on the disk before they count as done. So whatever is killed - a worker, the scheduler, this process - costs
+at most the tasks under way, and the same call goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from prunehal.experiments.description import Experiment
+from prunehal.experiments.store import Store
+from prunehal.experiments.worker import Task, same_prompt, work
+
+__all__ = ["sweep"]
+
+EXPERIMENTS_PER_TASK = 8  # sharing a prefill among more saves little, and a lost task costs more
+_PATIENCE = 20.0  # seconds without a result after which the bar says what it waits for
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def sweep(
+    experiments: Iterable[Experiment],
+    store: Store | str | Path = "results",
+    executor: Executor | None = None,
+    *,
+    batch_size: int = 50,
+    progress: bool = True,
+) -> Store:
+    """Make all rows that are missing, and return the store.
+
+    Args:
+        experiments: as `grid` makes them; those with the same prompt share their prefill.
+        store: folder of the rows, as a path or a `Store`.
+        executor: anything with the interface of ``concurrent.futures``, such as ``dask.distributed.Client.get_executor()``;
+            by default all is done in this process.
+        batch_size: images decoded at once. Rows do not depend on it, up to rounding of the data type.
+        progress: show a bar over the captions, with the time left.
+
+    Raises:
+        ValueError: no experiments, a batch size below 1, or rows that other code, weights or images made.
+        BlockingIOError: another sweep writes to the folder.
+        RuntimeError: the executor broke or was lost; what it had finished is stored.
+
+    >>> import tempfile
+    >>> from prunehal.core import PruneHal
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     wanted = [Experiment(n_images=2, max_new_tokens=5, policy=PruneHal(r=r)) for r in (0.4, 0.9)]
+    ...     store = sweep(wanted, folder, progress=False)
+    ...     store.captions(wanted[0])["prunes"].tolist(), store.missing(wanted[1])
+    ([1, 1], [])
+    """
+    wanted = list(dict.fromkeys(experiments))
+    if not wanted or not all(isinstance(each, Experiment) for each in wanted):
+        raise ValueError(f"experiments: got {wanted[:2]}; expected at least one Experiment; make them by grid(...)")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    store = store if isinstance(store, Store) else Store(store)
+    with store.writing():
+        by_key = {experiment.key: experiment for experiment in sorted(wanted, key=lambda each: each.n_images)}
+        missing = {key: dict.fromkeys(store.missing(experiment)) for key, experiment in by_key.items()}
+        total = sum(map(len, missing.values()))
+        bar = tqdm(desc="sweep", total=total, unit="caption", smoothing=0.1, disable=not progress or not total)
+        try:
+            with bar:
+                # The first round captions each prompt once and so learns how long the captions are; the second sorts by it.
+                for plan in (_scouting, _sorted):
+                    tasks = plan(store, list(by_key.values()), missing, batch_size)
+                    for rows in _done(tasks, executor, bar):
+                        _keep(store, by_key, missing, rows)
+                        bar.update(sum(map(len, rows.values())))
+        except BaseException:
+            left = sum(map(len, missing.values()))
+            _say(f"{store.folder}: {total - left} of {total} captions are stored, {left} are left; the same call goes on there")
+            raise
+        for experiment in by_key.values():
+            store.pack(experiment)
+    return store
+
+
+def _keep(store: Store, by_key: Mapping[str, Experiment], missing: Mapping[str, dict], rows: Rows) -> None:
+    for key, made in rows.items():
+        new = [row for row in made if row["key"] in missing[key]]  # a task covers images that some of its experiments have
+        store.append(by_key[key], new)
+        for row in new:
+            del missing[key][row["key"]]
+
+
+def _scouting(store: Store, experiments: Sequence[Experiment], missing: Mapping[str, dict], size: int) -> list[Task]:
+    """Return the tasks of the first experiment of each prompt, for images of which no length is known."""
+    tasks = []
+    for group in _by_prompt(experiments):
+        known = _lengths(store, group)
+        first = next((each for each in group if missing[each.key]), None)
+        if first is not None and len(group) > 1:
+            tasks += [Task((first,), keys) for keys in _cut([key for key in missing[first.key] if key not in known], size)]
+    return tasks
+
+
+def _sorted(store: Store, experiments: Sequence[Experiment], missing: Mapping[str, dict], size: int) -> list[Task]:
+    """Return the tasks of all that is missing: images of like length together, so that few rows wait for the longest."""
+    tasks = []
+    for group in _by_prompt(experiments):
+        lengths = _lengths(store, group)
+        keys = dict.fromkeys(key for experiment in group for key in missing[experiment.key])
+        for part in _cut(sorted(keys, key=lambda key: -lengths.get(key, 0)), size):
+            lacking = [each for each in group if not missing[each.key].keys().isdisjoint(part)]
+            tasks += [Task(some, part) for some in _cut(lacking, EXPERIMENTS_PER_TASK)]
+    return tasks
+
+
+def _by_prompt(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
+    groups: dict[Experiment, list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault(same_prompt(experiment), []).append(experiment)
+    return list(groups.values())
+
+
+def _lengths(store: Store, group: Sequence[Experiment]) -> dict[int | str, int]:
+    """Return how many tokens the captions of each image have, from the rows of any experiment of the group."""
+    return {key: row["tokens"] for experiment in group for key, row in store.rows(experiment).items()}
+
+
+def _done(tasks: Sequence[Task], executor: Executor | None, bar: tqdm) -> Iterator[Rows]:
+    """Do the tasks, and yield the rows of each as it ends."""
+    if executor is None:
+        yield from map(work, tasks)
+        return
+    waiting: set[Future] = set()
+    try:
+        waiting = {executor.submit(work, task) for task in tasks}
+        while waiting:
+            ended, waiting = wait(waiting, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
+            bar.set_postfix_str("" if ended else f"waiting for workers: {len(waiting)} tasks are out")
+            for future in ended:
+                yield future.result()
+    except (BrokenExecutor, CancelledError) as error:
+        raise RuntimeError(
+            f"executor={executor!r}: was lost with {len(waiting)} tasks out ({type(error).__name__}: {error}); expected workers "
+            "until all is done. What they had finished is stored. Fix: start the cluster again and call sweep() as before"
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _cut(values: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
+    return [tuple(values[start : start + size]) for start in range(0, len(values), size)]
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)

@@ -1,0 +1,190 @@
+"""Work: caption one batch of images under several policies, with one prefill; what every worker of a cluster runs.
+
+A process loads a model once and keeps it; it does one task at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from prunehal.benchmarks.chair import score
+from prunehal.captioning import Captioned, caption_batch, mention_attention
+from prunehal.core import PrunableCache, SharedPrefill, attach
+from prunehal.experiments.description import TESTBED, Experiment
+from prunehal.experiments.pictures import pictures, truth
+from prunehal.experiments.sampling import KeyedSampling
+from prunehal.loading import load
+from prunehal.running.chat import encode, render, to_model
+from prunehal.running.loop import is_out_of_memory
+from prunehal.running.tasks import CAPTION_PROMPT
+from prunehal.testbed.captions import PROMPT
+
+__all__ = ["Task", "same_prompt", "work"]
+
+BEAMS = 5
+_BUSY = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some images under some experiments, which all give the model the same prompt.
+
+    Attributes:
+        experiments: as `same_prompt` groups them.
+        keys: image ids.
+    """
+
+    experiments: tuple[Experiment, ...]
+    keys: tuple[int | str, ...]
+
+
+def same_prompt(experiment: Experiment) -> Experiment:
+    """Return what decides the prompt alone; experiments of which it is equal share their prefill.
+
+    >>> from prunehal.core import PruneHal
+    >>> same_prompt(Experiment(policy=PruneHal(), seed=1)) == same_prompt(Experiment())
+    True
+    """
+    plain = Experiment()
+    names = ("policy", "decoding", "seed", "max_new_tokens", "n_images")
+    return replace(experiment, **{name: getattr(plain, name) for name in names})
+
+
+def work(task: Task) -> dict[str, list[dict[str, Any]]]:
+    """Return ``{key of the experiment: rows}``; see `prunehal.experiments.store` for what a row holds.
+
+    A batch for which memory does not suffice is halved.
+
+    >>> rows = work(Task((Experiment(n_images=1, max_new_tokens=4),), (200000000,)))
+    >>> [row["caption"] for (row,) in rows.values()]
+    ['The image shows a']
+    """
+    with _BUSY:
+        return _halving(task)
+
+
+def _halving(task: Task) -> dict[str, list[dict[str, Any]]]:
+    try:
+        return _worked(task)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or len(task.keys) == 1:
+            raise
+    if torch.cuda.is_available():  # here the error, which holds the tensors of its frames, is gone
+        torch.cuda.empty_cache()
+    half = len(task.keys) // 2
+    parts = [_halving(replace(task, keys=keys)) for keys in (task.keys[:half], task.keys[half:])]
+    return {key: [row for part in parts for row in part[key]] for key in parts[0]}
+
+
+def _worked(task: Task) -> dict[str, list[dict[str, Any]]]:
+    first, keys = task.experiments[0], list(task.keys)
+    model, processor = _loaded(first.model, first.revision, first.dtype)
+    inputs = _inputs(model, processor, first, keys)
+    made = _caches(model, inputs, [_seed(key) for key in keys], many=len(task.experiments) > 1)
+    truths = truth(first, keys)
+    rows = {}
+    for experiment in task.experiments:
+        options, copies = _decoding(experiment, keys, inputs)
+        cache, given = made(experiment, copies)
+        options |= {"max_new_tokens": experiment.max_new_tokens, "do_sample": False}
+        done = caption_batch(model, processor, given, cache, keys, trace=True, **options)
+        rows[experiment.key] = _rows(done, truths, getattr(experiment.policy, "majority", 0.5))
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    model, processor = load(name, revision=revision, dtype=dtype)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _inputs(
+    model: PreTrainedModel, processor: ProcessorMixin, experiment: Experiment, keys: Sequence[int | str]
+) -> dict[str, Tensor]:
+    text = experiment.prompt or (PROMPT if experiment.images == TESTBED else CAPTION_PROMPT)
+    prompt = render(processor, text, experiment.template, model.config.model_type)
+    if experiment.tiles:
+        prompt = prompt.replace(processor.image_token, processor.image_token * (experiment.tiles + 1))
+    return to_model(encode(processor, pictures(experiment, keys), [prompt] * len(keys)), model)
+
+
+def _caches(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], seeds: Sequence[int], many: bool
+) -> Callable[[Experiment, int], tuple[PrunableCache, Mapping[str, Tensor]]]:
+    """Return what makes an experiment's cache and the inputs of its generate(): from one prefill where the model allows it."""
+    shared = None
+    if many:
+        try:
+            shared = SharedPrefill(model, inputs)
+        except ValueError:  # some models cannot share a prompt; a prompt that is wrong is refused by attach() too
+            shared = None
+
+    def made(experiment: Experiment, copies: int) -> tuple[PrunableCache, Mapping[str, Tensor]]:
+        if shared is None:
+            return attach(model, inputs, experiment.policy, seeds=seeds, entropy=True), inputs
+        return shared.attach(experiment.policy, copies=copies, seeds=seeds, entropy=True), shared.inputs
+
+    return made
+
+
+def _decoding(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
+    """Return the options of generate(), and how many rows it makes of each input."""
+    if experiment.decoding == "beam":
+        return {"num_beams": BEAMS}, BEAMS
+    if experiment.decoding == "nucleus":
+        return {"logits_processor": [KeyedSampling(keys, experiment.seed, inputs["input_ids"].shape[1])]}, 1
+    return {}, 1
+
+
+def _seed(key: int | str) -> int:
+    """Return what keys the random selection of an image: the image, not its place in the batch."""
+    return key if isinstance(key, int) else int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
+
+
+def _rows(done: Captioned, truths: Mapping[Any, set[str]], majority: float) -> list[dict[str, Any]]:
+    """Turn what a batch gave into rows."""
+    steps = done.steps
+    layers = sorted(steps["layer"].unique().tolist())
+    visual = steps.groupby("image_id")["n_visual"].mean()
+    mass = steps.groupby(["image_id", "layer"])["mass"].mean().unstack()[layers].round(4)
+    of_step = steps[(steps["layer"] == layers[0]) & (steps["voted"] > majority)]
+    events, voted, mentions = defaultdict(list), defaultdict(list), defaultdict(list)
+    for line in done.events.itertuples():
+        events[line.image_id].append([line.step, line.reason, line.kept[0]])
+    for image_id, step in zip(of_step["image_id"], of_step["step"].tolist(), strict=True):
+        voted[image_id].append(step)
+    found = mention_attention(done, score(done.texts, truths))
+    masses = found.pivot(index=["image_id", "index"], columns="layer", values="mass").reindex(columns=layers).round(4)
+    of_mention = found.groupby(["image_id", "index"]).agg(
+        {"node": "first", "hallucinated": "first", "step": "first", "entropy": "mean"}
+    )
+    for (image_id, _), mention, of_layer in zip(
+        masses.index, of_mention.loc[masses.index].values.tolist(), masses.values.tolist(), strict=True
+    ):
+        node, hallucinated, step, entropy = mention
+        mentions[image_id].append([node, hallucinated, step, of_layer, round(entropy, 4)])
+    return [
+        {
+            "key": line.image_id,
+            "caption": line.caption,
+            "tokens": line.tokens,
+            "finished": line.finished,
+            "visual": round(float(visual[line.image_id]), 2),
+            "events": events[line.image_id],
+            "voted": voted[line.image_id],
+            "layers": layers,
+            "mass": mass.loc[line.image_id].tolist(),
+            "mentions": mentions[line.image_id],
+        }
+        for line in done.captions.itertuples()
+    ]
