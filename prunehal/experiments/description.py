@@ -23,6 +23,9 @@ DECODINGS = ("greedy", "beam", "nucleus")
 POLICIES: dict[str, type[Policy]] = {kind.__name__: kind for kind in (NoPruning, PruneHal, TopK)}
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "seed": 0}  # and the smallest value of each
+# Fields that hold a text, and whether they may be None.
+_TEXTS = {"model": False, "dtype": False, "images": False, "split": False}
+_TEXTS |= {"revision": True, "questions": True, "prompt": True, "template": True}
 _NOT_IN_KEY = ("n_images",)  # more images of the same experiment only add rows
 
 
@@ -77,6 +80,9 @@ class Experiment:
         for name in ("model", "images", "questions"):
             if isinstance(value := getattr(self, name), Path):
                 object.__setattr__(self, name, str(value))
+        for name, may_be_none in _TEXTS.items():
+            if not isinstance(value := getattr(self, name), str) and not (value is None and may_be_none):
+                raise ValueError(f"{name}={value!r}: expected a text" + (" or None" if may_be_none else ""))
         if not isinstance(self.policy, Policy):
             raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or NoPruning()")
         for name, least in _COUNTS.items():
@@ -95,7 +101,7 @@ class Experiment:
                 raise ValueError(f"questions={self.questions!r}: the testbed has splits instead; expected None")
         elif self.tiles:
             raise ValueError(f"tiles={self.tiles}: only scenes of the testbed have background tiles; expected 0")
-        if not isinstance(self.split, str) or not re.fullmatch(r"[\w\-]+", self.split):
+        if not re.fullmatch(r"[\w\-]+", self.split):
             raise ValueError(f"split={self.split!r}: expected a name of letters, digits, - and _")
         check_template(self.template)
 

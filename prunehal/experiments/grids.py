@@ -87,12 +87,15 @@ def read_grid(path: str | Path) -> list[Experiment]:
     products = found.get("grid", [])
     if not isinstance(products, list) or not products:
         raise ValueError(f"{path}: holds no [[grid]]; expected at least one, with lists as axes; write [[grid]], not [grid]")
+    common = found.get("experiment", {})
+    if not isinstance(common, dict) or not all(isinstance(product, dict) for product in products):
+        raise ValueError(f"{path}: expected [experiment] once, and tables with the head [[grid]]; write these two heads so")
     experiments: dict[Experiment, None] = {}
     for number, product in enumerate(products, start=1):
         try:
-            base = _described(Experiment(), found.get("experiment", {}))
+            base = _described(Experiment(), common)
             sample, seed = product.pop("sample", None), product.pop("sample_seed", 0)
-            fixed = {name: _value(value) for name, value in product.items() if not isinstance(value, list)}
+            fixed = {name: value for name, value in product.items() if not isinstance(value, list)}
             axes = {name: [*map(_value, values)] for name, values in product.items() if isinstance(values, list)}
             experiments |= dict.fromkeys(grid(_described(base, fixed), axes, sample=sample, seed=seed))
         except (TypeError, ValueError) as error:
@@ -101,12 +104,11 @@ def read_grid(path: str | Path) -> list[Experiment]:
 
 
 def _value(value: Any) -> Any:
+    """Return what a value of TOML stands for: "none" for None, a table with a name for a policy."""
+    if isinstance(value, Mapping):
+        return policy_from({name: _value(option) for name, option in value.items()})
     return None if value == "none" else value
 
 
 def _described(base: Experiment, options: Mapping[str, Any]) -> Experiment:
-    given = dict(options)
-    if isinstance(policy := given.get("policy"), Mapping):
-        base = base.with_options({"policy": policy_from(policy)})
-        del given["policy"]
-    return base.with_options(given)
+    return base.with_options({name: _value(value) for name, value in options.items()})

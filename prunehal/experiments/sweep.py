@@ -91,9 +91,8 @@ def sweep(
 
 def _keep(store: Store, by_key: Mapping[str, Experiment], missing: Mapping[str, dict], rows: Rows) -> None:
     for key, made in rows.items():
-        new = [row for row in made if row["key"] in missing[key]]  # a task covers images that some of its experiments have
-        store.append(by_key[key], new)
-        for row in new:
+        store.append(by_key[key], made)
+        for row in made:
             del missing[key][row["key"]]
 
 
@@ -113,10 +112,15 @@ def _sorted(store: Store, experiments: Sequence[Experiment], missing: Mapping[st
     tasks = []
     for group in _by_prompt(experiments):
         lengths = _lengths(store, group)
-        keys = dict.fromkeys(key for experiment in group for key in missing[experiment.key])
-        for part in _cut(sorted(keys, key=lambda key: -lengths.get(key, 0)), size):
-            lacking = [each for each in group if not missing[each.key].keys().isdisjoint(part)]
-            tasks += [Task(some, part) for some in _cut(lacking, EXPERIMENTS_PER_TASK)]
+        lacking: dict[int | str, list[Experiment]] = {}  # image -> who has no row of it
+        for experiment in group:
+            for key in missing[experiment.key]:
+                lacking.setdefault(key, []).append(experiment)
+        alike: dict[tuple[Experiment, ...], list[int | str]] = {}  # so that no task makes a row that is there
+        for key in sorted(lacking, key=lambda key: -lengths.get(key, 0)):
+            alike.setdefault(tuple(lacking[key]), []).append(key)
+        for who, keys in alike.items():
+            tasks += [Task(some, part) for part in _cut(keys, size) for some in _cut(who, EXPERIMENTS_PER_TASK)]
     return tasks
 
 
@@ -143,9 +147,13 @@ def _done(tasks: Sequence[Task], executor: Executor | None, bar: tqdm) -> Iterat
         while waiting:
             ended, waiting = wait(waiting, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
             bar.set_postfix_str("" if ended else f"waiting for workers: {len(waiting)} tasks are out")
-            for future in ended:
+            if not ended and _without_scheduler(executor):
+                raise CancelledError("the connection to the scheduler was lost")
+            for future in sorted(ended, key=_failed):  # a task that failed takes nothing from those that ended beside it
                 yield future.result()
-    except (BrokenExecutor, CancelledError) as error:
+    except Exception as error:
+        if not _is_loss(error):
+            raise
         raise RuntimeError(
             f"executor={executor!r}: was lost with {len(waiting)} tasks out ({type(error).__name__}: {error}); expected workers "
             "until all is done. What they had finished is stored. Fix: start the cluster again and call sweep() as before"
@@ -153,6 +161,21 @@ def _done(tasks: Sequence[Task], executor: Executor | None, bar: tqdm) -> Iterat
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _failed(future: Future) -> bool:
+    return future.cancelled() or future.exception() is not None
+
+
+def _is_loss(error: Exception) -> bool:
+    """Say whether an error is about workers that are gone, not about the task; Dask's errors have no common class."""
+    return isinstance(error, BrokenExecutor | CancelledError) or type(error).__module__.partition(".")[0] == "distributed"
+
+
+def _without_scheduler(executor: Executor) -> bool:
+    """Say whether a Dask client lost its scheduler. A future whose result was on its way just then never ends."""
+    client = getattr(executor, "_client", None)
+    return client is not None and (client.status != "running" or not client.futures)
 
 
 def _cut(values: Sequence[Any], size: int) -> list[tuple[Any, ...]]:

@@ -157,7 +157,8 @@ def _rows(done: Captioned, truths: Mapping[Any, set[str]], majority: float) -> l
     layers = sorted(steps["layer"].unique().tolist())
     visual = steps.groupby("image_id")["n_visual"].mean()
     mass = steps.groupby(["image_id", "layer"])["mass"].mean().unstack()[layers].round(4)
-    of_step = steps[(steps["layer"] == layers[0]) & (steps["voted"] > majority)]
+    enough = (steps["voted"] > majority) | (steps["voted"] == 1)  # no share is above majority=1, which asks for all layers
+    of_step = steps[(steps["layer"] == layers[0]) & enough]
     events, voted, mentions = defaultdict(list), defaultdict(list), defaultdict(list)
     for line in done.events.itertuples():
         events[line.image_id].append([line.step, line.reason, line.kept[0]])
