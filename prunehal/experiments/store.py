@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.benchmarks.files import some
+from prunehal.benchmarks.files import BadInput, some
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.versions import made_by, refuse_other_versions
@@ -61,12 +62,15 @@ class Store:
             ValueError: the rows were made by other weights, images or code.
             BadInput: the file is broken.
         """
-        rows = self._read(experiment)
-        if header := rows.pop(_HEADER, None):
-            refuse_other_versions(self.path(experiment), header["made_by"], made_by(experiment))
-        elif rows:
-            raise ValueError(f"{self.path(experiment)}: does not say what made its rows; expected a header; remove the file")
-        return rows
+        found: dict[int | str, dict[str, Any]] = {}
+        for path in self._files(experiment):
+            rows = _read(path)
+            if header := rows.pop(_HEADER, None):
+                refuse_other_versions(path, header["made_by"], made_by(experiment))
+            elif rows:
+                raise ValueError(f"{path}: does not say what made its rows; expected a header; remove the file")
+            found |= rows
+        return found
 
     def missing(self, experiment: Experiment) -> list[int | str]:
         """Return the image ids of the experiment that have no row yet."""
@@ -128,35 +132,33 @@ class Store:
             ValueError: an image has a row already.
             OSError: there is no room; nothing is added.
         """
-        file = RowFile(self._in_work(experiment))
         header = {"key": _HEADER, "experiment": experiment.description, "made_by": made_by(experiment)}
         stored = self.rows(experiment)
         if doubled := [row["key"] for row in rows if row["key"] in stored]:
-            raise ValueError(f"{file.path}: has rows of {some(doubled)} already; expected new ones; read missing() first")
+            raise ValueError(
+                f"{self.path(experiment)}: has rows of {some(doubled)} already; expected new ones; read missing() first"
+            )
+        file = RowFile(self._in_work(experiment))  # cuts a torn line off; only who writes may do that
         file.append([*([] if file.rows else [header]), *rows])
 
     def pack(self, experiment: Experiment) -> None:
         """Pack the rows of an experiment into one compressed file, sorted by image, and remove the file in work."""
-        in_work = self._in_work(experiment)
+        in_work, packed = self._files(experiment)
         if not in_work.exists():
             return
-        rows = self._read(experiment)
+        rows = _read(in_work) | _read(packed)
         header = rows.pop(_HEADER)
         lines = [json.dumps(row, separators=(",", ":")) for row in (header, *sorted(rows.values(), key=lambda r: str(r["key"])))]
-        with written(self.path(experiment)) as part:
+        with written(packed) as part:
             part.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
         in_work.unlink()
 
     def _in_work(self, experiment: Experiment) -> Path:
         return self.path(experiment).with_suffix("")
 
-    def _read(self, experiment: Experiment) -> dict[int | str, dict[str, Any]]:
-        packed, in_work = self.path(experiment), self._in_work(experiment)
-        rows = RowFile(in_work).rows if in_work.exists() else {}
-        if packed.exists():
-            lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
-            rows |= {row["key"]: row for row in map(json.loads, lines)}
-        return rows
+    def _files(self, experiment: Experiment) -> tuple[Path, Path]:
+        """Return the file in work and the packed one; read in this order, no row is missed while another process packs."""
+        return self._in_work(experiment), self.path(experiment)
 
     def _asked(self, experiment: Experiment) -> list[dict[str, Any]]:
         rows, keys = self.rows(experiment), image_keys(experiment)
@@ -166,3 +168,30 @@ class Store:
                 "make them by ph.sweep([experiment], store) or: python -m prunehal sweep GRID.toml"
             )
         return [rows[key] for key in keys]
+
+
+def _read(path: Path) -> dict[int | str, dict[str, Any]]:
+    """Return ``{key: row}`` of a file, the header among them, and leave it as it is: another process may be writing to it."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    fix = "Restore the file, or remove it and sweep again."
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(path, [f"it cannot be unpacked ({error})"], fix) from error
+    rows: dict[int | str, dict[str, Any]] = {}
+    problems = []
+    for number, line in enumerate(raw.split(b"\n")[:-1], start=1):  # what comes after the last line end is torn, and no row
+        try:
+            row = json.loads(line)
+            if row["key"] in rows:
+                problems.append(f"line {number}: key {row['key']!r} again; expected each once")
+            rows[row["key"]] = row
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"line {number}: {line[:40]!r}; expected a row, a JSON object with a key")
+    if problems:
+        raise BadInput(path, problems, fix)
+    return rows
