@@ -66,6 +66,17 @@ def bench_scoring(
 
 
 @app.command()
+def bench_sweep(
+    images: Annotated[int, typer.Option(min=1, help="Images of each of the twenty settings.")] = 300,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/sweep.csv"),
+) -> None:
+    """Measure sweeps against the naive loop, and on one and two workers of a Dask cluster, and print the table."""
+    from prunehal.bench_sweep import as_table, measure
+
+    typer.echo(as_table(measure(out, images)))
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme

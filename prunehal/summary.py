@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyperf
 
-from prunehal import bench, bench_scoring
+from prunehal import bench, bench_scoring, bench_sweep
 from prunehal import numerics as half
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
@@ -29,12 +29,13 @@ __all__ = [
     "released",
     "scoring",
     "speed",
+    "sweeps",
     "thresholds",
     "update_readme",
     "write_between",
 ]
 
-STORED = Store(data_path("results", must_exist=False))
+STORED = Store.shipped()
 _RESAMPLES = 2000
 
 
@@ -135,7 +136,21 @@ def scoring() -> str:
     return bench_scoring.as_table(pd.read_csv(data_path("bench", "scoring.csv")))
 
 
-SECTIONS = {"findings": findings, "released": released, "scoring": scoring, "speed": speed, "numerics": numerics}
+def sweeps() -> str:
+    """Return the README's table of the throughput of sweeps."""
+    frame = pd.read_csv(data_path("bench", "sweep.csv"))
+    made = f"20 settings of {frame['captions'].iloc[0] // 20} images, the embedded model in float32, {frame['machine'].iloc[0]}"
+    return f"{bench_sweep.as_table(frame)}\n\n{made}, torch {frame['torch'].iloc[0]}."
+
+
+SECTIONS = {
+    "findings": findings,
+    "released": released,
+    "scoring": scoring,
+    "sweeps": sweeps,
+    "speed": speed,
+    "numerics": numerics,
+}
 
 
 def markers(section: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks.chair import ChairResult
-from prunehal.selection_rule import Chosen, Graded, choose, report
+from prunehal.selection_rule import Graded, choose, report
 from prunehal.statistics import paired_bootstrap
 
 
@@ -203,22 +203,3 @@ def test_graded_and_report_name_what_is_wrong():
         report(chosen, graded("test", 50, none=(1, 2)))
     with pytest.raises(ValueError, match="the baseline 'none' has no results on the test split"):
         report(chosen, graded("test", 50, hard=(1, 2)))
-
-
-def test_the_choice_of_the_stored_rows_is_the_one_that_the_readme_reports():
-    from prunehal.ablation import PRUNES, RATIOS, Setting, ground_truth, read_rows
-    from prunehal.benchmarks import score
-    from prunehal.core import NoPruning, PruneHal
-    from prunehal.summary import chosen_on_validation
-
-    def stored(split):
-        truth, results = ground_truth(split), {}
-        for policy in (NoPruning(), *(PruneHal(r, t) for r in RATIOS for t in PRUNES)):
-            rows = read_rows(Setting(split, policy))
-            results[policy] = score(dict(zip(rows["image_id"], rows["caption"], strict=True)), truth)
-        return Graded(split, results)
-
-    chosen = choose(stored("validation"), subject_to={"recall": 0.01}, baseline=NoPruning())
-    assert isinstance(chosen, Chosen)
-    assert chosen.setting == chosen_on_validation()
-    assert not report(chosen, stored("test"), n_resamples=100).selected_on_test

@@ -7,8 +7,10 @@ import model_table
 import pandas as pd
 import pytest
 
-from prunehal.ablation import N_STORED, N_TRACED, grid, ground_truth, make_mentions, read_rows
-from prunehal.summary import SECTIONS, markers, update_readme
+from prunehal.experiments import Store, graded, read_grid
+from prunehal.resources import data_path
+from prunehal.selection_rule import report
+from prunehal.summary import SECTIONS, chosen_on_validation, markers, thresholds, update_readme
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -26,21 +28,29 @@ def test_models_in_the_readme_are_those_that_the_tests_run():
     assert README.split(model_table.BEGIN)[1].split(model_table.END)[0].strip() == model_table.models_section()
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_every_setting_of_the_grid_is_stored_whole(split):
-    images = set(ground_truth(split))
-    for setting in grid(split):
-        rows = read_rows(setting)
-        assert len(rows) == N_STORED, setting.name
-        assert set(rows["image_id"]) == images, setting.name
-        assert rows["caption"].str.len().gt(0).all(), setting.name
+GRIDS = sorted(data_path("grids").glob("*.toml"))
 
 
-def test_stored_mentions_cover_the_test_split():
-    rows = make_mentions("test")
-    assert set(rows["image_id"]) <= set(ground_truth("test", N_TRACED))
-    assert rows["layer"].nunique() == 6
-    assert rows["mass"].between(0, 1).all()
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_experiment_of_the_shipped_grids_is_stored_whole(path):
+    store = Store.shipped()
+    for experiment in read_grid(path):
+        captions = store.captions(experiment)
+        assert len(captions) == experiment.n_images, experiment.name
+        assert captions["caption"].str.len().gt(0).all(), experiment.name
+        assert store.mentions(experiment)["mass"].between(0, 1).all(), experiment.name
+
+
+def test_nothing_is_stored_that_no_grid_asks_for():
+    store = Store.shipped()
+    asked = {store.path(experiment).name for path in GRIDS for experiment in read_grid(path)}
+    assert {path.name for path in store.folder.iterdir()} - {"run.lock"} == asked
+
+
+def test_the_choice_that_the_readme_reports_has_not_seen_the_test_split():
+    chosen = chosen_on_validation()
+    assert (chosen.split, chosen.n_candidates, chosen.selected_on_test) == ("validation", 9, False)
+    assert not report(chosen, graded(Store.shipped(), thresholds("test")), n_resamples=100).selected_on_test
 
 
 def test_the_code_in_the_readme_runs():

@@ -28,7 +28,7 @@ from prunehal.benchmarks.files import BadInput, some
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.versions import made_by, refuse_other_versions
-from prunehal.resources import written
+from prunehal.resources import data_path, written
 from prunehal.running.rows import RowFile, locked
 
 __all__ = ["Store"]
@@ -50,6 +50,15 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+
+    @classmethod
+    def shipped(cls) -> Store:
+        """Return the store that ships with the package, which ``make rows`` fills.
+
+        >>> len(Store.shipped().captions(Experiment(split="test", n_images=3)))
+        3
+        """
+        return cls(data_path("results", must_exist=False))
 
     def path(self, experiment: Experiment) -> Path:
         """Return the packed file of an experiment; while in work it has no ``.gz``."""

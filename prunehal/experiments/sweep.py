@@ -173,9 +173,11 @@ def _is_loss(error: Exception) -> bool:
 
 
 def _without_scheduler(executor: Executor) -> bool:
-    """Say whether a Dask client lost its scheduler. A future whose result was on its way just then never ends."""
+    """Say whether a Dask client lost its scheduler, or has no task left: a result that was lost on its way never ends."""
     client = getattr(executor, "_client", None)
-    return client is not None and (client.status != "running" or not client.futures)
+    if client is None:
+        return False
+    return client.status != "running" or all(state.status not in ("pending", "lost") for state in client.futures.values())
 
 
 def _cut(values: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
