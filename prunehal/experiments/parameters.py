@@ -6,7 +6,7 @@ does not know. A notebook here calls `note_names` before that cell and `check_pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["check_parameters", "note_names"]
@@ -21,7 +21,7 @@ def note_names(namespace: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for name in namespace if not name.startswith("_"))
 
 
-def check_parameters(namespace: Mapping[str, Any], before: Set[str], expected: Mapping[str, type | tuple[type, ...]]) -> None:
+def check_parameters(namespace: Mapping[str, Any], before: frozenset[str], expected: Mapping[str, type | tuple[type, ...]]) -> None:
     """Raise an error if the cells since `note_names` set anything but the expected names, or a value of another type.
 
     Args:
@@ -37,7 +37,8 @@ def check_parameters(namespace: Mapping[str, Any], before: Set[str], expected: M
     ValueError: unknown parameter(s) 'rr'; expected some of r; check the spelling
     """
     known = ", ".join(expected)
-    if unknown := sorted(note_names(namespace) - before - expected.keys()):
+    found = note_names(namespace) - before - expected.keys()
+    if unknown := sorted(name for name in found if namespace[name] is not before):  # what note_names returned got a name, too
         raise ValueError(f"unknown parameter(s) {', '.join(map(repr, unknown))}; expected some of {known}; check the spelling")
     for name, kinds in expected.items():
         if name not in namespace:
