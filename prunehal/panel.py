@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import html
 import io
 import math
@@ -101,7 +102,7 @@ def caption_html(result: Recaption) -> str:
     parts, end = [], 0
     for (begin, stop), value, mark in zip(result.spans, result.attention, result.marks, strict=True):
         style = f"background:{to_hex(colormaps['Blues'](DARKEST * value / top))};color:#111;padding:1px 2px;border-radius:2px;"
-        style += f"font-weight:bold;outline:2px solid {COLORS[mark]};" if mark else ""
+        style += f"font-weight:bold;outline:2px solid {COLORS[mark]};outline-offset:-1px;" if mark else ""
         note = {"hallucinated": ' title="hallucinated: not in the scene"', "faithful": ' title="in the scene"', None: ""}[mark]
         kind = f' class="prunehal-{mark}"' if mark else ""
         word = html.escape(result.caption[begin:stop])
@@ -153,6 +154,7 @@ class Panel:
         self._done: dict[tuple[int, Policy], Recaption] = {}
         self._lock = threading.Lock()  # comm messages may come on a thread of their own
         self._pending: asyncio.TimerHandle | None = None
+        self._start, self._asked = policy, (image, policy)
         self.result: Recaption | None = None
         self.runs = 0
 
@@ -177,8 +179,9 @@ class Panel:
 
     @property
     def policy(self) -> PruneHal:
-        """Return the setting that the controls show."""
-        return PruneHal(self.r.value, self.t.value, factor=None if self.square_root.value else self.factor.value)
+        """Return the setting that the controls show; further options are those of the first policy."""
+        factor = None if self.square_root.value else self.factor.value
+        return dataclasses.replace(self._start, r=self.r.value, t=self.t.value, factor=factor)
 
     def run(self) -> None:
         """Caption the chosen scene by the chosen setting, and show it; an error is shown in its place."""
@@ -205,6 +208,10 @@ class Panel:
 
     def _changed(self, change: dict[str, Any]) -> None:
         self._label()
+        asked = self.image.value, self.policy
+        if asked == self._asked:  # the slider of the factor has followed r
+            return
+        self._asked = asked
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -218,6 +225,8 @@ class Panel:
     def _label(self) -> None:
         self.square_root.description = f"sqrt(r) = {math.sqrt(self.r.value):.2f}"
         self.factor.disabled = self.square_root.value
+        if self.square_root.value:
+            self.factor.value = math.sqrt(self.r.value)
 
     def _say(self, text: str, details: str = "") -> None:
         role, color = ("alert", COLORS["hallucinated"]) if details else ("status", "inherit")
@@ -238,7 +247,8 @@ def _captions(result: Recaption, base: Recaption) -> str:
         f'<p class="prunehal-caption" data-policy="{name}" style="line-height:1.9;margin:2px 0 8px">{caption_html(each)}</p>'
         for name, each in (("pruned", result), ("unpruned", base))
     ]
-    return f'<div style="max-width:70em">{"".join(parts)}<small>{html.escape(KEY)}</small></div>'
+    key = f'<small style="display:block;line-height:1.3">{html.escape(KEY)}</small>'
+    return f'<div style="max-width:70em">{"".join(parts)}{key}</div>'
 
 
 def _picture(result: Recaption) -> str:

@@ -125,7 +125,7 @@ def recaption(
     end = model.generation_config.eos_token_id
     ids = ids[: ids.index(end)] if end in ids else ids
     caption = processor.tokenizer.decode(ids, skip_special_tokens=True)
-    spans = _spans(caption, processor.tokenizer.batch_decode([[token] for token in ids], skip_special_tokens=True))
+    spans = _spans(caption, [processor.tokenizer.decode([token], skip_special_tokens=True) for token in ids])
     scored = score({scene.image_id: caption}, {scene.image_id: set(scene.names)})
     marks: list[str | None] = [None] * len(spans)
     for mention in scored.mentions.itertuples():
@@ -156,7 +156,7 @@ def draw(figure: Figure, result: Recaption, base: Recaption | None = None) -> No
     """
     captions = [result] if base is None else [result, base]
     rows = _rows(result)
-    titles = [textwrap.fill(f"{each.setting}: {each.numbers}", 115) for each in captions]
+    titles = [textwrap.fill(f"{each.setting}: {each.numbers}", 135) for each in captions]
     lines = [_lines(each.words) + title.count("\n") for each, title in zip(captions, titles, strict=True)]
     heights = [PICTURE * rows, *(0.55 + 0.34 * n for n in lines)]
     figure.clear()
