@@ -326,6 +326,7 @@ def test_moves_during_a_slow_run_are_one_further_run(panel, monkeypatch):
 
     asyncio.run(use())
     assert [policy.r for policy in asked] == [0.5, 0.7]
+    assert panel.runs == 3  # the first one, and these two
     assert panel.result.policy.r == 0.7
     assert "Captioned in" in panel.status.value
 
