@@ -21,7 +21,9 @@ def note_names(namespace: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for name in namespace if not name.startswith("_"))
 
 
-def check_parameters(namespace: Mapping[str, Any], before: frozenset[str], expected: Mapping[str, type | tuple[type, ...]]) -> None:
+def check_parameters(
+    namespace: Mapping[str, Any], before: frozenset[str], expected: Mapping[str, type | tuple[type, ...]]
+) -> None:
     """Raise an error if the cells since `note_names` set anything but the expected names, or a value of another type.
 
     Args:
