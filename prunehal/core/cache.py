@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from prunehal.core.layer import PrunableLayer
+from prunehal.core.listening import Listener
 from prunehal.core.memory import PolicyMemory
 from prunehal.core.observed import ObservedCache
 from prunehal.core.policy import Policy
@@ -68,6 +69,7 @@ class PrunableCache(ObservedCache):
         self._config, self._prompt = config.get_text_config(decoder=True), prompt
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
         self._wants_maps, self._per_image = maps, per_image
+        self.listeners: list[Listener] = []
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -209,6 +211,8 @@ class PrunableCache(ObservedCache):
         if not self._observing:
             return
         weights = weights.detach()
+        for listener in self.listeners:
+            listener.heard(layer.index, weights)
         weights = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
         self._reports.append(weights.to(self._done.device))  # (batch, head, slot)
         if len(self._reports) == len(self._pruned):
@@ -264,6 +268,11 @@ class PrunableCache(ObservedCache):
         read = torch.cat([beam_idx, *wishes]).tolist()  # together, so that the step has one host read
         rows = read[: len(beam_idx)]
         self._settle(read[len(rows) :])
+        self._move(beam_idx, rows)
+        for listener in self.listeners:
+            listener.reordered(beam_idx)
+
+    def _move(self, beam_idx: Tensor, rows: list[int]) -> None:
         moved = [row for row, source in enumerate(rows) if row != source]
         if not moved:
             return

@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from prunehal.core.layer import PrunableLayer
+from prunehal.core.listening import Listener
 from prunehal.core.policy import Policy
 from prunehal.core.table import VisualTable
 from prunehal.core.trace import AttentionTrace
@@ -19,11 +20,13 @@ class ObservedCache(Cache):
         policy: what decides.
         step: the number of steps m observed.
         table: which slot holds which token; None before the first forward.
+        listeners: who hears of rows and beams; see `prunehal.core.listening`.
     """
 
     policy: Policy
     step: int
     table: VisualTable | None
+    listeners: list[Listener]
     _trace: AttentionTrace | None
     _events: list[dict]
     _per_image: bool
