@@ -50,4 +50,4 @@ def renormalised(scores: Tensor) -> Tensor:
     >>> renormalised(torch.tensor([[2.0, 2.0, -torch.inf]])).exp()
     tensor([[0.5000, 0.5000, 0.0000]])
     """
-    return scores.float().log_softmax(dim=-1)
+    return torch.log_softmax(scores.float(), dim=-1)
