@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener
 from prunehal.core.memory import PolicyMemory
@@ -70,6 +71,7 @@ class PrunableCache(ObservedCache):
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
         self._wants_maps, self._per_image = maps, per_image
         self.listeners: list[Listener] = []
+        self.edits: dict[int, ScoreEdit] = {}
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -125,6 +127,11 @@ class PrunableCache(ObservedCache):
             visual=width,
             per_image=self._per_image,
         )
+
+    @property
+    def prompt(self) -> Prompt:
+        """Return what was attached: the prompt's ids, and which of them are visual."""
+        return self._prompt
 
     def visual_at_end(self) -> bool:
         """Say whether a prompt ends in a visual token."""

@@ -1,6 +1,8 @@
 """Keep one layer's K and V by slots, with the logical length that transformers is told, and the mask of what is left."""
 
+import functools
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,6 +89,14 @@ class PrunableLayer(BlockLayer):
     def has_dropped(self) -> bool:
         """Say whether any token was dropped, so that slots and positions differ."""
         return self._cache.table.positions is not None
+
+    def score_edit(self) -> Callable[[Tensor], Tensor] | None:
+        """Return what changes the newest query's scores, (batch, kv_head, group, slot), in this forward; None: nothing."""
+        edit = self._cache.edits.get(self.index)
+        if edit is None or not self.wants_row():
+            return None
+        visual = self._cache.table.visual_slots(self.place, self.length).to(self.device)
+        return functools.partial(edit, visual=visual[:, :, None])
 
     def wants_row(self) -> bool:
         """Say whether this forward's attention row is to be reported."""

@@ -74,6 +74,11 @@ class VisualTable:
         full = full.scatter(3, self._numbers, rows)[..., :-1].nanmean(2)
         return full.unflatten(1, (-1, self.pools)).nanmean(2)  # each token is in one pool
 
+    def visual_slots(self, layer: int, slots: int) -> Tensor:
+        """Mark a layer's slots that hold visual tokens, bool (batch, 1 or head, slot)."""
+        marked = self._marked(slots, self._slots[layer, None], self.valid[layer, None])[0]
+        return marked.unflatten(0, (-1, self.pools)).any(1)
+
     def slot_positions(self, layer: int, seen: int) -> Tensor:
         """Return a layer's slot positions, (1 or batch, 1 or head, slot); -1 where dead."""
         if self.positions is None:
