@@ -51,14 +51,11 @@ def check_layers(layers: object, total: int | None = None) -> None:
     """
     whole = isinstance(layers, tuple) and all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in layers)
     if not whole or len(set(layers)) != len(layers):
-        raise ValueError(
-            f"layers={layers!r}: expected a tuple of different integers from 0, e.g. (0, 2, 4). "
-            "Hidden state k is what block k reads; 0 are the embeddings."
-        )
+        raise ValueError(f"layers={layers!r}: expected a tuple of different integers from 0. Set for example layers=(0, 2, 4).")
     if total is not None and any(k >= total for k in layers):
         raise ValueError(
-            f"layers={layers!r}: expected integers from 0 to {total - 1}; the decoder has {total} layers, and the state after "
-            "the last one gives the model's own logits. Fix: leave the larger ones out."
+            f"layers={layers!r}: expected integers from 0 to {total - 1}; the decoder has {total} layers. "
+            "Fix: leave the larger ones out."
         )
 
 
