@@ -22,6 +22,7 @@ from prunehal.core.visual import generating
 
 __all__ = ["Branch", "check_prompt", "contrasting"]
 
+FAR_BELOW = 1e4  # of logits; e^-10000 is 0 in every float type, and a beam of such a token loses against every other
 # What a forward of the prompt says about its tokens; each new token adds one entry.
 BY_TOKEN = ("position_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -127,11 +128,16 @@ def contrasting(
     mode - contrast, cut, processors, warpers - and beam search normalises what it adds up. What generate() returns as
     ``logits`` are then the combined ones.
 
+    A later processor may forbid every token that the cut has left, e.g. the end of the text while ``min_new_tokens`` lasts.
+    So a cut token does not get -inf but its own logit, lowered by ``FAR_BELOW``: probability 0, and the most probable of
+    them follows where nothing else may.
+
     Args:
         model: whose generate() runs inside.
         cache: of the main run; forwards with another cache are left alone.
         branch: reads beside it.
-        combine: takes the logits of the main run and of the branch, float32 (batch, vocabulary), and returns new ones.
+        combine: takes the logits of the main run and of the branch, float32 (batch, vocabulary), and returns new ones,
+            with -inf where a token is cut.
     """
     decoder, started = generating(model), False
     positional = list(inspect.signature(decoder.forward).parameters)
@@ -152,9 +158,9 @@ def contrasting(
         else:
             branch.read(tokens)
         started = True
-        output.logits = torch.cat(
-            [output.logits[:, :-1].float(), combine(logits, branch.logits.to(logits.device))[:, None]], dim=1
-        )
+        combined = combine(logits, branch.logits.to(logits.device))
+        combined = torch.where(combined == -torch.inf, logits - logits.amax(dim=-1, keepdim=True) - FAR_BELOW, combined)
+        output.logits = torch.cat([output.logits[:, :-1].float(), combined[:, None]], dim=1)
         return output
 
     handle = decoder.register_forward_hook(hook, with_kwargs=True)

@@ -105,7 +105,7 @@ class PAI(Decoder):
         if not self.start_layer < end <= count:
             raise ValueError(
                 f"start_layer={self.start_layer}, end_layer={self.end_layer}: {type(model).__name__} has {count} layers; "
-                f"expected some of 0 to {count}. Fix: PAI(start_layer=..., end_layer=...) within them; end_layer=None is the last."
+                f"expected a range within 0 to {count}. Fix: PAI(start_layer=..., end_layer=...); end_layer=None is the last."
             )
         return range(self.start_layer, end)
 
@@ -118,7 +118,7 @@ class PAI(Decoder):
 
 
 def text_of(inputs: Mapping[str, Tensor], visual: Tensor) -> dict[str, Tensor]:
-    """Return the prompt without its visual tokens, padded on the left: input_ids and attention_mask, (batch, text).
+    """Return the prompt without its visual tokens, padded on the left: ids, mask and token types, (batch, text).
 
     Words around an image stay, and so do tokens that mark its beginning and end.
 
@@ -150,4 +150,7 @@ def text_of(inputs: Mapping[str, Tensor], visual: Tensor) -> dict[str, Tensor]:
         )
     order = text.to(torch.uint8).argsort(dim=1, stable=True)[:, -int(lengths.max()) :]  # text on the right, in its order
     text = text.gather(1, order)
-    return {"input_ids": ids.gather(1, order).masked_fill(~text, 0), "attention_mask": text.long()}
+    prompt = {"input_ids": ids.gather(1, order).masked_fill(~text, 0), "attention_mask": text.long()}
+    if (types := inputs.get("token_type_ids")) is not None:  # PaliGemma's prefix, whose tokens all see each other
+        prompt["token_type_ids"] = types.gather(1, order)
+    return prompt
