@@ -18,7 +18,7 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-__all__ = ["attend", "attention_row", "claim", "visible"]
+__all__ = ["attend", "attention_row", "claim", "last_of", "visible"]
 
 # These two mean plain softmax attention, so that at one query the explicit form may stand for them.
 PLAIN_FUNCTIONS = (sdpa_attention_forward, flash_attention_forward)
