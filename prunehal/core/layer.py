@@ -70,7 +70,7 @@ class PrunableLayer(BlockLayer):
         if mask is None:
             alive = self.slot_positions() >= 0
             return alive[:, :, None] if queries == 1 else alive[:, 0]
-        stored, start = table.positions[self.place].to(self.device), table.start
+        stored, start = table.stored_positions(self.place).to(self.device), table.start
         alive, where = stored >= 0, stored.clamp_min(0)
         if mask.ndim == 2:  # padding stands left of all visual tokens, so that its slots are the same in all heads
             old = mask[:, :start].gather(1, where[:, 0]) * alive[:, 0]

@@ -22,7 +22,7 @@ def statistics(rows: Tensor, n_visual: Tensor) -> Tensor:
     Args:
         rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no visual token. A pool is
             the visual tokens of a row, or those of one of its images.
-        n_visual: visual tokens in each pool, (pool,).
+        n_visual: visual tokens in each pool, (pool,) or (layer, pool).
 
     Returns:
         (5, layer, pool), in the order of STATISTICS: the mass on all visual tokens; its mean for each token; the

@@ -117,7 +117,7 @@ def smoothing_weight(entropy: Tensor, earlier: Tensor, ref: float, radius: float
     [0.30000001192092896, 0.5, 0.699999988079071]
     """
     rank = (earlier < entropy[:, None]).sum(-1) / earlier.shape[-1]
-    return rank.clamp(max(0.0, ref - radius), min(1.0, ref + radius))
+    return rank.clamp(ref - radius, ref + radius)  # a rank lies in [0, 1], and so does what is cut to it
 
 
 class _Smoother(Listener):
