@@ -88,6 +88,10 @@ class VisualTable:
         marked = self._marked(filling + slots, self._slots[layer, None], self.valid[layer, None])[0, ..., filling:]
         return marked.unflatten(0, (-1, self.pools)).any(1)
 
+    def marked(self, marks: Tensor, slots: int) -> Tensor:
+        """Mark in which of so many slots the marked entries (layer, pool, head, visual) lie, (layer, batch, head, slot)."""
+        return self._marked(slots, self._slots, marks).unflatten(1, (-1, self.pools)).any(2)
+
     def slot_positions(self, layer: int, seen: int) -> Tensor:
         """Return a layer's slot positions, (1 or batch, 1 or head, slot); -1 where dead."""
         if self.positions is None:
@@ -127,7 +131,7 @@ class VisualTable:
         else:
             positions = self._grown(self.positions, seen)
         slots = positions.shape[-1]
-        alive = (positions >= 0) & ~self._marked(slots, self._slots, lost).unflatten(1, (-1, self.pools)).any(2)
+        alive = (positions >= 0) & ~self.marked(lost, slots)
         living = [self._living(of_layer, seen) for of_layer in left]
         stored = [max(rows) for rows in living]
         order = _marked_right(alive, max(stored))
