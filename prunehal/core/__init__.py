@@ -1,11 +1,11 @@
 """The pruning core: ``attention`` observes, ``policy`` decides, ``cache`` acts.
 
 ``attach`` is the way in, ``pruning`` the way in where other code calls generate(), and ``SharedPrefill`` the one for many
-policies on one prompt. ``trace`` records, ``observed`` offers what can be read afterwards, ``listening`` lets other
-code hear along, and ``editing`` lets it change scores. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt`` checks that generate() gets the one
-that was attached, ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the pure functions from
-scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and their mask, and ``table`` knows which slot
-holds which token.
+policies on one prompt. ``trace`` records, ``observed`` offers what can be read afterwards, ``listening`` lets other code
+hear along, and ``editing`` lets it change scores. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt``
+checks that generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps,
+``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
+their mask, and ``table`` knows which slot holds which token.
 """
 
 from prunehal.core.attach import attach
