@@ -142,7 +142,7 @@ def _observed(base: Callable) -> Callable:
         unknown = {name for name, given in kwargs.items() if given is not None} - HONOURED - WITHOUT_EFFECT
         plain = base in PLAIN_FUNCTIONS and not (args or unknown or kwargs.get("dropout"))
         edit = layer.score_edit()
-        if query.shape[2] == 1 and plain and (edit is not None or not layer.keeps_stock_output()):
+        if query.shape[2] == 1 and plain and not layer.keeps_stock_output():
             output, weights = attend(query, key, value, visible(mask, key, window), edit=edit, **options)
             layer.report(weights)
             return output, None
