@@ -45,7 +45,7 @@ MUTANTS = [
         "one layer's indices everywhere",
         "cache.py",
         "zip(self._pruned, slots, strict=True)",
-        "zip(self._pruned, slots[:1].expand_as(slots), strict=True)",
+        "zip(self._pruned, slots[:1] * len(slots), strict=True)",
     ),
     Mutant("reorder before the pending prune", "cache.py", "        self._settle(read[len(rows) :])\n", ""),
     Mutant(
@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "number of tokens from before the prune",
         "table.py",
-        "self.left, self.counts = list(left), sent(left, keep.device)",
-        "self.left = list(left)",
+        "self.left, self.counts = [list(of_layer) for of_layer in left], sent(left, keep.device)",
+        "self.left = [list(of_layer) for of_layer in left]",
     ),
 ]
 

@@ -73,12 +73,13 @@ class Run:
         return pool
 
 
-def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int, per_image=False) -> Run:
+def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int, per_image=False, prefill=None) -> Run:
     """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks.
 
     ``layers`` are the decoder's, whose ``self_attn`` is hooked; ``placeholders`` are the ids of visual tokens. A layer that
     uses the K and V of an earlier one has no kept set, no vote and no reference of its own. With ``per_image`` each run of
-    placeholders is a pool of its own.
+    placeholders is a pool of its own. ``prefill(run, index, row)`` is told each layer's last row of the prompt, (position,),
+    averaged over the heads, and may drop tokens of later layers.
     """
     ids = inputs["input_ids"]
     visual = [position for position, token in enumerate(ids[0].tolist()) if token in placeholders]
@@ -115,6 +116,8 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
     def read_row(index):
         def hook(module, args, kwargs, output):
             row = output[1][0, :, -1]  # (head, position)
+            if prefill is not None and run.step == 0:
+                prefill(run, index, row.mean(0).tolist())
             if index in owners:
                 weights[owners.index(index)] = torch.nn.functional.pad(row, (state["seen"] - row.shape[1], 0))
             if index == len(layers) - 1:
@@ -176,18 +179,19 @@ def _decide(pool, policy, weights, step):
     enough = votes == len(values) if policy.majority == 1 else votes > policy.majority * len(values)
     if not (enough or forced) or pool.prunes >= policy.t:
         return
-    n = len(pool.kept[0][0])
-    exact = policy.r * n
-    budget = max(1, math.ceil(round(exact, 6)) if policy.rounding == "ceil" else math.floor(round(exact, 6)))
-    if budget >= n:
+    budgets = []
+    for heads in pool.kept:
+        exact = round(policy.r * len(heads[0]), 6)
+        budgets.append(max(1, math.ceil(exact) if policy.rounding == "ceil" else math.floor(exact)))
+    if all(budget >= len(heads[0]) for budget, heads in zip(budgets, pool.kept, strict=True)):
         return
     pool.prunes += 1
-    pool.events.append((step, "forced" if forced else "vote", budget))
-    for index, heads in enumerate(pool.kept):
+    pool.events.append((step, "forced" if forced else "vote", budgets[0]))
+    for index, (heads, budget) in enumerate(zip(pool.kept, budgets, strict=True)):
         for head, kept in enumerate(heads):
             scores = rows[index][head]
             if policy.kept == "shared":
-                scores = [sum(row[head][i] for row in rows) for i in range(n)]
+                scores = [sum(row[head][i] for row in rows) for i in range(len(kept))]
             if policy.selection == "lowest":
                 scores = [-score for score in scores]
             heads[head] = [kept[i] for i in keep_best(scores, budget)]

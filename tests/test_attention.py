@@ -79,8 +79,8 @@ class Layer:
 
     seen, index = 7, 0
 
-    def __init__(self, exact=False):
-        self.exact, self.weights = exact, None
+    def __init__(self, exact=False, edit=None):
+        self.exact, self.edit, self.weights = exact, edit, None
 
     def slot_mask(self, mask, queries):
         return mask
@@ -90,6 +90,9 @@ class Layer:
 
     def keeps_stock_output(self):
         return self.exact
+
+    def score_edit(self):
+        return self.edit
 
     def wants_row(self):
         return True

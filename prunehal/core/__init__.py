@@ -1,15 +1,16 @@
 """The pruning core: ``attention`` observes, ``policy`` decides, ``cache`` acts.
 
 ``attach`` is the way in, ``pruning`` the way in where other code calls generate(), and ``SharedPrefill`` the one for many
-policies on one prompt. ``trace`` records, and ``observed``
-offers what can be read afterwards. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt`` checks that
-generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the
-pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and their mask, and ``table``
-knows which slot holds which token.
+policies on one prompt. ``trace`` records, ``observed`` offers what can be read afterwards, ``listening`` lets other code
+hear along, and ``editing`` lets it change scores. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt``
+checks that generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps,
+``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
+their mask, and ``table`` knows which slot holds which token.
 """
 
 from prunehal.core.attach import attach
 from prunehal.core.cache import PrunableCache
+from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
 from prunehal.core.sharing import SharedPrefill
@@ -17,6 +18,7 @@ from prunehal.core.trace import AttentionTrace
 
 __all__ = [
     "AttentionTrace",
+    "Listener",
     "NoPruning",
     "Policy",
     "PrunableCache",
@@ -25,5 +27,6 @@ __all__ = [
     "SharedPrefill",
     "TopK",
     "attach",
+    "listening",
     "pruning",
 ]

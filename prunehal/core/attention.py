@@ -18,7 +18,7 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-__all__ = ["attend", "attention_row", "claim", "visible"]
+__all__ = ["attend", "attention_row", "claim", "last_of", "visible"]
 
 # These two mean plain softmax attention, so that at one query the explicit form may stand for them.
 PLAIN_FUNCTIONS = (sdpa_attention_forward, flash_attention_forward)
@@ -41,6 +41,7 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    edit: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Compute the attention of one query explicitly, on grouped KV heads.
 
@@ -51,6 +52,7 @@ def attend(
         scaling: of the scores; None means dim ** -0.5.
         softcap: bounds the scores to (-softcap, softcap).
         s_aux: attention sinks, one logit for each head; they take part in the softmax and carry no value.
+        edit: changes the scores, (batch, kv_head, group, slot), before they are masked: masked slots stay masked.
 
     Returns:
         The output (batch, 1, head, dim), or None; and the weights (batch, kv_head, group, slot).
@@ -65,6 +67,8 @@ def attend(
     scores = grouped @ key.transpose(-1, -2)  # (batch, kv_head, group, slot)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if edit is not None:
+        scores = edit(scores)
     if mask is not None:
         if mask.shape[1] not in (1, kv_heads):
             mask = mask.reshape(batch, kv_heads, heads // kv_heads, -1)
@@ -83,9 +87,12 @@ def attend(
 
 def attention_row(query: Tensor, key: Tensor, mask: Tensor | None, window: int | None, **options: object) -> Tensor:
     """Compute the weights of the last query only, (batch, kv_head, group, slot), for an output computed elsewhere."""
-    if mask is not None and mask.ndim == 4:
-        mask = mask[:, :, -1:]
-    return attend(query[:, :, -1:], key, None, visible(mask, key, window), **options)[1]
+    return attend(query[:, :, -1:], key, None, last_of(mask, key, window), **options)[1]
+
+
+def last_of(mask: Tensor | None, key: Tensor, window: int | None) -> Tensor | None:
+    """Return the four-dimensional mask of the last query out of a mask of many."""
+    return visible(mask[:, :, -1:] if mask is not None and mask.ndim == 4 else mask, key, window)
 
 
 def visible(mask: Tensor | None, key: Tensor, window: int | None) -> Tensor | None:
@@ -97,6 +104,26 @@ def visible(mask: Tensor | None, key: Tensor, window: int | None) -> Tensor | No
         near = layer.slot_positions() > layer.seen - 1 - window  # (1 or batch, 1 or kv_head, slot)
         mask = near[:, :, None, :] if mask is None else mask & near[:, :, None, :]
     return mask
+
+
+def _check_plain(stock: Tensor, ours: Tensor) -> None:
+    # A function that is not known here may add to the scores, or bound them; then `attend` cannot stand for it.
+    apart, allowed = (stock[:, -1:] - ours).abs().max().item(), 1e-3 if stock.dtype == torch.float32 else 0.1
+    if not apart <= allowed * max(1.0, ours.abs().max().item()):
+        raise ValueError(
+            f"attention: the model's own function is no plain softmax of the scores (outputs differ by {apart:.2g}; expected at "
+            f"most {allowed:.2g}), so that they cannot be edited. Fix: model.set_attn_implementation('sdpa'), or another model."
+        )
+
+
+def _edited(result: tuple, output: Tensor, weights: Tensor) -> tuple[tuple, Tensor]:
+    # Puts the last query's output and weights into what the stock function returned: (batch, query, head, dim) and, where it
+    # returns weights, (batch, head, query, slot).
+    returned = [torch.cat([result[0][:, :-1], output], dim=1), *result[1:]]
+    if len(returned) > 1 and returned[1] is not None and returned[1].shape[-1] == weights.shape[-1]:
+        last = weights.flatten(1, 2)[:, :, None].to(returned[1].dtype)
+        returned[1] = torch.cat([returned[1][:, :, :-1], last], dim=2)
+    return tuple(returned), weights
 
 
 @functools.cache
@@ -114,8 +141,9 @@ def _observed(base: Callable) -> Callable:
         options = {name: kwargs[name] for name in ("scaling", "softcap", "s_aux") if kwargs.get(name) is not None}
         unknown = {name for name, given in kwargs.items() if given is not None} - HONOURED - WITHOUT_EFFECT
         plain = base in PLAIN_FUNCTIONS and not (args or unknown or kwargs.get("dropout"))
+        edit = layer.score_edit()
         if query.shape[2] == 1 and plain and not layer.keeps_stock_output():
-            output, weights = attend(query, key, value, visible(mask, key, window), **options)
+            output, weights = attend(query, key, value, visible(mask, key, window), edit=edit, **options)
             layer.report(weights)
             return output, None
         if mask is not None and mask.ndim == 4 and mask.shape[1] not in (1, query.shape[1]):
@@ -128,6 +156,13 @@ def _observed(base: Callable) -> Callable:
                 "prune; expected one new token at a time. Fix: model.set_attn_implementation('sdpa') for a second turn."
             )
         result = base(module, query, key, value, mask_for_heads, *args, **kwargs)
+        if edit is not None:
+            last = last_of(mask, key, window)
+            if not plain:
+                _check_plain(result[0], attend(query[:, :, -1:], key, value, last, **options)[0])
+            result, weights = _edited(result, *attend(query[:, :, -1:], key, value, last, edit=edit, **options))
+            layer.report(weights)
+            return result
         if not layer.wants_row():
             layer.report(None)
         elif len(result) > 1 and result[1] is not None and result[1].shape[-1] == key.shape[2]:

@@ -19,7 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
+from prunehal.core.listening import Listener
 from prunehal.core.memory import PolicyMemory
 from prunehal.core.observed import ObservedCache
 from prunehal.core.policy import Policy
@@ -69,6 +71,8 @@ class PrunableCache(ObservedCache):
         self._config, self._prompt = config.get_text_config(decoder=True), prompt
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
+        self.listeners: list[Listener] = []
+        self.edits: dict[int, ScoreEdit] = {}
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -125,6 +129,11 @@ class PrunableCache(ObservedCache):
             per_image=self._per_image,
             entropy=self._wants_entropy,
         )
+
+    @property
+    def prompt(self) -> Prompt:
+        """Return what was attached: the prompt's ids, and which of them are visual."""
+        return self._prompt
 
     def visual_at_end(self) -> bool:
         """Say whether a prompt ends in a visual token."""
@@ -211,26 +220,28 @@ class PrunableCache(ObservedCache):
         if not self._observing:
             return
         weights = weights.detach()
-        weights = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
-        self._reports.append(weights.to(self._done.device))  # (batch, head, slot)
+        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
+        self._reports.append(report.to(self._done.device))  # (batch, head, slot)
+        for listener in self.listeners:
+            listener.heard(layer.index, weights)
         if len(self._reports) == len(self._pruned):
             self._finish()
 
     def _finish(self) -> None:
         table = self.table
-        rows = table.read(torch.stack(self._reports))  # (layer, pool, head, visual)
+        rows = table.read(self._reports)  # (layer, pool, head, visual)
         self._reports = []
-        if min(table.left) < rows.shape[-1]:
+        if min(map(min, table.left)) < rows.shape[-1]:
             rows = rows.masked_fill(~table.valid, 0.0)
         live = ~self._done
         if table.pools > 1:
-            live = live.repeat_interleave(table.pools) & (table.counts > 0)
+            live = live.repeat_interleave(table.pools) & (table.counts[0] > 0)
         present = live
         if self.policy.beam_state == "shared" and self._copies > 1:
             rows, live = averaged(rows, live, self._copies, table.pools)
         summary, votes, wishes = self._memory.vote(rows, table.counts, self.step)
         self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
-        if any(self._memory.may_prune(pool, left) for pool, left in enumerate(table.left)):
+        if any(self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
             self._pending = (self.step, wishes & live)
 
     # Pruning.
@@ -241,14 +252,14 @@ class PrunableCache(ObservedCache):
             return
         (step, wishes), self._pending = self._pending, None
         wanted = wishes.tolist() if wanted is None else wanted  # the one host read of a step
-        left = self.table.left
-        pools = [pool for pool, wish in enumerate(wanted) if wish and self._memory.may_prune(pool, left[pool])]
+        left = zip(*self.table.left, strict=True)  # for each pool its tokens by layer
+        pools = [pool for pool, of_pool in enumerate(left) if wanted[pool] and self._memory.may_prune(pool, of_pool)]
         if pools:
             self._prune(step, pools)
 
     def _prune(self, step: int, pools: list[int]) -> None:
         table = self.table
-        left = [self.policy.budget(n) if pool in pools else n for pool, n in enumerate(table.left)]
+        left = [[self.policy.budget(n) if pool in pools else n for pool, n in enumerate(of_layer)] for of_layer in table.left]
         keep = self._memory.choose(table.valid, left)
         self._memory.prune(pools, table, keep, left)
         slots = table.drop(keep, left, step, self._pruned[0].seen)
@@ -257,7 +268,7 @@ class PrunableCache(ObservedCache):
         reason = "forced" if self.policy.forced(step) else "vote"
         for pool in pools:
             row, image = divmod(pool, table.pools)
-            kept = [left[pool]] * len(self._pruned)
+            kept = [of_layer[pool] for of_layer in left]
             self._events.append({"row": row, "image": image, "step": step, "reason": reason, "kept": kept})
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -266,6 +277,11 @@ class PrunableCache(ObservedCache):
         read = torch.cat([beam_idx, *wishes]).tolist()  # together, so that the step has one host read
         rows = read[: len(beam_idx)]
         self._settle(read[len(rows) :])
+        self._move(beam_idx, rows)
+        for listener in self.listeners:
+            listener.reordered(beam_idx)
+
+    def _move(self, beam_idx: Tensor, rows: list[int]) -> None:
         moved = [row for row, source in enumerate(rows) if row != source]
         if not moved:
             return

@@ -1,6 +1,8 @@
 """Keep one layer's K and V by slots, with the logical length that transformers is told, and the mask of what is left."""
 
+import functools
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,7 +70,7 @@ class PrunableLayer(BlockLayer):
         if mask is None:
             alive = self.slot_positions() >= 0
             return alive[:, :, None] if queries == 1 else alive[:, 0]
-        stored, start = table.positions[self.place].to(self.device), table.start
+        stored, start = table.stored_positions(self.place).to(self.device), table.start
         alive, where = stored >= 0, stored.clamp_min(0)
         if mask.ndim == 2:  # padding stands left of all visual tokens, so that its slots are the same in all heads
             old = mask[:, :start].gather(1, where[:, 0]) * alive[:, 0]
@@ -87,6 +89,14 @@ class PrunableLayer(BlockLayer):
     def has_dropped(self) -> bool:
         """Say whether any token was dropped, so that slots and positions differ."""
         return self._cache.table.positions is not None
+
+    def score_edit(self) -> Callable[[Tensor], Tensor] | None:
+        """Return what changes the newest query's scores, (batch, kv_head, group, slot), in this forward; None: nothing."""
+        edit = self._cache.edits.get(self.index)
+        if edit is None or not self.wants_row():
+            return None
+        visual = self._cache.table.visual_slots(self.place, self.length).to(self.device)
+        return functools.partial(edit, visual=visual[:, :, None])
 
     def wants_row(self) -> bool:
         """Say whether this forward's attention row is to be reported."""

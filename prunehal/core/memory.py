@@ -19,7 +19,7 @@ class PolicyMemory:
 
     >>> from prunehal.core.policy import PruneHal
     >>> memory = PolicyMemory(PruneHal(r=0.5), layers=1, keys=[(0,)], device="cpu")
-    >>> wishes = [memory.vote(torch.full((1, 1, 1, 4), a), torch.tensor([4]), step)[2] for step, a in ((1, 0.2), (2, 0.1))]
+    >>> wishes = [memory.vote(torch.full((1, 1, 1, 4), a), torch.tensor([[4]]), step)[2] for step, a in ((1, 0.2), (2, 0.1))]
     >>> [wish.tolist() for wish in wishes]
     [[False], [True]]
     """
@@ -47,7 +47,7 @@ class PolicyMemory:
 
         Args:
             rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no token.
-            counts: visual tokens in each pool, (pool,).
+            counts: visual tokens in each pool, (layer, pool).
             step: m.
 
         Returns:
@@ -65,16 +65,16 @@ class PolicyMemory:
         wishes = torch.ones_like(self._entered, dtype=torch.bool) if policy.forced(step) else policy.triggered(vote)
         return summary, votes, wishes
 
-    def may_prune(self, pool: int, n: int) -> bool:
-        """Say whether a pool of n tokens can be pruned once more."""
-        return self.prunes[pool] < self.policy.limit and self.policy.budget(n) < n
+    def may_prune(self, pool: int, left: Sequence[int]) -> bool:
+        """Say whether a pool can be pruned once more, of which each layer has ``left`` tokens."""
+        return self.prunes[pool] < self.policy.limit and any(self.policy.budget(n) < n for n in set(left))
 
-    def choose(self, valid: Tensor, left: list[int]) -> Tensor:
-        """Mark the tokens that stay, ``left`` of each pool; valid and the result are bool (layer, pool, head, visual)."""
+    def choose(self, valid: Tensor, left: list[list[int]]) -> Tensor:
+        """Mark the tokens that stay, ``left`` by layer and pool; valid and the result are bool (layer, pool, head, visual)."""
         keys = [(*key, prunes) for key, prunes in zip(self._keys, self.prunes, strict=True)]
         return self.policy.choose(self._scores, valid, sent(left, valid.device), keys)
 
-    def prune(self, pools: list[int], table: VisualTable, keep: Tensor, left: list[int]) -> None:
+    def prune(self, pools: list[int], table: VisualTable, keep: Tensor, left: list[list[int]]) -> None:
         """Note a prune of these pools; the table says in which order the kept tokens will stand."""
         self._scores = table.chosen(keep, left, self._scores)
         for pool in pools:

@@ -4,7 +4,9 @@ import pandas as pd
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
+from prunehal.core.listening import Listener
 from prunehal.core.policy import Policy
 from prunehal.core.table import VisualTable
 from prunehal.core.trace import AttentionTrace
@@ -19,11 +21,15 @@ class ObservedCache(Cache):
         policy: what decides.
         step: the number of steps m observed.
         table: which slot holds which token; None before the first forward.
+        listeners: who hears of rows and beams; see `prunehal.core.listening`.
+        edits: what changes a layer's scores, by its index in the model; see `prunehal.core.editing`.
     """
 
     policy: Policy
     step: int
     table: VisualTable | None
+    listeners: list[Listener]
+    edits: dict[int, ScoreEdit]
     _trace: AttentionTrace | None
     _events: list[dict]
     _per_image: bool

@@ -124,7 +124,7 @@ class Policy:
         Args:
             scores: (layer, batch, head, visual), as ``score`` returned them.
             valid: bool, of the same shape.
-            budget: integers (batch,).
+            budget: integers (layer, batch).
             seeds: for each row the numbers that key its random draw, so that it does not depend on the batch around it.
         """
         if self.selection == "random":

@@ -29,7 +29,7 @@ def keep_best(scores: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     Args:
         scores: (layer, batch, head, visual).
         valid: bool, broadcastable to scores; False where a row holds no visual token.
-        budget: integers (batch,), how many to keep in each row.
+        budget: integers (layer, batch) or (batch,), how many to keep in each row.
 
     Returns:
         bool (layer, batch, head, visual).
@@ -40,7 +40,7 @@ def keep_best(scores: Tensor, valid: Tensor, budget: Tensor) -> Tensor:
     scores = scores.masked_fill(~valid, -math.inf)
     order = scores.sort(dim=-1, descending=True, stable=True).indices  # stable: equal scores stay in position order
     rank = order.argsort(dim=-1)
-    return (rank < budget[:, None, None]) & valid
+    return (rank < budget[..., None, None]) & valid
 
 
 def random_scores(valid: Tensor, keys: Sequence[Sequence[int]]) -> Tensor:
@@ -56,8 +56,8 @@ def random_scores(valid: Tensor, keys: Sequence[Sequence[int]]) -> Tensor:
     scores = torch.zeros(valid.shape, device="cpu")
     valid = valid.cpu()
     for row, key in enumerate(keys):
-        size = (valid.shape[0], valid.shape[2], int(valid[0, row, 0].sum()))
-        scores[:, row][valid[:, row]] = torch.from_numpy(np.random.default_rng(key).random(size)).float().flatten()
+        mine = valid[:, row]
+        scores[:, row][mine] = torch.from_numpy(np.random.default_rng(key).random(int(mine.sum()))).float()
     return scores
 
 

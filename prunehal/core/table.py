@@ -8,6 +8,8 @@ A pool is the set of visual tokens that is pruned together: all of a row, or tho
 number of pools, and row i's are the pools i * pools, i * pools + 1, ...; one that a row does not need is empty.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,15 +25,17 @@ class VisualTable:
     Attributes:
         pools: number of pools in each row.
         width: the largest number of visual tokens of a prompt.
-        totals, left: visual tokens of each pool in the prompt, and those still cached; the same in every layer.
-        counts: ``left`` on the device, (pool,).
+        totals: visual tokens of each pool in the prompt.
+        left: those still cached, in each layer and pool.
+        counts: ``left`` on the device, (layer, pool).
         valid: which entries are tokens, (layer, pool, head, visual).
-        positions: of the slots stored at the last prune, (layer, batch, head, slot), -1 where dead; None before it.
+        positions: of the slots stored at the last prune, (layer, batch, head, slot), -1 where dead; None before it. A layer
+            that keeps fewer than another stores its slots only: its first entries are filling.
         start: the logical length at the last prune; slots appended later hold the positions from there on.
         has_dead: whether any slot is dead.
 
     >>> table = VisualTable(torch.tensor([[0, 1, 1, 1, 0]]), layers=1, heads=1)
-    >>> table.drop(torch.tensor([[[[True, False, True]]]]), [2], step=2, seen=6).flatten().tolist()
+    >>> table.drop(torch.tensor([[[[True, False, True]]]]), [[2]], step=2, seen=6)[0].flatten().tolist()
     [0, 1, 3, 4, 5]
     """
 
@@ -46,10 +50,12 @@ class VisualTable:
         self.pools = int(numbers.max())
         mine = (numbers[:, None] == torch.arange(1, self.pools + 1, device="cpu")[:, None]).flatten(0, 1)  # (pool, prompt)
         self.totals = mine.sum(1).tolist()
-        self.left, self.counts = list(self.totals), sent(self.totals, device)
+        self.left = [list(self.totals) for _ in range(layers)]
+        self.counts = sent(self.left, device)
         self.positions: Tensor | None = None
         self.start = 0
         self.has_dead = False
+        self._filling = [0] * layers
         self._prompt = numbers > 0
         slots, shape = _marked_right(mine, max(self.totals)), (layers, len(mine), heads, max(self.totals))
         valid = mine.gather(1, slots)
@@ -62,8 +68,10 @@ class VisualTable:
         )
         self._dropped = torch.zeros(layers, len(numbers), heads, self.width + 1, dtype=torch.int32, device=device)  # 0 = never
 
-    def read(self, weights: Tensor) -> Tensor:
-        """Take the visual tokens' entries, (layer, pool, head, visual), out of weights (layer, batch, head, slot)."""
+    def read(self, reports: Sequence[Tensor]) -> Tensor:
+        """Take the visual tokens' entries, (layer, pool, head, visual), out of each layer's weights (batch, head, slot)."""
+        filled = zip(reports, self._filling, strict=True)
+        weights = torch.stack([torch.nn.functional.pad(row, (n, 0)) if n else row for row, n in filled])
         if self.pools > 1:
             weights = weights.repeat_interleave(self.pools, dim=1)
         return weights.gather(3, self._slots)
@@ -74,31 +82,45 @@ class VisualTable:
         full = full.scatter(3, self._numbers, rows)[..., :-1].nanmean(2)
         return full.unflatten(1, (-1, self.pools)).nanmean(2)  # each token is in one pool
 
+    def visual_slots(self, layer: int, slots: int) -> Tensor:
+        """Mark a layer's slots that hold visual tokens, bool (batch, 1 or head, slot)."""
+        filling = self._filling[layer]
+        marked = self._marked(filling + slots, self._slots[layer, None], self.valid[layer, None])[0, ..., filling:]
+        return marked.unflatten(0, (-1, self.pools)).any(1)
+
+    def marked(self, marks: Tensor, slots: int) -> Tensor:
+        """Mark in which of so many slots the marked entries (layer, pool, head, visual) lie, (layer, batch, head, slot)."""
+        return self._marked(slots, self._slots, marks).unflatten(1, (-1, self.pools)).any(2)
+
     def slot_positions(self, layer: int, seen: int) -> Tensor:
         """Return a layer's slot positions, (1 or batch, 1 or head, slot); -1 where dead."""
         if self.positions is None:
             return torch.arange(seen, device=self.counts.device)[None, None]
-        return self._grown(self.positions[layer], seen)
+        return self._grown(self.stored_positions(layer), seen)
+
+    def stored_positions(self, layer: int) -> Tensor:
+        """Return the positions of the slots that a layer stored at the last prune, (batch, head, slot); -1 where dead."""
+        return self.positions[layer][..., self._filling[layer] :]
 
     def _grown(self, positions: Tensor, seen: int) -> Tensor:
         new = torch.arange(self.start, seen, device=positions.device).expand(*positions.shape[:-1], -1)
         return torch.cat([positions, new], dim=-1)
 
-    def chosen(self, keep: Tensor, left: list[int], values: Tensor) -> Tensor:
+    def chosen(self, keep: Tensor, left: list[list[int]], values: Tensor) -> Tensor:
         """Take the kept entries of values (layer, pool, head, visual), as ``drop`` will order them."""
-        return values.gather(3, _marked_right(keep, max(left)))
+        return values.gather(3, _marked_right(keep, max(map(max, left))))
 
-    def drop(self, keep: Tensor, left: list[int], step: int, seen: int) -> Tensor:
+    def drop(self, keep: Tensor, left: list[list[int]], step: int, seen: int) -> list[Tensor]:
         """Drop the visual tokens that are not to be kept, and return which slots remain, in order.
 
         Args:
             keep: bool (layer, pool, head, visual).
-            left: how many tokens each pool keeps.
-            step: the step m after which they are dropped.
+            left: how many tokens each layer keeps of each pool.
+            step: the step m after which they are dropped; -1 if no step is to have seen them.
             seen: the logical length now.
 
         Returns:
-            Indices of the old slots, (layer, batch, head, slot); dead ones, on the left, point anywhere.
+            For each layer indices of its old slots, (batch, head, slot); dead ones, on the left, point anywhere.
         """
         lost = self.valid & ~keep
         gone = self._marked(self.width + 1, self._numbers, lost).unflatten(1, (-1, self.pools)).any(2)
@@ -109,19 +131,26 @@ class VisualTable:
         else:
             positions = self._grown(self.positions, seen)
         slots = positions.shape[-1]
-        alive = (positions >= 0) & ~self._marked(slots, self._slots, lost).unflatten(1, (-1, self.pools)).any(2)
-        fewer = [total - n for total, n in zip(self.totals, left, strict=True)]
-        living = [seen - sum(fewer[row : row + self.pools]) for row in range(0, len(fewer), self.pools)]
-        order = _marked_right(alive, max(living))
+        alive = (positions >= 0) & ~self.marked(lost, slots)
+        living = [self._living(of_layer, seen) for of_layer in left]
+        stored = [max(rows) for rows in living]
+        order = _marked_right(alive, max(stored))
         self.positions = positions.masked_fill(~alive, -1).gather(3, order)
-        self.start, self.has_dead = seen, min(living) < max(living)
+        self.start, self.has_dead = seen, any(min(rows) < max(rows) for rows in living)
+        before, self._filling = self._filling, [max(stored) - width for width in stored]
 
         visual = self._marked(slots, self._slots, keep).gather(3, order.repeat_interleave(self.pools, dim=1))
         self._numbers = self.chosen(keep, left, self._numbers.masked_fill(~keep, self.width))
         self.valid = self.chosen(keep, left, keep)
-        self._slots = _marked_right(visual, max(left))
-        self.left, self.counts = list(left), sent(left, keep.device)
-        return order
+        self._slots = _marked_right(visual, max(map(max, left)))
+        self.left, self.counts = [list(of_layer) for of_layer in left], sent(left, keep.device)
+        remaining = zip(order, self._filling, before, strict=True)
+        return [slots[..., now:] if not then else (slots[..., now:] - then).clamp_min(0) for slots, now, then in remaining]
+
+    def _living(self, left: list[int], seen: int) -> list[int]:
+        # How many slots of a layer each row needs.
+        fewer = [total - n for total, n in zip(self.totals, left, strict=True)]
+        return [seen - sum(fewer[row : row + self.pools]) for row in range(0, len(fewer), self.pools)]
 
     def _marked(self, size: int, places: Tensor, marks: Tensor) -> Tensor:
         # Within a pool no place comes twice, but for the spare column of the numbers, which nobody reads.
@@ -145,9 +174,10 @@ class VisualTable:
         self._dropped = self._dropped.index_select(1, index)
         if self.positions is not None:
             self.positions = self.positions.index_select(1, index)
-        self._prompt, self.counts = self._prompt[rows], self.counts.index_select(0, pools)
+        self._prompt, self.counts = self._prompt[rows], self.counts.index_select(1, pools)
         each = self.numbers_of_rows(rows)
-        self.totals, self.left = [self.totals[pool] for pool in each], [self.left[pool] for pool in each]
+        self.totals = [self.totals[pool] for pool in each]
+        self.left = [[of_layer[pool] for pool in each] for of_layer in self.left]
 
     def kept(self, layer: int, step: int | None) -> list[Tensor]:
         """Return the prompt positions of the tokens cached at a step (None: now), (head, visual) for each row."""
@@ -160,7 +190,7 @@ class VisualTable:
         return result
 
 
-def sent(values: list[int] | Tensor, device: torch.device | str) -> Tensor:
+def sent(values: list[int] | list[list[int]] | Tensor, device: torch.device | str) -> Tensor:
     """Send values of the CPU to a device without waiting for it."""
     values = torch.as_tensor(values, device="cpu")
     return (values.pin_memory() if torch.device(device).type == "cuda" else values).to(device, non_blocking=True)

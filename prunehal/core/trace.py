@@ -22,7 +22,7 @@ def statistics(rows: Tensor, n_visual: Tensor, entropy: bool = False) -> Tensor:
     Args:
         rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no visual token. A pool is
             the visual tokens of a row, or those of one of its images.
-        n_visual: visual tokens in each pool, (pool,).
+        n_visual: visual tokens in each pool, (pool,) or (layer, pool).
         entropy: append the entropy; its logarithm takes more time than all else here.
 
     Returns:

@@ -1,0 +1,1 @@
+"""Mitigation decoders, one file each, on stock generate() and a pruning cache: see `base.Decoder`."""

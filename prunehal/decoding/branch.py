@@ -1,0 +1,185 @@
+"""Run the same model a second time beside generate(), on other inputs and a cache of its own: what contrastive decoders need.
+
+The branch reads its prompt by stock generate(), with one new token, so that positions, masks and image features are those
+that the library makes of such inputs. From then on it reads the token that each row of the main run has just read, at
+positions of its own: its prompt may be shorter. Its cache is a stock DynamicCache, which no policy prunes and no listener
+hears; it follows the beams of the main run, because the branch listens to the main cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from prunehal.core import Listener, PrunableCache, listening
+from prunehal.core.visual import generating
+
+__all__ = ["Branch", "check_prompt", "contrasting"]
+
+FAR_BELOW = 1e4  # of logits; e^-10000 is 0 in every float type, and a beam of such a token loses against every other
+# What a forward of the prompt says about its tokens; each new token adds one entry.
+BY_TOKEN = ("position_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class Branch(Listener):
+    """Hold a second run of a model, row by row beside the main one.
+
+    Attributes:
+        logits: of the newest token, (batch, vocabulary), float32.
+        cache: the branch's own K and V.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        """Run the branch's prompt.
+
+        Args:
+            model: whose generate() takes the inputs.
+            inputs: of the branch; as many rows as the main run has before generate() repeats them, padded on the left.
+        """
+        self._model, self.cache = generating(model), DynamicCache(config=model.config.get_text_config(decoder=True))
+        self._prompt: dict[str, Any] = {}
+        hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
+        options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "output_logits": True}
+        options |= {"past_key_values": self.cache, "return_dict_in_generate": True}
+        try:
+            with _positions_kept(self._model):
+                # By way of the class: the object's own generate() may be replaced, as inside pruning().
+                self.logits = type(model).generate(model, **inputs, **options).logits[0].float()
+        finally:
+            hook.remove()
+
+    def _note(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._prompt = {name: kwargs[name] for name in BY_TOKEN if kwargs.get(name) is not None}
+
+    def expand(self, rows: int) -> None:
+        """Repeat every row as often as generate() does for its beams or returned sequences, until there are ``rows``.
+
+        Raises:
+            ValueError: rows is no multiple of the branch's rows.
+        """
+        copies, rest = divmod(rows, len(self.logits))
+        if rest or not copies:
+            raise ValueError(
+                f"inputs: the method was attached to inputs of {len(self.logits)} rows, and generate() runs {rows}; expected as "
+                "many or a multiple. Fix: pass the same inputs to on() and generate()."
+            )
+        if copies > 1:
+            self.cache.batch_repeat_interleave(copies)
+            self._take(torch.arange(len(self.logits)).repeat_interleave(copies))
+
+    def read(self, tokens: Tensor) -> None:
+        """Read one token a row, (batch, 1), and set ``logits`` to what follows it."""
+        new = {"position_ids": self._last("position_ids", 1), "attention_mask": None}
+        if (mask := self._prompt.get("attention_mask")) is not None:
+            self._prompt["attention_mask"] = new["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if "token_type_ids" in self._prompt:
+            new["token_type_ids"] = self._last("token_type_ids", 0)
+        if "mm_token_type_ids" in self._prompt:
+            new["mm_token_type_ids"] = torch.zeros_like(tokens)
+        new = {name: value for name, value in new.items() if value is not None}
+        with torch.no_grad():
+            output = self._model(input_ids=tokens, past_key_values=self.cache, use_cache=True, return_dict=True, **new)
+        if "position_ids" in new:
+            self._prompt["position_ids"] = new["position_ids"]
+        self.logits = output.logits[:, -1].float()
+
+    def _last(self, name: str, more: int) -> Tensor | None:
+        values = self._prompt.get(name)
+        return None if values is None else values[..., -1:] + more
+
+    def reordered(self, beam_idx: Tensor) -> None:
+        """Follow the beams of the main run."""
+        self.cache.reorder_cache(beam_idx)
+        self._take(beam_idx)
+
+    def _take(self, rows: Tensor) -> None:
+        batch = len(self.logits)
+        self.logits = self.logits.index_select(0, rows.to(self.logits.device))
+        for name, value in self._prompt.items():
+            axis = value.ndim - 2  # M-RoPE has an axis (or several) in front of the rows
+            if value.shape[axis] == batch:  # positions without padding may stand once for all rows
+                self._prompt[name] = value.index_select(axis, rows.to(value.device))
+
+
+@contextmanager
+def _positions_kept(model: torch.nn.Module) -> Iterator[None]:
+    # Models with M-RoPE keep the offset of the latest prompt's positions on themselves; the main run needs its own.
+    keepers = [(part, part.rope_deltas) for part in model.modules() if hasattr(part, "rope_deltas")]
+    try:
+        yield
+    finally:
+        for part, offset in keepers:
+            part.rope_deltas = offset
+
+
+@contextmanager
+def contrasting(
+    model: torch.nn.Module, cache: PrunableCache, branch: Branch, combine: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Let every forward of the main run return combined logits inside the block.
+
+    The logits are replaced where the model returns them, ahead of all processors. So the order is the published one in every
+    mode - contrast, cut, processors, warpers - and beam search normalises what it adds up. What generate() returns as
+    ``logits`` are then the combined ones.
+
+    A later processor may forbid every token that the cut has left, e.g. the end of the text while ``min_new_tokens`` lasts.
+    So a cut token does not get -inf but its own logit, lowered by ``FAR_BELOW``: probability 0, and the most probable of
+    them follows where nothing else may.
+
+    Args:
+        model: whose generate() runs inside.
+        cache: of the main run; forwards with another cache are left alone.
+        branch: reads beside it.
+        combine: takes the logits of the main run and of the branch, float32 (batch, vocabulary), and returns new ones,
+            with -inf where a token is cut.
+    """
+    decoder, started = generating(model), False
+    positional = list(inspect.signature(decoder.forward).parameters)
+
+    def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        nonlocal started
+        given = dict(zip(positional, args, strict=False)) | kwargs
+        if given.get("past_key_values") is not cache or not cache.step:
+            return output  # another run, or a chunk of the prompt that is not the last
+        tokens, logits = given.get("input_ids"), output.logits[:, -1].float()
+        if not started:
+            branch.expand(len(logits))
+        elif tokens is None or tokens.shape[1] != 1:
+            raise ValueError(
+                "past_key_values: a second prompt arrived while the method is attached; expected one prompt and what follows it. "
+                "Fix: leave the with block after the first generate(), and attach the method anew to the longer conversation."
+            )
+        else:
+            branch.read(tokens)
+        started = True
+        combined = combine(logits, branch.logits.to(logits.device))
+        combined = torch.where(combined == -torch.inf, logits - logits.amax(dim=-1, keepdim=True) - FAR_BELOW, combined)
+        output.logits = torch.cat([output.logits[:, :-1].float(), combined[:, None]], dim=1)
+        return output
+
+    handle = decoder.register_forward_hook(hook, with_kwargs=True)
+    try:
+        with listening(cache, branch):
+            yield
+    finally:
+        handle.remove()
+
+
+def check_prompt(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
+    """Refuse inputs that are not those that the cache was attached to.
+
+    Raises:
+        ValueError: the input_ids differ.
+    """
+    ids, attached = inputs.get("input_ids"), cache.prompt.ids
+    if ids is not None and attached is not None and not torch.equal(ids.cpu(), attached.cpu()):
+        raise ValueError(
+            f"inputs: on() got input_ids {tuple(ids.shape)} that are not the {tuple(attached.shape)} of the cache; expected the "
+            "same prompt. Fix: pass the same inputs to attach() and on()."
+        )

@@ -1,0 +1,127 @@
+"""DeCo: let the most confident of the upper layers correct the last one (Wang et al., ICLR 2025).
+
+Early layers often know an object's word that the last layer suppresses. Among the candidate words of the last layer, the one
+that any upper layer is surest of names the layer; its logits are added, weighted by that certainty.
+
+Where we differ from the public code: it picks one layer for row 0 of a batch, here each row has its own candidates and layer;
+returned scores are the corrected ones; processors built into generate() (suppressed words) act before the correction, so
+that candidates are words that may be said; in beam search the corrected scores are log-probabilities again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from prunehal.core import PrunableCache
+from prunehal.decoding.base import Decoder
+from prunehal.decoding.layers import LayerReadout, check_layers
+from prunehal.decoding.plausibility import renormalised
+
+__all__ = ["DeCo", "candidate_words", "upper_layers"]
+
+
+@dataclass(frozen=True)
+class DeCo(Decoder):
+    """Add the logits of the upper layer that is surest of a candidate word, at each step and in each row.
+
+    For greedy search, sampling and beam search. Stock decoding: alpha=0, p_top=1 and k=None.
+
+    Attributes:
+        alpha: strength of the correction; the paper's scripts use 0.6, a table of its public notes 0.5.
+        p_top: candidates are the shortest list of the most probable words that reaches this mass; 1 keeps them all.
+        k: and at most so many of them; None means no limit.
+        layers: hidden states to look at (k is the state after k blocks); None means 20 to 28 of 32, scaled to the model.
+
+    Example:
+        >>> import prunehal as ph
+        >>> from prunehal.testbed.scenes import scene
+        >>> model, processor = ph.load()
+        >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
+        >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.5, t=2))
+        >>> with DeCo().on(model, inputs, cache) as options:
+        ...     ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=8)
+        >>> cache.events["reason"].tolist()[0]
+        'forced'
+    """
+
+    alpha: float = 0.6
+    p_top: float = 0.9
+    k: int | None = 20
+    layers: tuple[int, ...] | None = None
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"llava-1.5": {"alpha": 0.6, "p_top": 0.9, "k": 20}}
+
+    def __post_init__(self) -> None:
+        alpha, p_top, k = self.alpha, self.p_top, self.k
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha={alpha!r}: expected a number of at least 0. Set alpha=0.6, the published value.")
+        if isinstance(p_top, bool) or not isinstance(p_top, int | float) or not 0 < p_top <= 1:
+            raise ValueError(f"p_top={p_top!r}: expected a number in (0, 1]. Set p_top=0.9, or 1 for no limit.")
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise ValueError(f"k={k!r}: expected an integer of at least 1, or None for no limit. Set k=20, the published value.")
+        if self.layers is not None:
+            check_layers(self.layers)
+            if not self.layers:
+                raise ValueError("layers=(): expected at least one layer. For stock decoding leave the decoder out.")
+
+    @contextmanager
+    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+        """Attach to the next generate() on this cache; see ``Decoder.on``.
+
+        Raises:
+            ValueError: the model's layers cannot be read out, or it has fewer than asked for.
+        """
+        readout = LayerReadout(model)
+        layers = upper_layers(readout.layers) if self.layers is None else self.layers
+        check_layers(layers, readout.layers)
+        if self.alpha == 0 and self.p_top == 1 and self.k is None:
+            yield {}
+            return
+        with readout.watching(layers):
+            yield {"logits_processor": LogitsProcessorList([_Correction(self, readout)])}
+
+
+def upper_layers(layers: int) -> tuple[int, ...]:
+    """Return the layers 20 to 28 of 32, scaled to a decoder of so many layers.
+
+    >>> upper_layers(32), upper_layers(6)
+    ((20, 21, 22, 23, 24, 25, 26, 27, 28), (3, 4, 5))
+    """
+    return tuple(range(20 * layers // 32, 28 * layers // 32 + 1))
+
+
+def candidate_words(probabilities: Tensor, p_top: float, k: int | None) -> Tensor:
+    """Mark each row's most probable words: the shortest list that reaches the mass p_top, and at most k; bool as the input.
+
+    >>> candidate_words(torch.tensor([[0.1, 0.6, 0.3]]), p_top=0.8, k=20).tolist()
+    [[False, True, True]]
+    """
+    best = probabilities.topk(min(k or probabilities.shape[-1], probabilities.shape[-1]), dim=-1)
+    enough = torch.ones_like(best.values, dtype=torch.bool)
+    if p_top < 1:  # in floating point a sum reaches 1 before the last word
+        enough[:, 1:] = best.values.cumsum(-1)[:, :-1] < p_top
+    return torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, best.indices, enough)
+
+
+class _Correction(LogitsProcessor):
+    def __init__(self, setting: DeCo, readout: LayerReadout) -> None:
+        self._setting, self._readout = setting, readout
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        setting, scores = self._setting, scores.float()
+        words = candidate_words(scores.softmax(-1), setting.p_top, setting.k)  # (batch, vocabulary)
+        early = self._readout.early_logits(normed=True).to(scores.device)  # (layer, batch, vocabulary)
+        said = words & scores.isfinite()  # p_top = 1 takes suppressed words in
+        sure = early.softmax(-1).masked_fill(~said, 0.0).amax(-1)  # (layer, batch)
+        weight, layer = sure.max(0)
+        added = early[layer, torch.arange(len(layer), device=layer.device)]
+        corrected = scores + setting.alpha * weight[:, None] * added
+        return renormalised(corrected.masked_fill(~words, -math.inf))
