@@ -7,10 +7,10 @@
     cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
     ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=64)
 
-Rooms: ``core`` (attention observes, policy decides, cache acts), ``testbed`` (the world, the grammar and the training of
-the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models on benchmarks),
-``experiments`` (ablations that resume), ``commands`` (of ``python -m prunehal``), ``captioning`` (many scenes at once),
-``statistics``, ``figures``.
+Rooms: ``core`` (attention observes, policy decides, cache acts), ``decoding`` (mitigation decoders beside it), ``testbed`` (the
+world, the grammar and the training of the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models
+on benchmarks), ``experiments`` (ablations that resume), ``commands`` (of ``python -m prunehal``), ``captioning`` (many scenes at
+once), ``statistics``, ``figures``.
 
 Words used throughout, with the symbols of the paper (arXiv 2510.19183):
 

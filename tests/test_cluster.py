@@ -100,7 +100,7 @@ def test_a_killed_worker_costs_no_row(monkeypatch, tmp_path, here, workers):
 @pytest.fixture
 def threads():
     """A cluster within this process, for what needs no model."""
-    options = {"threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with LocalCluster(n_workers=1, resources={"GPU": 1}, protocol="tcp", **options) as threads:
         yield threads
 
