@@ -248,6 +248,23 @@ def test_k_and_v_of_dropped_tokens_leave_the_cache():
     assert cache.events.empty
     for step in (1, None):
         assert [len(cache.kept(layer, step)[1]) for layer in range(4)] == [16, 16, 4, 4]
+    for layer, stored in enumerate(cache.layers):  # what an edit of the scores is told
+        marked = cache.table.visual_slots(layer, stored.length)
+        positions = stored.slot_positions().expand_as(marked)
+        assert [positions[row][marked[row]].tolist() for row in range(2)] == [kept.tolist() for kept in cache.kept(layer)]
+
+
+def test_fastv_and_smoothing_go_together():
+    model, inputs, policy = models.build("llava"), models.inputs_for("llava", **BATCH), PruneHal(r=0.5, t=2)
+    cache = attach(model, inputs, policy)
+    with FastV(2, 0.5).on(model, inputs, cache):
+        out, _ = decode(model, inputs, KVSmooth(ref=0.5), cache=cache)
+    layers, prefill = models.build("llava", "eager").model.language_model.layers, slow.fastv(2, 0.5)
+    for row, padding in enumerate(paddings(inputs)):
+        single = models.rows_of(inputs)[row]
+        with slow.smoothing(layers, (1, 2, 3), 0.5, 0.2, 15):
+            twin = reference.generate(models.build("llava", "eager"), layers, single, policy, [models.IMAGE], 14, prefill=prefill)
+        compare(twin, out, cache, row, padding)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
