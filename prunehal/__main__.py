@@ -94,7 +94,12 @@ def run_benchmark(
     r: Annotated[float, typer.Option(help="Retention ratio of prunehal.")] = 0.4,
     t: Annotated[int, typer.Option(help="Largest number of prunes of prunehal.")] = 3,
     k: Annotated[int | None, typer.Option(help="Visual tokens that topk keeps.")] = None,
-    decoding: Annotated[str, typer.Option(help="greedy, beam (5 beams) or nucleus (top_p 0.9).")] = "greedy",
+    decoding: Annotated[
+        str, typer.Option(help="greedy, beam (5 beams), nucleus (top_p 0.9), vcd, dola, opera, deco, pai, kvsmooth or fastv.")
+    ] = "greedy",
+    decoder_option: Annotated[
+        list[str] | None, typer.Option(help="An option of the decoder, e.g. alpha=0.5; several are possible.")
+    ] = None,
     questions: Annotated[
         str | None, typer.Option(help="POPE: a file, or a shipped one such as coco/adversarial; CHAIR: a file of image ids.")
     ] = None,
@@ -113,11 +118,15 @@ def run_benchmark(
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out what has no image.")] = False,
 ) -> None:
     """Run a model on a benchmark, resumably, and write the result file that the benchmark's scorer reads."""
-    options = {name: value for name, value in locals().items() if name not in ("policy", "r", "t", "k")}
+    options = dict(locals())
+    for name in ("policy", "r", "t", "k", "decoding", "decoder_option"):
+        del options[name]
+    from prunehal.decoding.named import named_decoding, read_options
     from prunehal.running import Run, named_policy, run
 
     with named_errors():
-        typer.echo(f"written: {run(Run(policy=named_policy(policy, r, t, k), **options))}")
+        method = named_decoding(decoding, read_options(decoder_option or ()))
+        typer.echo(f"written: {run(Run(policy=named_policy(policy, r, t, k), decoding=method, **options))}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ statistics by adding up the trace line by line.
 import hashlib
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -64,14 +65,15 @@ def _row(model, processor, experiment, key):
         options["num_beams"] = 5
     if experiment.decoding == "nucleus":
         options["logits_processor"] = [Drawn(key, experiment.seed, width)]
-    made = model.generate(**inputs, past_key_values=cache, return_dict_in_generate=True, **options)
+    with nullcontext({}) if isinstance(experiment.decoding, str) else experiment.decoding.on(model, inputs, cache) as own:
+        made = model.generate(**inputs, past_key_values=cache, return_dict_in_generate=True, **options, **own)
     tokens = made.sequences[0, width:].tolist()
     end = processor.tokenizer.eos_token_id
     finished = end in tokens
     if finished:
         tokens = tokens[: tokens.index(end)]
     steps = len(tokens) + finished
-    beams = made.beam_indices[0].tolist() if experiment.decoding == "beam" else [0] * steps
+    beams = made.beam_indices[0].tolist() if "beam_indices" in made else [0] * steps
 
     trace, votes = cache.trace.frame(), cache.trace.votes()
     seen = {}  # (step, layer) -> line of the trace, of the beam that the text was in

@@ -21,7 +21,7 @@ from prunehal.resources import data_path
 from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
 from prunehal.running.chat import encode, render
-from prunehal.running.engine import DECODINGS, Engine
+from prunehal.running.engine import SEARCHES, Engine
 from prunehal.running.rows import locked
 from prunehal.running.tasks import CAPTION_PROMPT, images_of, items_of
 from prunehal.testbed.model import build_prompt
@@ -462,14 +462,13 @@ def test_a_sampled_run_that_goes_on_equals_one_that_was_not_stopped(scenes, tmp_
     assert told(tmp_path / "stopped") == told(tmp_path / "whole")
 
 
-def test_what_a_decoding_is():
-    options = {name: make(None, {}) for name, make in DECODINGS.items()}
+def test_what_a_search_is():
     common = {"num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "do_sample": False}
-    assert options == {
+    assert {
         "greedy": common,
         "beam": common | {"num_beams": 5},
         "nucleus": common | {"do_sample": True, "top_p": 0.9, "top_k": 0},  # without the library's own top_k of 50
-    }
+    } == SEARCHES
 
 
 # Other benchmarks.
@@ -577,7 +576,7 @@ def test_the_first_token_is_written_once(checkpoint):
     ("options", "match"),
     [
         ({"benchmark": "chairs"}, "benchmark='chairs': expected one of 'chair', 'pope', 'amber', 'mmhal'"),
-        ({"decoding": "beam5"}, "decoding='beam5': expected one of 'greedy', 'beam', 'nucleus'"),
+        ({"decoding": "beam5"}, "decoding='beam5': expected one of greedy, beam, nucleus, vcd"),
         ({"dtype": "int8"}, "dtype='int8': expected one of 'auto', 'float32'"),
         ({"batch_size": 0}, "batch_size=0: expected an integer of at least 1"),
         ({"max_new_tokens": 1.5}, r"max_new_tokens=1\.5: expected an integer"),

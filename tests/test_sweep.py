@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import prunehal as ph
 from prunehal.__main__ import app
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
+from prunehal.decoding import PAI, KVSmooth
 from prunehal.experiments import Experiment, Store, sweep
 from prunehal.experiments.pictures import image_keys
 from prunehal.experiments.worker import Task, work
@@ -41,6 +42,12 @@ EXPERIMENTS = {
     "nucleus random": replace(GREEDY, decoding="nucleus", seed=1, policy=PruneHal(selection="random")),
     "beam": replace(GREEDY, decoding="beam", policy=PruneHal(), n_images=2),
     "beam head": replace(GREEDY, decoding="beam", policy=PruneHal(kept="head", beam_state="shared"), n_images=2),
+    "vcd": replace(GREEDY, decoding="vcd", policy=PruneHal()),
+    "pai": replace(GREEDY, decoding=PAI(gamma=1.5), policy=PruneHal()),
+    "dola": replace(GREEDY, decoding="dola"),
+    "kvsmooth": replace(GREEDY, decoding=KVSmooth(ref=0.7), policy=PruneHal(r=0.7)),
+    "fastv": replace(GREEDY, decoding="fastv", policy=PruneHal()),  # shares no prefill
+    "opera": replace(GREEDY, decoding="opera", policy=PruneHal(), max_new_tokens=12),  # one image at a time
     "tiles": replace(GREEDY, tiles=1, clutter=True, policy=PruneHal(), n_images=2),
 }
 
@@ -92,6 +99,16 @@ def test_policies_of_a_prompt_share_its_prefill_and_a_task_is_no_larger_than_ask
     # The first policy learns the lengths; the other nine go out eight at a time.
     assert [(len(task.experiments), len(task.keys)) for task in tasks] == [(1, 2), (8, 2), (1, 2)]
     assert len(prefills) == 1
+
+
+def test_a_decoder_that_takes_one_input_gets_one(monkeypatch, tmp_path):
+    tasks = []
+    monkeypatch.setattr(MODULE, "work", lambda task: tasks.append(task) or work(task))
+    opera = [Experiment(n_images=2, max_new_tokens=3, decoding="opera", policy=policy) for policy in (NoPruning(), PruneHal())]
+    vcd = replace(opera[0], decoding="vcd")
+    store = sweep([*opera, vcd], tmp_path, progress=False)
+    assert [(len(task.experiments), len(task.keys)) for task in tasks] == [(1, 1), (1, 1), (1, 1), (1, 1), (1, 2)]
+    assert not any(store.missing(each) for each in (*opera, vcd))
 
 
 def test_images_of_like_length_are_captioned_together(monkeypatch, tmp_path):

@@ -27,6 +27,8 @@ class Decoder:
     """
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # model family -> published hyper-parameters
+    one_input: ClassVar[bool] = False  # whether it takes one input at a time, not a batch
+    whole_prompt: ClassVar[bool] = False  # whether it must see all of the prompt, so that no prefill can be shared
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Self:

@@ -60,6 +60,8 @@ class FastV(Decoder):
     block: int = 2
     ratio: float = 0.5
 
+    whole_prompt: ClassVar[bool] = True
+
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "llava-1.5": {"block": 2, "ratio": 0.5},
         "llava-1.5, transformers demo": {"block": 3, "ratio": 0.75},

@@ -87,6 +87,8 @@ class OPERA(Decoder):
     scale: float = 1e-7
     warmup: int = 10
 
+    one_input: ClassVar[bool] = True
+
     # README of the released code: the same values for all four models, and a faster setting.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "llava-1.5": {},

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
+from prunehal.decoding.base import Decoder
+from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
 from prunehal.testbed.scenes import SPLITS
 
-__all__ = ["DECODINGS", "POLICIES", "TESTBED", "Experiment", "policy_from"]
+__all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 
 TESTBED = "testbed"
-DECODINGS = ("greedy", "beam", "nucleus")
 POLICIES: dict[str, type[Policy]] = {kind.__name__: kind for kind in (NoPruning, PruneHal, TopK)}
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "seed": 0}  # and the smallest value of each
@@ -45,7 +46,8 @@ class Experiment:
         clutter: whether those tiles hold shapes that resemble objects.
         prompt: what is asked; None is the testbed's own, or "Please describe this image in detail." for a folder.
         template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
-        decoding: ``"greedy"``, ``"beam"`` (5 beams) or ``"nucleus"`` (top_p 0.9, temperature 1).
+        decoding: ``"greedy"``, ``"beam"`` (5 beams), ``"nucleus"`` (top_p 0.9, temperature 1), or a mitigation decoder: one of
+            `prunehal.decoding`, or its name for its published values; it searches greedily (OPERA by its beams).
         policy: when and what to prune; ``NoPruning()`` only observes.
         max_new_tokens: longest caption.
         seed: of sampling. A draw depends on it, on the image and on the step, not on the batch or the policy.
@@ -71,7 +73,7 @@ class Experiment:
     clutter: bool = False
     prompt: str | None = None
     template: str | None = None
-    decoding: str = "greedy"
+    decoding: Decoding = "greedy"
     policy: Policy = field(default_factory=NoPruning)
     max_new_tokens: int = 100
     seed: int = 0
@@ -89,8 +91,7 @@ class Experiment:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
-        if self.decoding not in DECODINGS:
-            raise ValueError(f"decoding={self.decoding!r}: expected one of {', '.join(map(repr, DECODINGS))}")
+        object.__setattr__(self, "decoding", named_decoding(self.decoding))
         if not isinstance(self.clutter, bool) or (self.clutter and not self.tiles):
             raise ValueError(f"clutter={self.clutter!r}, tiles={self.tiles}: expected clutter=True only with background tiles")
         if self.images == TESTBED:
@@ -106,10 +107,16 @@ class Experiment:
         check_template(self.template)
 
     @property
+    def one_input(self) -> bool:
+        """Whether images are captioned one at a time, because the decoder takes no batch."""
+        return getattr(self.decoding, "one_input", False)
+
+    @property
     def description(self) -> dict[str, Any]:
-        """All fields as JSON, the policy with its name."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "policy"}
-        return found | {"policy": {"name": type(self.policy).__name__} | asdict(self.policy)}
+        """All fields as JSON, policy and decoder with their names."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        policy = {"name": type(self.policy).__name__} | asdict(self.policy)
+        return found | {"decoding": described(self.decoding), "policy": policy}
 
     @cached_property
     def key(self) -> str:
@@ -122,44 +129,69 @@ class Experiment:
         """What differs from the defaults, in a form that a file name can hold; for readers, the key is what counts."""
         parts = [self.split]
         parts += [f"{f.name}-{getattr(self, f.name)}" for f in fields(self) if f.name not in _SHORT and self._differs(f.name)]
-        parts += [self.decoding] if self._differs("decoding") else []
+        if isinstance(self.decoding, Decoder):
+            parts += [type(self.decoding).__name__.lower(), *_options(self.decoding)]
+        elif self._differs("decoding"):
+            parts.append(self.decoding)
         parts += [f"tiles{self.tiles}{'cluttered' if self.clutter else 'clean'}"] if self.tiles else []
-        parts += [type(self.policy).__name__.lower()]
-        for f in fields(self.policy):
-            value = getattr(self.policy, f.name)
-            if f.name in ("r", "t", "k"):
-                parts.append(f"{f.name}{value}")
-            elif f.init and value != f.default:
-                parts.append(f"{f.name}-{value}")
+        parts += [type(self.policy).__name__.lower(), *_options(self.policy, always=("r", "t", "k"))]
         return re.sub(r"[^\w.\-]", "", "_".join(parts))[:120]
 
     def _differs(self, name: str) -> bool:
         return getattr(self, name) != next(f.default for f in fields(self) if f.name == name)
 
     def with_options(self, options: Mapping[str, Any]) -> Experiment:
-        """Return the experiment with other values; ``"policy.r"`` is the option r of its policy.
+        """Return the experiment with other values; ``"policy.r"`` and ``"decoding.alpha"`` are options of its policy and decoder.
 
         Raises:
             ValueError: no such name, or a value that cannot be.
 
         >>> Experiment(policy=PruneHal()).with_options({"split": "test", "policy.r": 0.9}).name
         'test_prunehal_r0.9_t3'
+        >>> Experiment().with_options({"decoding": "vcd", "decoding.alpha": 0.5}).name
+        'validation_vcd_alpha-0.5_nopruning'
         """
-        own = {name: value for name, value in options.items() if not name.startswith("policy.")}
+        inner: dict[str, dict[str, Any]] = {"policy": {}, "decoding": {}}
+        own = {}
+        for name, value in options.items():
+            part, _, option = name.partition(".")
+            if part in inner and option:
+                inner[part][option] = value
+            else:
+                own[name] = value
         known = [f.name for f in fields(self)]
         if unknown := [name for name in own if name not in known]:
+            names = ", ".join(map(repr, unknown))
             raise ValueError(
-                f"unknown name(s) {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}, or policy.r and the like"
+                f"unknown name(s) {names}; expected some of {', '.join(known)}, or policy.r, decoding.alpha and the like"
             )
         changed = replace(self, **own)
-        of_policy = {name.removeprefix("policy."): value for name, value in options.items() if name not in own}
-        if not of_policy:
-            return changed
-        known = [f.name for f in fields(changed.policy) if f.init]
-        if unknown := [name for name in of_policy if name not in known]:
-            kind = type(changed.policy).__name__
-            raise ValueError(f"{kind} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}")
-        return replace(changed, policy=replace(changed.policy, **of_policy))
+        for part, given in inner.items():
+            if given:
+                changed = replace(changed, **{part: _with_options(getattr(changed, part), given)})
+        return changed
+
+
+def _with_options(chosen: Policy | Decoding, options: Mapping[str, Any]) -> Policy | Decoding:
+    if isinstance(chosen, str):
+        return named_decoding(chosen, options)  # refuses them by name
+    known = [f.name for f in fields(chosen) if f.init]
+    if unknown := [name for name in options if name not in known]:
+        kind = type(chosen).__name__
+        raise ValueError(f"{kind} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}")
+    return replace(chosen, **options)
+
+
+def _options(chosen: Policy | Decoder, always: Sequence[str] = ()) -> list[str]:
+    """Return the options that differ from the defaults, and some always, for a name."""
+    parts = []
+    for f in fields(chosen):
+        value = getattr(chosen, f.name)
+        if f.name in always:
+            parts.append(f"{f.name}{value}")
+        elif f.init and value != f.default:
+            parts.append(f"{f.name}-{value}")
+    return parts
 
 
 _SHORT = ("n_images", "split", "tiles", "clutter", "policy", "decoding")  # said in another way in a name, or not at all

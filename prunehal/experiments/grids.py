@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunehal.decoding.named import named_decoding
 from prunehal.experiments.description import Experiment, policy_from
 
 __all__ = ["grid", "read_grid"]
@@ -63,8 +64,10 @@ def read_grid(path: str | Path) -> list[Experiment]:
         "policy.r" = [0.4, 0.7, 0.9]
         "policy.t" = [1, 2, 3]
 
-    Lists are axes, all else is set for the whole product. ``sample = 100`` and ``sample_seed = 0`` in a [[grid]] draw so many of
-    its points. TOML knows no None: write "none", as in ``"policy.factor" = ["none", 0.5]``.
+    A mitigation decoder is ``decoding = "vcd"`` or ``decoding = {name = "vcd", alpha = 0.5}``, and its options are axes such as
+    ``"decoding.alpha" = [0.5, 1]``. Lists are axes, all else is set for the whole product. ``sample = 100`` and
+    ``sample_seed = 0`` in a [[grid]] draw so many of its points. TOML knows no None: write "none", as in
+    ``"policy.factor" = ["none", 0.5]``.
 
     Raises:
         ValueError: the file is no such grid; the message names file, place and fix.
@@ -96,19 +99,20 @@ def read_grid(path: str | Path) -> list[Experiment]:
             base = _described(Experiment(), common)
             sample, seed = product.pop("sample", None), product.pop("sample_seed", 0)
             fixed = {name: value for name, value in product.items() if not isinstance(value, list)}
-            axes = {name: [*map(_value, values)] for name, values in product.items() if isinstance(values, list)}
+            axes = {name: [_value(name, v) for v in values] for name, values in product.items() if isinstance(values, list)}
             experiments |= dict.fromkeys(grid(_described(base, fixed), axes, sample=sample, seed=seed))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, [[grid]] number {number}: {error}") from error
     return list(experiments)
 
 
-def _value(value: Any) -> Any:
-    """Return what a value of TOML stands for: "none" for None, a table with a name for a policy."""
+def _value(name: str, value: Any) -> Any:
+    """Return what a value of TOML stands for: "none" for None, a table with a name for a policy or a decoder."""
     if isinstance(value, Mapping):
-        return policy_from({name: _value(option) for name, option in value.items()})
+        options = {option: _value(option, given) for option, given in value.items()}
+        return named_decoding(options.pop("name", None), options) if name == "decoding" else policy_from(options)
     return None if value == "none" else value
 
 
 def _described(base: Experiment, options: Mapping[str, Any]) -> Experiment:
-    return base.with_options({name: _value(value) for name, value in options.items()})
+    return base.with_options({name: _value(name, value) for name, value in options.items()})

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.store import Store
-from prunehal.experiments.worker import Task, same_prompt, work
+from prunehal.experiments.worker import Task, same_prefill, work
 
 __all__ = ["sweep"]
 
@@ -99,18 +99,19 @@ def _keep(store: Store, by_key: Mapping[str, Experiment], missing: Mapping[str, 
 def _scouting(store: Store, experiments: Sequence[Experiment], missing: Mapping[str, dict], size: int) -> list[Task]:
     """Return the tasks of the first experiment of each prompt, for images of which no length is known."""
     tasks = []
-    for group in _by_prompt(experiments):
+    for group in _by_prefill(experiments):
         known = _lengths(store, group)
         first = next((each for each in group if missing[each.key]), None)
         if first is not None and len(group) > 1:
-            tasks += [Task((first,), keys) for keys in _cut([key for key in missing[first.key] if key not in known], size)]
+            unknown = [key for key in missing[first.key] if key not in known]
+            tasks += [Task((first,), keys) for keys in _cut(unknown, 1 if first.one_input else size)]
     return tasks
 
 
 def _sorted(store: Store, experiments: Sequence[Experiment], missing: Mapping[str, dict], size: int) -> list[Task]:
     """Return the tasks of all that is missing: images of like length together, so that few rows wait for the longest."""
     tasks = []
-    for group in _by_prompt(experiments):
+    for group in _by_prefill(experiments):
         lengths = _lengths(store, group)
         lacking: dict[int | str, list[Experiment]] = {}  # image -> who has no row of it
         for experiment in group:
@@ -120,14 +121,15 @@ def _sorted(store: Store, experiments: Sequence[Experiment], missing: Mapping[st
         for key in sorted(lacking, key=lambda key: -lengths.get(key, 0)):
             alike.setdefault(tuple(lacking[key]), []).append(key)
         for who, keys in alike.items():
-            tasks += [Task(some, part) for part in _cut(keys, size) for some in _cut(who, EXPERIMENTS_PER_TASK)]
+            parts = _cut(keys, 1 if group[0].one_input else size)
+            tasks += [Task(some, part) for part in parts for some in _cut(who, EXPERIMENTS_PER_TASK)]
     return tasks
 
 
-def _by_prompt(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
+def _by_prefill(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
     groups: dict[Experiment, list[Experiment]] = {}
     for experiment in experiments:
-        groups.setdefault(same_prompt(experiment), []).append(experiment)
+        groups.setdefault(same_prefill(experiment), []).append(experiment)
     return list(groups.values())
 
 

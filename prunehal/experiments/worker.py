@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import Captioned, caption_batch, mention_attention
 from prunehal.core import PrunableCache, SharedPrefill, attach
+from prunehal.decoding.base import Decoder
+from prunehal.decoding.named import BEAMS
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import pictures, truth
 from prunehal.experiments.sampling import KeyedSampling
@@ -29,9 +32,8 @@ from prunehal.running.loop import is_out_of_memory
 from prunehal.running.tasks import CAPTION_PROMPT
 from prunehal.testbed.captions import PROMPT
 
-__all__ = ["Task", "same_prompt", "work"]
+__all__ = ["Task", "same_prefill", "work"]
 
-BEAMS = 5
 _BUSY = threading.Lock()
 
 
@@ -40,23 +42,23 @@ class Task:
     """Some images under some experiments, which all give the model the same prompt.
 
     Attributes:
-        experiments: as `same_prompt` groups them.
-        keys: image ids.
+        experiments: as `same_prefill` groups them.
+        keys: image ids; one, where the experiments' decoder takes one input at a time.
     """
 
     experiments: tuple[Experiment, ...]
     keys: tuple[int | str, ...]
 
 
-def same_prompt(experiment: Experiment) -> Experiment:
-    """Return what decides the prompt alone; experiments of which it is equal share their prefill.
+def same_prefill(experiment: Experiment) -> Experiment:
+    """Return what decides the prompt, and whether it comes alone; experiments of which it is equal share their prefill.
 
     >>> from prunehal.core import PruneHal
-    >>> same_prompt(Experiment(policy=PruneHal(), seed=1)) == same_prompt(Experiment())
+    >>> same_prefill(Experiment(policy=PruneHal(), decoding="vcd", seed=1)) == same_prefill(Experiment())
     True
     """
     plain = Experiment()
-    names = ("policy", "decoding", "seed", "max_new_tokens", "n_images")
+    names = ("policy", "seed", "max_new_tokens", "n_images", *(() if experiment.one_input else ("decoding",)))
     return replace(experiment, **{name: getattr(plain, name) for name in names})
 
 
@@ -94,10 +96,11 @@ def _worked(task: Task) -> dict[str, list[dict[str, Any]]]:
     truths = truth(first, keys)
     rows = {}
     for experiment in task.experiments:
-        options, copies = _decoding(experiment, keys, inputs)
-        cache, given = made(experiment, copies)
-        options |= {"max_new_tokens": experiment.max_new_tokens, "do_sample": False}
-        done = caption_batch(model, processor, given, cache, keys, trace=True, **options)
+        cache, given = made(experiment)
+        decoder = experiment.decoding if isinstance(experiment.decoding, Decoder) else None
+        with nullcontext({}) if decoder is None else decoder.on(model, inputs, cache) as options:
+            options |= _search(experiment, keys, inputs) | {"max_new_tokens": experiment.max_new_tokens, "do_sample": False}
+            done = caption_batch(model, processor, given, cache, keys, trace=True, **options)
         rows[experiment.key] = _rows(done, truths, getattr(experiment.policy, "majority", 0.5))
     return rows
 
@@ -120,7 +123,7 @@ def _inputs(
 
 def _caches(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], seeds: Sequence[int], many: bool
-) -> Callable[[Experiment, int], tuple[PrunableCache, Mapping[str, Tensor]]]:
+) -> Callable[[Experiment], tuple[PrunableCache, Mapping[str, Tensor]]]:
     """Return what makes an experiment's cache and the inputs of its generate(): from one prefill where the model allows it."""
     shared = None
     if many:
@@ -129,21 +132,23 @@ def _caches(
         except ValueError:  # some models cannot share a prompt; a prompt that is wrong is refused by attach() too
             shared = None
 
-    def made(experiment: Experiment, copies: int) -> tuple[PrunableCache, Mapping[str, Tensor]]:
-        if shared is None:
+    def made(experiment: Experiment) -> tuple[PrunableCache, Mapping[str, Tensor]]:
+        decoding = experiment.decoding
+        if shared is None or getattr(decoding, "whole_prompt", False):
             return attach(model, inputs, experiment.policy, seeds=seeds, entropy=True), inputs
+        copies = BEAMS if decoding == "beam" else getattr(decoding, "num_beams", 1)
         return shared.attach(experiment.policy, copies=copies, seeds=seeds, entropy=True), shared.inputs
 
     return made
 
 
-def _decoding(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
-    """Return the options of generate(), and how many rows it makes of each input."""
+def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the options of generate() that a way of decoding without a decoder needs."""
     if experiment.decoding == "beam":
-        return {"num_beams": BEAMS}, BEAMS
+        return {"num_beams": BEAMS}
     if experiment.decoding == "nucleus":
-        return {"logits_processor": [KeyedSampling(keys, experiment.seed, inputs["input_ids"].shape[1])]}, 1
-    return {}, 1
+        return {"logits_processor": [KeyedSampling(keys, experiment.seed, inputs["input_ids"].shape[1])]}
+    return {}
 
 
 def _seed(key: int | str) -> int:

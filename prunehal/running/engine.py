@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from prunehal.captioning import new_tokens
-from prunehal.core import attach
+from prunehal.core import NoPruning, attach
 from prunehal.core.visual import generating
+from prunehal.decoding.named import BEAMS
 from prunehal.loading import load, load_image
 from prunehal.running.chat import encode, render, to_model
 from prunehal.running.tasks import BENCHMARKS, Item
@@ -23,14 +23,14 @@ from prunehal.running.tasks import BENCHMARKS, Item
 if TYPE_CHECKING:
     from prunehal.running.loop import Run
 
-__all__ = ["DECODINGS", "Engine"]
+__all__ = ["SEARCHES", "Engine"]
 
-# Each returns what generate() gets, from the model and the inputs of the batch. What a checkpoint may set otherwise is named.
+# What generate() gets; what a checkpoint may set otherwise is named. Decoders search greedily, but for what they set themselves.
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-DECODINGS: dict[str, Callable[[PreTrainedModel, Mapping[str, Tensor]], dict[str, Any]]] = {
-    "greedy": lambda model, inputs: _GREEDY,
-    "beam": lambda model, inputs: _GREEDY | {"num_beams": 5},
-    "nucleus": lambda model, inputs: _GREEDY | {"do_sample": True, "top_p": 0.9, "top_k": 0},
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": _GREEDY,
+    "beam": _GREEDY | {"num_beams": BEAMS},
+    "nucleus": _GREEDY | {"do_sample": True, "top_p": 0.9, "top_k": 0},
 }
 
 
@@ -93,20 +93,25 @@ class Engine:
 
     def answer(self, batch: Sequence[Item]) -> list[dict[str, Any]]:
         """Ask one batch, and return its rows."""
+        decoding = self.settings.decoding
+        decoder = None if isinstance(decoding, str) else decoding
+        if decoder is not None and decoder.one_input and len(batch) > 1:
+            return [row for item in batch for row in self.answer([item])]
         started = time.perf_counter()
         pictures = [load_image(self.images[item.image][0]) for item in batch]
         inputs = to_model(encode(self.processor, pictures, [self.prompts[item.key] for item in batch]), self.model)
-        options = dict(DECODINGS[self.settings.decoding](self.model, inputs))
+        options = dict(_GREEDY if decoder else SEARCHES[decoding])
         options |= {"max_new_tokens": self.settings.max_new_tokens, "num_return_sequences": 1, "pad_token_id": self.pad}
         cache = None
-        if self.settings.prunes:
+        if self.settings.prunes or decoder:
             seeds = [_number(item.key) for item in batch]
-            cache = attach(self.model, inputs, self.settings.policy, seeds=seeds, end_ids=[self.pad])
+            cache = attach(self.model, inputs, self.settings.policy or NoPruning(), seeds=seeds, end_ids=[self.pad])
             options["past_key_values"] = cache
         cards = sorted({part.device.index for part in self.model.parameters() if part.device.type == "cuda"})
-        with torch.random.fork_rng(devices=cards):
+        method = decoder.on(self.model, inputs, cache) if decoder else nullcontext({})
+        with method as own, torch.random.fork_rng(devices=cards):
             torch.manual_seed(_number(self.settings.seed, *(item.key for item in batch)))
-            made = self.model.generate(**inputs, **options, return_dict_in_generate=True)
+            made = self.model.generate(**inputs, **options | own, return_dict_in_generate=True)
         written = new_tokens(made.sequences, inputs["input_ids"]).tolist()
         # Which row of the cache each token came from: with beam search a text moves between rows.
         beams = getattr(made, "beam_indices", None)

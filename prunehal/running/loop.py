@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 import prunehal
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
+from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.loading import EMBEDDED, weights_mark
 from prunehal.running.chat import check_template
-from prunehal.running.engine import DECODINGS, Engine
+from prunehal.running.engine import Engine
 from prunehal.running.rows import RowFile, keep_settings, locked, refuse_other_settings
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, write_result
 from prunehal.testbed.captions import PROMPT
@@ -49,7 +50,8 @@ class Run:
         images: folder of the benchmark's images.
         out: folder of the rows and the result; a later call with the same settings goes on there.
         policy: when and what to prune; None for stock generate().
-        decoding: a name of `prunehal.running.engine.DECODINGS`.
+        decoding: ``"greedy"``, ``"beam"`` (5 beams), ``"nucleus"`` (top_p 0.9), or a mitigation decoder of `prunehal.decoding` or
+            its name; OPERA asks one item at a time.
         revision, dtype, attn_implementation: of the model, as `prunehal.load` takes them.
         device: where the model goes; by default cuda if there is one, otherwise cpu.
         device_map: of transformers, instead of ``device``, for a model that needs several devices.
@@ -69,7 +71,7 @@ class Run:
 
     >>> Run(model="embedded", benchmark="chair", images="val2014", out="runs/chair", decoding="beams")
     Traceback (most recent call last):
-    ValueError: decoding='beams': expected one of 'greedy', 'beam', 'nucleus'
+    ValueError: decoding='beams': expected one of greedy, beam, nucleus, vcd, dola, opera, deco, pai, kvsmooth, fastv
     """
 
     model: str
@@ -77,7 +79,7 @@ class Run:
     images: Path
     out: Path
     policy: Policy | None = None
-    decoding: str = "greedy"
+    decoding: Decoding = "greedy"
     revision: str | None = None
     dtype: str = "auto"
     attn_implementation: str | None = None
@@ -100,7 +102,8 @@ class Run:
         for name in ("model", "questions"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else str(value))
-        for name, known in (("benchmark", BENCHMARKS), ("decoding", DECODINGS), ("dtype", _DTYPES)):
+        object.__setattr__(self, "decoding", named_decoding(self.decoding))
+        for name, known in (("benchmark", BENCHMARKS), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
         for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("limit", 1), ("seed", 0)):
@@ -129,10 +132,10 @@ class Run:
     def shared(self) -> dict[str, Any]:
         """Return the settings that all rows of a folder share, as JSON; what needs the model comes later."""
         names = ("benchmark", "questions", "model", "revision", "dtype", "attn_implementation", "prompt", "prompt_suffix")
-        names += ("template", "decoding", "max_new_tokens", "seed")
+        names += ("template", "max_new_tokens", "seed")
         policy = {"name": type(self.policy).__name__} | asdict(self.policy) if self.prunes else {"name": "none"}
         versions = {"prunehal": prunehal.__version__, "transformers": transformers.__version__}
-        return {name: getattr(self, name) for name in names} | {"policy": policy} | versions
+        return {name: getattr(self, name) for name in names} | {"decoding": described(self.decoding), "policy": policy} | versions
 
 
 def named_policy(name: str, r: float = 0.4, t: int = 3, k: int | None = None) -> Policy | None:
