@@ -60,10 +60,10 @@ def changes(
     """
     lines = []
     for experiment in experiments:
-        base = same_images(baseline, experiment)
+        base = _same_images(baseline, experiment)
         ours, theirs = store.score(experiment), store.score(base)
         captions, before = store.captions(experiment), store.captions(base)
-        line = {"experiment": experiment, "name": experiment.name} | options_of(experiment.policy)
+        line = {"experiment": experiment, "name": experiment.name} | _options_of(experiment.policy)
         line |= {"visual": 100 * captions["visual"].sum() / before["visual"].sum(), "prunes": captions["prunes"].mean()}
         for metric, unit in METRICS.items():
             d = paired_bootstrap(theirs.items, ours.items, metric, n_resamples=n_resamples)
@@ -88,7 +88,7 @@ def at_equal_length(
     """
     pair = [
         dict(zip(rows["image_id"], rows["caption"], strict=True))
-        for rows in (store.captions(same_images(baseline, experiment)), store.captions(experiment))
+        for rows in (store.captions(_same_images(baseline, experiment)), store.captions(experiment))
     ]
     return difference(*pair, truth(experiment), "fixed", equal_length=True, n_resamples=n_resamples)
 
@@ -111,7 +111,7 @@ def graded(store: Store, experiments: Sequence[Experiment]) -> Graded:
     return Graded(experiments[0].split, {experiment.policy: store.score(experiment) for experiment in experiments})
 
 
-def same_images(baseline: Experiment, experiment: Experiment) -> Experiment:
+def _same_images(baseline: Experiment, experiment: Experiment) -> Experiment:
     """Return the baseline on as many images as the experiment has.
 
     Raises:
@@ -126,11 +126,11 @@ def same_images(baseline: Experiment, experiment: Experiment) -> Experiment:
     return replace(baseline, n_images=experiment.n_images)
 
 
-def options_of(policy: Policy) -> dict[str, object]:
+def _options_of(policy: Policy) -> dict[str, object]:
     """Return ``{"policy": name, option: value, ...}``.
 
     >>> from prunehal.core import TopK
-    >>> options_of(TopK(36))["k"]
+    >>> _options_of(TopK(36))["k"]
     36
     """
     return {"policy": type(policy).__name__} | {f.name: getattr(policy, f.name) for f in fields(policy) if f.init}
