@@ -77,6 +77,29 @@ def bench_sweep(
 
 
 @app.command()
+def bench_decoders(
+    shape: Annotated[str, typer.Option(help="embedded, llava-0.3b or llava-1.5-7b.")] = "llava-0.3b",
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of each text.")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each method.")] = 3,
+    only: Annotated[str, typer.Option(help="Methods whose name holds this text, and the stock ones.")] = "",
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default whichever is there.")] = None,
+    out: Annotated[Path, typer.Option(help="CSV file; a second call goes on where the first stopped.")] = Path(
+        "data/bench/decoders.csv"
+    ),
+) -> None:
+    """Measure what mitigation decoders cost beside stock greedy and beam search, and print the table."""
+    import torch
+
+    from prunehal.bench import SHAPES
+    from prunehal.bench_decoders import EMBEDDED, as_table, run
+
+    if shape not in (EMBEDDED, *SHAPES):
+        raise typer.BadParameter(f"shape {shape!r}: expected one of {', '.join((EMBEDDED, *SHAPES))}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    typer.echo(as_table(run(shape, new_tokens, rounds, out, only, device), shape))
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme

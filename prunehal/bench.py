@@ -35,7 +35,21 @@ from prunehal.core.blocks import BlockLayer
 from prunehal.core.trace import AttentionTrace, statistics
 from prunehal.resources import written
 
-__all__ = ["SHAPES", "VARIANTS", "Case", "as_table", "build", "cases", "cpu_name", "measure", "recording", "run"]
+__all__ = [
+    "SHAPES",
+    "VARIANTS",
+    "Case",
+    "Clock",
+    "as_table",
+    "build",
+    "cases",
+    "cpu_name",
+    "machine",
+    "measure",
+    "prompt",
+    "recording",
+    "run",
+]
 
 IMAGE, VISUAL, WORDS = 32000, 576, 35  # placeholder id, visual tokens (24 x 24 patches), text tokens of the prompt
 
@@ -109,20 +123,35 @@ def build(shape: str, dtype: str, device: str) -> LlavaForConditionalGeneration:
     return model
 
 
-class _Clock(StoppingCriteria):
-    """Note the time and the bytes of the cache after each token."""
+class Clock(StoppingCriteria):
+    """Note the time and the bytes of K and V, in all caches of a call, after each token."""
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self.times, self.bytes = cache, [], []
+    def __init__(self, *caches: Cache) -> None:
+        self.caches, self.times, self.bytes = caches, [], []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         if input_ids.is_cuda:
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         self.bytes.append(
-            sum(part.untyped_storage().nbytes() for layer in self.cache.layers for part in (layer.keys, layer.values))
+            sum(
+                part.untyped_storage().nbytes()
+                for cache in self.caches
+                for layer in cache.layers
+                for part in (layer.keys, layer.values)
+            )
         )
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def prompt(model: LlavaForConditionalGeneration, batch: int, seed: int) -> dict[str, torch.Tensor]:
+    """Return what a processor would make of random pictures and 35 random words around each."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, IMAGE, (batch, WORDS), generator=generator)
+    ids = torch.cat([ids[:, :5], torch.full((batch, VISUAL), IMAGE), ids[:, 5:]], dim=1)
+    pixels = torch.randn(batch, 3, 336, 336, generator=generator).to(model.dtype)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    return {name: value.to(model.device) for name, value in inputs.items()}
 
 
 def measure(model: LlavaForConditionalGeneration, case: Case, variant: str, seed: int) -> tuple[float, dict[str, float]]:
@@ -133,18 +162,13 @@ def measure(model: LlavaForConditionalGeneration, case: Case, variant: str, seed
     >>> details["kv_first_bytes"] > 0, sorted(details)
     (True, ['kv_first_bytes', 'kv_last_bytes', 'kv_peak_bytes', 'ms_per_token', 'ttft_s'])
     """
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, IMAGE, (case.batch, WORDS), generator=generator)
-    ids = torch.cat([ids[:, :5], torch.full((case.batch, VISUAL), IMAGE), ids[:, 5:]], dim=1)
-    pixels = torch.randn(case.batch, 3, 336, 336, generator=generator).to(model.dtype)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    inputs = prompt(model, case.batch, seed)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
     start = time.perf_counter()
     cache = VARIANTS[variant](model, inputs)
-    clock = _Clock(cache)
+    clock = Clock(cache)
     model.generate(
         **inputs, past_key_values=cache, max_new_tokens=case.new_tokens, do_sample=False, num_beams=case.beams,
         stopping_criteria=[clock],
@@ -186,14 +210,14 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
     Raises:
         ValueError: the file holds rounds of another machine or other versions.
     """
-    machine, runs, on_gpu = _machine(device), {}, torch.device(device).type == "cuda"
+    here, runs, on_gpu = machine(device), {}, torch.device(device).type == "cuda"
     if path.exists():
         for benchmark in pyperf.BenchmarkSuite.load(str(path)).get_benchmarks():
             runs[benchmark.get_name()] = list(benchmark.get_runs())
-            found = {name: benchmark.get_metadata().get(name) for name in machine}
-            if found != machine:
+            found = {name: benchmark.get_metadata().get(name) for name in here}
+            if found != here:
                 raise ValueError(
-                    f"{path}: holds rounds of {found}; expected {machine}, as rounds are compared. Fix: choose another file."
+                    f"{path}: holds rounds of {found}; expected {here}, as rounds are compared. Fix: choose another file."
                 )
     order = list(VARIANTS)
     left = [(case, turn) for case in wanted for turn in range(len(runs.get(f"{case.name}: {order[-1]}", [])), rounds)]
@@ -213,10 +237,10 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
         measured = {variant: measure(built[1], case, variant, seed=turn) for variant in order[first:] + order[:first]}
         for variant, (seconds, details) in measured.items():
             name = f"{case.name}: {variant}"
-            metadata = machine | details | {"name": name, "unit": "second"}
+            metadata = here | details | {"name": name, "unit": "second"}
             runs.setdefault(name, []).append(pyperf.Run([seconds], metadata=metadata, collect_metadata=False))
         name = f"{case.name}: {RECORDING}"
-        metadata = machine | {"name": name, "unit": "second"}
+        metadata = here | {"name": name, "unit": "second"}
         runs.setdefault(name, []).append(pyperf.Run([recording(case, device)], metadata=metadata, collect_metadata=False))
         _write(runs, path)
     return pyperf.BenchmarkSuite.load(str(path))
@@ -265,7 +289,8 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _machine(device: str) -> dict[str, str | int]:
+def machine(device: str) -> dict[str, str | int]:
+    """Return what must be equal for rounds to be compared: machine, threads and versions."""
     on_gpu = torch.device(device).type == "cuda"
     return {
         "machine": torch.cuda.get_device_name(device) if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
