@@ -1,0 +1,119 @@
+"""The matrix of decoders and pruning policies: each decoder at the setting that the validation split chose, reported on test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from prunehal.core import NoPruning, Policy, PruneHal
+from prunehal.decoding.base import Decoder
+from prunehal.decoding.named import STOCK, Decoding
+from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
+from prunehal.inference import holm
+from prunehal.resources import data_path
+from prunehal.selection_rule import Chosen, Graded, choose
+
+__all__ = ["CHOSEN_BY", "POLICIES", "chosen_decoders", "front", "matrix", "name_of"]
+
+POLICIES: dict[str, Policy] = {
+    "no pruning": NoPruning(),
+    "PruneHal r = 0.4, t = 3": PruneHal(r=0.4, t=3),  # published for LLaVA-1.5
+    "PruneHal r = 0.9, t = 1": PruneHal(r=0.9, t=1),  # chosen on the validation split, notebook 03
+}
+CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebook 03
+
+
+def name_of(decoding: Decoding) -> str:
+    """Return the name of a way of decoding without its values.
+
+    >>> from prunehal.decoding import VCD
+    >>> name_of(VCD(alpha=0.5)), name_of("beam")
+    ('vcd', 'beam')
+    """
+    return type(decoding).__name__.lower() if isinstance(decoding, Decoder) else decoding
+
+
+def chosen_decoders(store: Store) -> dict[str, Chosen]:
+    """Choose one setting of each decoder on the validation split, without pruning.
+
+    The one of lowest CHAIR_i among those that lose at most a point of recall against greedy decoding; where none does, the one
+    of highest recall.
+
+    Args:
+        store: holds the rows of data/grids/decoders_validation.toml.
+
+    Returns:
+        Name of the decoder -> the choice, whose ``setting`` is the decoder.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+
+    >>> sorted(chosen_decoders(Store.shipped()))
+    ['deco', 'dola', 'fastv', 'kvsmooth', 'opera', 'pai', 'vcd']
+    """
+    experiments = read_grid(data_path("grids", "decoders_validation.toml"))
+    scores = {each.decoding: store.score(each) for each in experiments}
+    chosen = {}
+    for name in dict.fromkeys(name_of(decoding) for decoding in scores if isinstance(decoding, Decoder)):
+        of_kind = {decoding: result for decoding, result in scores.items() if name_of(decoding) in ("greedy", name)}
+        graded = Graded("validation", of_kind)
+        try:
+            chosen[name] = choose(graded, subject_to=CHOSEN_BY, baseline="greedy")
+        except ValueError:  # no setting keeps the recall
+            chosen[name] = choose(graded, by="recall", baseline="greedy")
+    return chosen
+
+
+def matrix(store: Store, chosen: Mapping[str, Chosen], *, n_images: int = 400, n_resamples: int = 5000) -> pd.DataFrame:
+    """Return every decoding beside every policy on the test split, compared with greedy decoding without pruning.
+
+    Args:
+        store: holds the rows of data/grids/decoders_test.toml.
+        chosen: what :func:`chosen_decoders` returns.
+        n_images: the first so many of the test split.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        The columns of `prunehal.experiments.changes`, and: decoding (its name), policy (a name of POLICIES); equal_chair_i,
+        equal_low, equal_high, equal_recall (differences in percent after both were cut to the shorter mean length); p_holm
+        (of chair_i, over the whole matrix) and rejected; own_chair_i, own_low, own_high, own_recall (what the policy changes
+        beside this decoding: difference from the same decoding without pruning). The baseline's own differences are NaN.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    decodings: list[Decoding] = [*STOCK, *(each.setting for each in chosen.values())]
+    base = Experiment(split="test", n_images=n_images)
+    parts = []
+    for decoding in decodings:
+        cells = [replace(base, decoding=decoding, policy=policy) for policy in POLICIES.values()]
+        part = changes(store, cells, base, p_values=True, n_resamples=n_resamples)
+        own = changes(store, cells, cells[0], n_resamples=n_resamples)
+        for column in ("d_chair_i", "d_chair_i_low", "d_chair_i_high", "d_recall"):
+            part[column.replace("d_chair_i_", "own_").replace("d_", "own_")] = own[column].where(own.index > 0)
+        for row, cell in enumerate(cells):
+            if cell != base:
+                found = at_equal_length(store, cell, base, n_resamples=n_resamples)
+                d, recall = found["chair_i"], found["recall"]
+                values = 100 * np.array([d.estimate, d.low, d.high, recall.estimate])
+                part.loc[row, ["equal_chair_i", "equal_low", "equal_high", "equal_recall"]] = values
+        parts.append(part.assign(decoding=name_of(decoding), policy=list(POLICIES)))
+    table = pd.concat(parts, ignore_index=True)
+    is_base = table["experiment"] == base
+    columns = [column for column in table if column.startswith("d_")]
+    table.loc[is_base, columns] = np.nan
+    tested = holm(table[~is_base], "p_chair_i")
+    return table.join(tested[["p_holm", "rejected"]])
+
+
+def front(cost: pd.Series, harm: pd.Series) -> pd.Series:
+    """Return which points no other beats in both, less cost and less harm (the Pareto front).
+
+    >>> front(pd.Series([1, 2, 3]), pd.Series([9, 5, 6])).tolist()
+    [True, True, False]
+    """
+    beaten = [((cost <= x) & (harm <= y) & ((cost < x) | (harm < y))).any() for x, y in zip(cost, harm, strict=True)]
+    return ~pd.Series(beaten, cost.index)
