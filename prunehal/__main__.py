@@ -100,6 +100,17 @@ def bench_decoders(
 
 
 @app.command()
+def causal(
+    images: Annotated[int, typer.Option(min=1, help="Stored captions of so many scenes of the test split.")] = 1000,
+    out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
+) -> None:
+    """Intervene on the attention at every mention of the embedded model's captions, and write what its word's probability does."""
+    from prunehal.causal import measure
+
+    typer.echo(f"{out}: {len(measure(out, images))} rows")
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme

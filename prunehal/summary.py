@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 import pyperf
 
-from prunehal import bench, bench_scoring, bench_sweep
+from prunehal import bench, bench_decoders, bench_scoring, bench_sweep
 from prunehal import numerics as half
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
+from prunehal.decoding import Decoder
 from prunehal.experiments import Experiment, Store, graded, grid
 from prunehal.experiments.pictures import truth
+from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path, written
 from prunehal.selection_rule import Chosen, choose
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
@@ -23,6 +25,8 @@ from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 __all__ = [
     "SECTIONS",
     "chosen_on_validation",
+    "cost",
+    "decoders",
     "findings",
     "markers",
     "numerics",
@@ -143,8 +147,42 @@ def sweeps() -> str:
     return f"{bench_sweep.as_table(frame)}\n\n{made}, torch {frame['torch'].iloc[0]}."
 
 
+def decoders() -> str:
+    """Return the README's table of mitigation decoders on the test split, alone and with pruning."""
+    chosen = chosen_decoders(STORED)
+    table = matrix(STORED, chosen, n_resamples=_RESAMPLES).set_index(["policy", "decoding"])
+    plain, published = (table.loc[policy] for policy in list(POLICIES)[:2])
+    lines = [
+        "| decoding | CHAIR_i | recall | words | change of CHAIR_i | at equal length | of recall | what PruneHal (r = 0.4, t = 3) adds to CHAIR_i |",
+        "|---" * 8 + "|",
+    ]  # fmt: skip
+    for name, line in plain.iterrows():
+        setting = "" if name not in chosen else _values(chosen[name].setting)
+        changes = ["", "", ""]
+        if line["experiment"].decoding != "greedy":
+            changes = [_between(line, "d_chair_i"), _between(line, "equal_chair_i", "equal"), f"{line['d_recall']:+.1f}"]
+        numbers = [f"{line[key]:.1f}" for key in ("chair_i", "recall", "words")]
+        added = _between(published.loc[name], "own_chair_i", "own")
+        lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *changes, added]) + " |")
+    images = plain["experiment"].iloc[0].n_images
+    return "\n".join([*lines, "", f"{images} images; percent; paired 95% BCa intervals over images, against greedy decoding."])
+
+
+def cost() -> str:
+    """Return the README's tables of what decoders cost, one for each model that was measured."""
+    frame = pd.read_csv(data_path("bench", "decoders.csv"))
+    tables = []
+    for (shape, tokens), part in frame.groupby(["shape", "new_tokens"], sort=False):
+        rounds = part["round"].nunique()
+        what = f"{shape}, {tokens} new tokens, {rounds} round{'s' if rounds > 1 else ''}, {part['machine'].iloc[0]}"
+        tables.append(f"{what}:\n\n{bench_decoders.as_table(frame, shape)}")
+    return "\n\n".join(tables)
+
+
 SECTIONS = {
     "findings": findings,
+    "decoders": decoders,
+    "cost": cost,
     "released": released,
     "scoring": scoring,
     "sweeps": sweeps,
@@ -201,6 +239,16 @@ def _cut(experiment: Experiment, other: Experiment) -> ChairResult:
     """Return the scores of an experiment's captions, cut to the mean length of another's."""
     cut = truncate_to_mean(STORED.captions(experiment), STORED.score(other).metrics["words"])
     return score(cut.captions, truth(experiment))
+
+
+def _values(decoder: Decoder) -> str:
+    """Return what of a decoder differs from its published values."""
+    own = [f"{f.name} = {getattr(decoder, f.name)}" for f in fields(decoder) if getattr(decoder, f.name) != f.default]
+    return f", {', '.join(own)}" if own else ""
+
+
+def _between(line: pd.Series, name: str, ends: str = "") -> str:
+    return f"{line[name]:+.1f} [{line[f'{ends or name}_low']:.1f}, {line[f'{ends or name}_high']:.1f}]"
 
 
 def _change(base: ChairResult, result: ChairResult, metric: str) -> str:
