@@ -104,7 +104,7 @@ def causal(
     images: Annotated[int, typer.Option(min=1, help="Stored captions of so many scenes of the test split.")] = 1000,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
 ) -> None:
-    """Intervene on the attention at every mention of the embedded model's captions, and write what its word's probability does."""
+    """Intervene on the attention at every mention of the embedded model's captions; write each word's probability."""
     from prunehal.causal import measure
 
     typer.echo(f"{out}: {len(measure(out, images))} rows")
