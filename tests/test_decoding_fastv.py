@@ -202,7 +202,7 @@ def test_fastv_leaves_nothing_behind():
     with pytest.raises(KeyError, match="interrupted"):
         decode(model, inputs, FastV(), cache=cache)
     handle.remove()
-    assert (during, hooks(model), cache.listeners) == ([3], before, [])
+    assert (during, hooks(model), cache.listeners) == ([4], before, [])
 
 
 def hooks(model):

@@ -37,9 +37,9 @@ def tokens(out, row=0):
 
 
 def close(ours, twin):
-    """Say whether two rows of scores agree, with the same words out."""
+    """Say whether two rows of scores agree, with the same words out: forbidden at -inf, or cut far below."""
     finite = twin.isfinite()
-    return torch.equal(ours.isfinite(), finite) and bool((ours[finite] - twin[finite]).abs().max() <= CLOSE)
+    return torch.equal(ours.isfinite(), finite) and torch.allclose(ours[finite], twin[finite], rtol=1e-6, atol=CLOSE)
 
 
 def same(out, row, words, scores):
@@ -151,7 +151,7 @@ def test_the_weight_of_the_correction_is_what_turns_it_off():
     )
     assert torch.equal(stock.sequences, ours.sequences)
     for one, other in zip(stock.scores, ours.scores, strict=True):
-        assert all(map(close, other, one.log_softmax(-1)))
+        assert all(map(close, other, one))
 
 
 @pytest.mark.parametrize("decoder", [DeCo(alpha=2.0), DeCo(alpha=2.0, p_top=0.2, k=3), DeCo(p_top=1, k=1)], ids=repr)
@@ -163,8 +163,8 @@ def test_deco_in_beam_search_equals_the_twins_beams(family, decoder):
     out, _ = decode(model, inputs, decoder, steps=5, num_beams=3, num_return_sequences=3, length_penalty=0.0)
     for row, (total, words) in enumerate(best):
         assert tokens(out, row) == words
-        assert abs(float(out.sequences_scores[row]) - total) <= CLOSE * 5
-    assert tokens(out) != tokens(run(model, inputs, steps=5, num_beams=3, output_scores=True)[0])
+        assert float(out.sequences_scores[row]) == pytest.approx(total, rel=1e-6, abs=CLOSE * 5)
+    assert (out.logits[0] - run(model, inputs, steps=1, num_beams=3)[0].logits[0]).abs().max() > 0.1
 
 
 def test_deco_beams_of_a_padded_batch_equal_rows_alone_beside_pruning():
@@ -224,14 +224,6 @@ def test_nothing_is_left_behind(decoder):
     decode(model, inputs, decoder, cache=cache)
     assert hooks(model) == before
     assert cache.listeners == []
-
-
-@pytest.mark.parametrize("decoder", [DoLa(), DeCo()], ids=repr)
-def test_forgotten_options_are_an_error(decoder):
-    model, inputs = models.build("llava"), models.inputs_for("llava")
-    cache = attach(model, inputs, NoPruning())
-    with pytest.raises(RuntimeError, match="generate\\(\\) ran without what on"), decoder.on(model, inputs, cache):
-        run(model, inputs, past_key_values=cache, steps=2)
 
 
 def test_models_that_scale_their_logits_are_refused():

@@ -23,8 +23,9 @@ def check_beta(beta: float) -> None:
 def plausible(logits: Tensor, beta: float, scores: Tensor | None = None) -> Tensor:
     """Put -inf in place of every token whose probability falls below beta times that of the most probable token.
 
-    Li et al. 2023 (contrastive decoding), equation 2: p(v) >= beta max_w p(w). It needs no softmax: the normaliser is the
-    same on both sides, so it is z(v) >= max_w z(w) + ln(beta) (equation 11 of VCD).
+    The adaptive plausibility constraint of contrastive decoding (Li et al. 2023), which VCD and PAI take over, and DoLa under
+    another name: p(v) >= beta max_w p(w). It needs no softmax: the normaliser is the same on both sides, so it is
+    z(v) >= max_w z(w) + ln(beta).
 
     Args:
         logits: logits or log-probabilities that decide, (batch, vocabulary); -inf marks what is out already.
