@@ -66,12 +66,12 @@ def below(logits):
     return [value - max(logits) - FLOOR for value in logits]
 
 
-def processed(scores, before, penalty):
+def processed(scores, before, penalty, suppressed=SUPPRESSED):
     """Return scores as the processors of generate() leave them: a repetition penalty, then the forbidden words."""
     scores = list(scores)
     for word in set(before):
         scores[word] = scores[word] / penalty if scores[word] > 0 else scores[word] * penalty
-    return [value if word < SUPPRESSED else -math.inf for word, value in enumerate(scores)]
+    return [value if word < suppressed else -math.inf for word, value in enumerate(scores)]
 
 
 def dola(candidates, relative_top=0.1, kind="released", norm=None):
@@ -87,10 +87,11 @@ def dola(candidates, relative_top=0.1, kind="released", norm=None):
             for a, b in zip(clean, early, strict=True):
                 p, q = math.exp(a), math.exp(b)
                 m = (p + q) / 2
+                mean = max(a, b) + math.log((1 + math.exp(-abs(a - b))) / 2)  # ln m, also where q sinks to 0
                 if kind == "released":
-                    total += m * math.log(m / p) + m * math.log(m / q)
+                    total += m * (mean - a) + m * (mean - b)
                 else:
-                    total += p * math.log(p / m) + q * math.log(q / m)
+                    total += p * (a - mean) + q * (b - mean)
             if total > best:
                 best, picked = total, early
         top = max(math.exp(value) for value in clean)
@@ -124,14 +125,14 @@ def deco(candidates, norm, alpha=0.6, p_top=0.9, k=20):
     return rule
 
 
-def generate(model, layers, inputs, rule, steps, seed=None, dropped=(), penalty=1.0):
+def generate(model, layers, inputs, rule, steps, seed=None, dropped=(), penalty=1.0, suppressed=SUPPRESSED):
     """Return the tokens and the scores of each step for one row; greedy, or sampled with torch's generator at ``seed``."""
     words, scores = [], []
     if seed is not None:
         torch.manual_seed(seed)
     for _ in range(steps):
         row = rule(*read(model, layers, inputs, words, dict(dropped)), model.lm_head)
-        row = torch.tensor(processed(row, inputs["input_ids"][0].tolist() + words, penalty))
+        row = torch.tensor(processed(row, inputs["input_ids"][0].tolist() + words, penalty, suppressed))
         scores.append(row)
         words.append(int(row.argmax()) if seed is None else int(torch.multinomial(row.softmax(-1), 1)))
     return words, scores

@@ -1,5 +1,6 @@
 """DoLa and DeCo in stock generate(), against their twins in tests/reference_layers.py."""
 
+import copy
 import math
 
 import models
@@ -95,6 +96,21 @@ def test_sampling_draws_what_the_twin_draws(family, decoder):
     assert words != slow.generate(model, models.FAMILIES[family].decoder(model), inputs, rule_of(decoder, model), STEPS)[0]
 
 
+@pytest.mark.parametrize("decoder", [DoLa((0, 1, 2)), DoLa((1,), relative_top=0.4), DeCo(alpha=2.0)], ids=repr)
+def test_processors_come_after_the_contrast_and_the_cut(decoder):
+    model, inputs = models.build("llava", "eager"), models.inputs_for("llava", seed=SEED)
+    ours = []
+
+    def record(ids, scores):
+        ours.append(scores.clone())
+        return scores
+
+    out, _ = decode(model, inputs, decoder, repetition_penalty=1.2, logits_processor=[record])
+    layers = models.FAMILIES["llava"].decoder(model)
+    same(out, 0, *slow.generate(model, layers, inputs, rule_of(decoder, model), STEPS, penalty=1.2))
+    assert len(ours) == STEPS
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("decoder", [DoLa((0, 1, 2)), DeCo(alpha=2.0)], ids=repr)
 def test_beside_pruning_it_reads_the_states_of_the_pruned_cache(family, decoder):
@@ -180,8 +196,10 @@ def test_deco_beams_of_a_padded_batch_equal_rows_alone_beside_pruning():
 def test_dola_refuses_beams():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, NoPruning())
-    with pytest.raises(ValueError, match=r"num_beams: .* expected 1"):
-        decode(model, inputs, DoLa(), cache=cache, num_beams=2)
+    for options in ({}, {"do_sample": True}):
+        with pytest.raises(ValueError, match=r"num_beams: .* expected 1. Fix: leave num_beams out\.$"):
+            decode(model, inputs, DoLa(), cache=cache, num_beams=2, **options)
+        cache.reset()
     assert cache.listeners == []
 
 
@@ -196,6 +214,47 @@ def test_every_family_can_be_read_out(family):
     assert (readout.logits - out.logits[-1]).abs().max() <= CLOSE
     for decoder in (DoLa("high"), DeCo()):
         decode(model, inputs, decoder, PruneHal(), steps=3)
+
+
+def test_forwards_on_other_caches_are_passed_over():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    cache, readout = attach(model, inputs, NoPruning()), LayerReadout(model)
+    with readout.watching((0, 2), cache):
+        with pytest.raises(KeyError):
+            readout._hidden[0]
+        run(model, inputs, steps=2)
+        assert readout.logits is None
+        run(model, inputs, steps=2, past_key_values=cache)
+        early, logits = readout.early_logits(normed=True), readout.logits
+        run(model, models.inputs_for("llava", seed=1), steps=3)
+        assert torch.equal(readout.early_logits(normed=True), early)
+        assert torch.equal(readout.logits, logits)
+
+
+@pytest.mark.parametrize(("layers", "expected"), [*enumerate([(0,), (1,), None, (2,), (2,), (2,), (2,), (2,)], start=1)])
+def test_low_layers_of_shallow_decoders_with_tied_embeddings(layers, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="a decoder of 3 layers with tied embeddings has no such layer"):
+            candidates("low", layers, tied=True)
+    else:
+        assert candidates("low", layers, tied=True) == expected
+    assert candidates("low", layers, tied=False) == tuple(range(0, max(1, layers // 2), 2))
+
+
+@pytest.mark.parametrize("layers", [32, 40, 41, 48, 80])
+def test_candidates_of_deep_decoders(layers):
+    low, high = (candidates(kind, layers, tied=False) for kind in ("low", "high"))
+    assert low == (tuple(range(0, layers // 2, 2)) if layers <= 40 else tuple(range(0, 20, 2)))
+    assert high == (tuple(range(layers // 2, layers, 2)) if layers <= 40 else tuple(range(layers - 20, layers, 2)))
+    assert candidates("low", layers, tied=True) == low[1:]
+
+
+def test_low_on_four_tied_layers_is_not_stock_decoding():
+    model, inputs = copy.deepcopy(models.build("llava")), models.inputs_for("llava", seed=SEED)
+    model.lm_head.weight = model.get_input_embeddings().weight
+    assert LayerReadout(model).tied
+    out, _ = decode(model, inputs, DoLa("low"))
+    assert difference(run(model, inputs, steps=STEPS)[0], out) > 1e-3
 
 
 def hooks(model):
