@@ -25,6 +25,7 @@ from prunehal.core import PrunableCache
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.forwards import changing_logits
 from prunehal.decoding.layers import LayerReadout, check_layers
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["DeCo", "candidate_words", "upper_layers"]
 
@@ -61,13 +62,10 @@ class DeCo(Decoder):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"llava-1.5": {"alpha": 0.6, "p_top": 0.9, "k": 20}}
 
     def __post_init__(self) -> None:
-        alpha, p_top, k = self.alpha, self.p_top, self.k
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha={alpha!r}: expected a number of at least 0. Set alpha=0.6, the published value.")
-        if isinstance(p_top, bool) or not isinstance(p_top, int | float) or not 0 < p_top <= 1:
-            raise ValueError(f"p_top={p_top!r}: expected a number in (0, 1]. Set p_top=0.9, or 1 for no limit.")
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise ValueError(f"k={k!r}: expected an integer of at least 1, or None for no limit. Set k=20, the published value.")
+        check_number("alpha", self.alpha, "[0, inf)", "Set alpha=0.6, the published value.")
+        check_number("p_top", self.p_top, "(0, 1]", "Set p_top=0.9, or 1 for no limit.")
+        if self.k is not None:
+            check_count("k", self.k, 1, "Set k=20, the published value.", reason=", or None for no limit")
         if self.layers is not None:
             check_layers(self.layers)
             if not self.layers:

@@ -29,6 +29,7 @@ from prunehal.decoding.base import Decoder
 from prunehal.decoding.forwards import changing_logits
 from prunehal.decoding.layers import LayerReadout, check_layers
 from prunehal.decoding.plausibility import plausible, renormalised
+from prunehal.decoding.values import check_number
 
 __all__ = ["DoLa", "candidates", "divergence"]
 
@@ -73,9 +74,7 @@ class DoLa(Decoder):
             raise ValueError(f"layers={self.layers!r}: expected 'low', 'high' or a tuple of integers. Set layers='low'.")
         if not isinstance(self.layers, str):
             check_layers(self.layers)
-        top = self.relative_top
-        if isinstance(top, bool) or not isinstance(top, int | float) or not 0 <= top <= 1:
-            raise ValueError(f"relative_top={top!r}: expected a number in [0, 1]. Set relative_top=0.1, or 0 for no cut.")
+        check_number("relative_top", self.relative_top, "[0, 1]", "Set relative_top=0.1, or 0 for no cut.")
         if self.divergence not in ("released", "js"):
             raise ValueError(f"divergence={self.divergence!r}: expected 'released' or 'js'. Set divergence='released'.")
 

@@ -31,6 +31,7 @@ from prunehal.core.selection import keep_best
 from prunehal.core.table import sent
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.layers import decoder_of
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["FastV", "hidden_mask", "kept_count"]
 
@@ -71,12 +72,8 @@ class FastV(Decoder):
     }
 
     def __post_init__(self) -> None:
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-            raise ValueError(
-                f"block={self.block!r}: expected an integer of at least 1, since the block before ranks the tokens. Set block=2."
-            )
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio={self.ratio!r}: expected a number in [0, 1). Set ratio=0.5, the published value.")
+        check_count("block", self.block, 1, "Set block=2.", reason=", since the block before ranks the tokens")
+        check_number("ratio", self.ratio, "[0, 1)", "Set ratio=0.5, the published value.")
 
     @contextmanager
     def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.layers import check_layers
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["KVSmooth", "smoothing_weight"]
 
@@ -68,13 +69,9 @@ class KVSmooth(Decoder):
     }
 
     def __post_init__(self) -> None:
-        for name in ("ref", "radius"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                usual = {"ref": 0.9, "radius": 0.2}[name]
-                raise ValueError(f"{name}={value!r}: expected a number in [0, 1]. Set {name}={usual}, the published value.")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window={self.window!r}: expected an integer of at least 1. Set window=15, the published value.")
+        check_number("ref", self.ref, "[0, 1]", "Set ref=0.9, the published value.")
+        check_number("radius", self.radius, "[0, 1]", "Set radius=0.2, the published value.")
+        check_count("window", self.window, 1, "Set window=15, the published value.")
         if self.layers is not None:
             check_layers(self.layers)
             if not self.layers:

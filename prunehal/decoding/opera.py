@@ -47,6 +47,7 @@ from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.beams import Beams, Rules
 from prunehal.decoding.retrospection import Newest, Search
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["OPERA"]
 
@@ -104,17 +105,11 @@ class OPERA(Decoder):
     }
 
     def __post_init__(self) -> None:
-        for name, least, usual in (("alpha", 0, 1.0), ("sigma", None, 50.0), ("scale", None, 1e-7)):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not (value > 0 or value == least) or value == float("inf"):
-                kind = "a number above 0" if least is None else "a number of at least 0"
-                raise ValueError(f"{name}={value!r}: expected {kind}. Set {name}={usual}, the published value.")
+        for name, within, usual in (("alpha", "[0, inf)", 1.0), ("sigma", "(0, inf)", 50.0), ("scale", "(0, inf)", 1e-7)):
+            check_number(name, getattr(self, name), within, f"Set {name}={usual}, the published value.")
         counts = (("candidates", 1, 5), ("threshold", 0, 15), ("num_beams", 2, 5), ("warmup", 1, 10))
         for name, least, usual in counts:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}. Set {name}={usual}, as published.")
+            check_count(name, getattr(self, name), least, f"Set {name}={usual}, as published.")
 
     @contextmanager
     def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,7 @@ from prunehal.core.visual import generating
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.branch import Branch, check_unread, contrasting
 from prunehal.decoding.plausibility import check_beta, plausible
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["PAI", "text_of"]
 
@@ -72,16 +73,11 @@ class PAI(Decoder):
     }
 
     def __post_init__(self) -> None:
-        for name, least, usual in (("alpha", 0, 0.2), ("gamma", 1, 1.1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-                raise ValueError(
-                    f"{name}={value!r}: expected a number of at least {least}. Set {name}={usual}, the published value."
-                )
+        check_number("alpha", self.alpha, "[0, inf)", "Set alpha=0.2, the published value.")
+        check_number("gamma", self.gamma, "[1, inf)", "Set gamma=1.1, the published value.")
         check_beta(self.beta)
         start, end = self.start_layer, self.end_layer
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ValueError(f"start_layer={start!r}: expected an integer of at least 0. Set start_layer=2, the published value.")
+        check_count("start_layer", start, 0, "Set start_layer=2, the published value.")
         if end is not None and (isinstance(end, bool) or not isinstance(end, int) or end <= start):
             raise ValueError(
                 f"end_layer={end!r}: expected an integer above start_layer={start}, or None. Set end_layer=None, the last layer."

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from prunehal.decoding.values import check_number
+
 __all__ = ["check_beta", "plausible", "renormalised"]
 
 
@@ -16,8 +18,7 @@ def check_beta(beta: float) -> None:
     Raises:
         ValueError: beta does not lie in [0, 1].
     """
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
-        raise ValueError(f"beta={beta!r}: expected a number in [0, 1]. Set beta=0.1, the usual value, or 0 for no cut.")
+    check_number("beta", beta, "[0, 1]", "Set beta=0.1, the usual value, or 0 for no cut.")
 
 
 def plausible(logits: Tensor, beta: float, scores: Tensor | None = None) -> Tensor:

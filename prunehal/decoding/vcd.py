@@ -29,6 +29,7 @@ from prunehal.core import PrunableCache
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.branch import Branch, check_unread, contrasting
 from prunehal.decoding.plausibility import check_beta, plausible
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["VCD", "diffusion", "noised"]
 
@@ -71,16 +72,10 @@ class VCD(Decoder):
     }
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha={self.alpha!r}: expected a number of at least 0. Set alpha=1.0, the published value.")
+        check_number("alpha", self.alpha, "[0, inf)", "Set alpha=1.0, the published value.")
         check_beta(self.beta)
-        if isinstance(self.noise_step, bool) or not isinstance(self.noise_step, int) or not 0 <= self.noise_step < STEPS:
-            raise ValueError(
-                f"noise_step={self.noise_step!r}: expected an integer from 0 to {STEPS - 1}. "
-                "Set noise_step=500, the published value."
-            )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r}: expected an integer of at least 0. Set seed=0, the default.")
+        check_count("noise_step", self.noise_step, 0, "Set noise_step=500, the published value.", most=STEPS - 1)
+        check_count("seed", self.seed, 0, "Set seed=0, the default.")
 
     @contextmanager
     def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
