@@ -39,6 +39,9 @@ class KVSmooth(Decoder):
     For greedy search, sampling and beam search, without any further forward. Beside a pruning policy the entropy is that of
     the slots which are left, and a step is smoothed before it prunes. Stock decoding: ref=0 and radius=0.
 
+    A block takes one prompt and what follows it, and refuses a second one; but read with ``prefill_chunk_size=1`` that would look
+    like the answer, so attach the method anew for each turn, with the conversation that generate() gets.
+
     Attributes:
         ref: middle of the range of lambda; 0.9 for LLaVA-1.5.
         radius: half the width of that range; what lies beyond 0 or 1 is cut off. At lambda = 1 the token's own K is lost.
