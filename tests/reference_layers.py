@@ -8,6 +8,7 @@ from models import PAD
 __all__ = ["beams", "deco", "dola", "dropped_by", "generate"]
 
 SUPPRESSED = 94  # models.build() forbids the words from here on
+FLOOR = 1e4  # how far words that are cut stay below the others, in the order of their logits
 
 
 def read(model, layers, inputs, words, dropped):
@@ -60,8 +61,17 @@ def log_softmax(values):
     return [value - top - total for value in values]
 
 
-def allowed(logits):
-    return [value if word < SUPPRESSED else -math.inf for word, value in enumerate(logits)]
+def below(logits):
+    """Return what a cut word gets: it is said only where every other one is forbidden."""
+    return [value - max(logits) - FLOOR for value in logits]
+
+
+def processed(scores, before, penalty, suppressed=SUPPRESSED):
+    """Return scores as the processors of generate() leave them: a repetition penalty, then the forbidden words."""
+    scores = list(scores)
+    for word in set(before):
+        scores[word] = scores[word] / penalty if scores[word] > 0 else scores[word] * penalty
+    return [value if word < suppressed else -math.inf for word, value in enumerate(scores)]
 
 
 def dola(candidates, relative_top=0.1, kind="released", norm=None):
@@ -77,15 +87,16 @@ def dola(candidates, relative_top=0.1, kind="released", norm=None):
             for a, b in zip(clean, early, strict=True):
                 p, q = math.exp(a), math.exp(b)
                 m = (p + q) / 2
+                mean = max(a, b) + math.log((1 + math.exp(-abs(a - b))) / 2)  # ln m, also where q sinks to 0
                 if kind == "released":
-                    total += m * math.log(m / p) + m * math.log(m / q)
+                    total += m * (mean - a) + m * (mean - b)
                 else:
-                    total += p * math.log(p / m) + q * math.log(q / m)
+                    total += p * (a - mean) + q * (b - mean)
             if total > best:
                 best, picked = total, early
-        mature = log_softmax(allowed(logits.tolist()))
-        top = max(math.exp(value) for value in mature)
-        return [z - q if math.exp(z) >= relative_top * top else -math.inf for z, q in zip(mature, picked, strict=True)]
+        top = max(math.exp(value) for value in clean)
+        rows = zip(clean, picked, below(logits.tolist()), strict=True)
+        return [z - q if math.exp(z) >= relative_top * top else cut for z, q, cut in rows]
 
     return rule
 
@@ -94,11 +105,11 @@ def deco(candidates, norm, alpha=0.6, p_top=0.9, k=20):
     """Return the rule of DeCo: (logits, states, head) to scores."""
 
     def rule(logits, states, head):
-        z = allowed(logits.tolist())
+        z = logits.tolist()
         probabilities = [math.exp(value) for value in log_softmax(z)]
         words, mass = [], 0.0
         for word in sorted(range(len(z)), key=lambda word: -probabilities[word])[:k]:
-            if (p_top < 1 and mass >= p_top) or z[word] == -math.inf:
+            if p_top < 1 and mass >= p_top:
                 break
             words.append(word)
             mass += probabilities[word]
@@ -109,18 +120,19 @@ def deco(candidates, norm, alpha=0.6, p_top=0.9, k=20):
             for word in words:
                 if math.exp(sure[word]) > best:
                     best, picked = math.exp(sure[word]), early
-        return log_softmax([z[w] + alpha * best * picked[w] if w in words else -math.inf for w in range(len(z))])
+        return [z[w] + alpha * best * picked[w] if w in words else cut for w, cut in enumerate(below(z))]
 
     return rule
 
 
-def generate(model, layers, inputs, rule, steps, seed=None, dropped=()):
+def generate(model, layers, inputs, rule, steps, seed=None, dropped=(), penalty=1.0, suppressed=SUPPRESSED):
     """Return the tokens and the scores of each step for one row; greedy, or sampled with torch's generator at ``seed``."""
     words, scores = [], []
     if seed is not None:
         torch.manual_seed(seed)
     for _ in range(steps):
-        row = torch.tensor(rule(*read(model, layers, inputs, words, dict(dropped)), model.lm_head))
+        row = rule(*read(model, layers, inputs, words, dict(dropped)), model.lm_head)
+        row = torch.tensor(processed(row, inputs["input_ids"][0].tolist() + words, penalty, suppressed))
         scores.append(row)
         words.append(int(row.argmax()) if seed is None else int(torch.multinomial(row.softmax(-1), 1)))
     return words, scores
@@ -132,7 +144,7 @@ def beams(model, layers, inputs, rule, steps, width):
     for _ in range(steps):
         grown = []
         for total, words in running:
-            row = rule(*read(model, layers, inputs, words, {}), model.lm_head)
+            row = processed(log_softmax(rule(*read(model, layers, inputs, words, {}), model.lm_head)), (), 1.0)
             grown += [(total + score, [*words, word]) for word, score in enumerate(row) if score > -math.inf and word != PAD]
         running = sorted(grown, key=lambda one: -one[0])[:width]
     return running

@@ -5,7 +5,7 @@ import pytest
 import reference
 import reference_cache as slow
 import torch
-from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run
+from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run, second_turn
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK, attach
 from prunehal.decoding.kvsmooth import KVSmooth, smoothing_weight
@@ -118,6 +118,29 @@ def test_a_second_turns_prompt_is_not_smoothed():
     decode(model, longer, KVSmooth(), cache=cache, steps=1)
     run(model, longer, past_key_values=stock, steps=1)
     assert torch.equal(cache.layers[3].keys, stock.layers[3].keys)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_second_turns_prompt_in_chunks_is_not_smoothed(size):
+    model, inputs, decoder = models.build("llava"), models.inputs_for("llava", seed=SEED), KVSmooth(ref=0.9, radius=0.1)
+    longer, keys = None, []
+    for chunk in ({}, {"prefill_chunk_size": size}):
+        cache = attach(model, inputs, NoPruning())
+        first, _ = run(model, inputs, steps=4, past_key_values=cache)
+        longer = {"input_ids": torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], dim=1)}
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+        decode(model, longer, decoder, cache=cache, steps=2, **chunk)
+        keys.append(cache.layers[2].keys)
+    assert torch.allclose(*keys, atol=TOLERANCE)
+
+
+def test_one_prompt_to_a_block():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    cache = attach(model, inputs, NoPruning())
+    with KVSmooth().on(model, inputs, cache):
+        first, _ = run(model, inputs, steps=3, past_key_values=cache)
+        with pytest.raises(ValueError, match="a second prompt, 4 tokens, arrived while KVSmooth is attached"):
+            second_turn(model, inputs, cache, first)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}], ids=str)

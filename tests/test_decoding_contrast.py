@@ -10,9 +10,11 @@ import torch
 from decode import SEED, TOLERANCE, difference, forcing, paddings, run
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
-from prunehal.decoding.branch import FAR_BELOW
+from prunehal.core.editing import editing
+from prunehal.core.layer import PrunableLayer
+from prunehal.decoding.forwards import FAR_BELOW
 from prunehal.decoding.pai import PAI, text_of
-from prunehal.decoding.vcd import VCD, diffusion, noised
+from prunehal.decoding.vcd import VCD, _sizes, diffusion, noised
 
 TWO = ["llava", "qwen2_5_vl"]
 STEPS = 6
@@ -87,6 +89,80 @@ def test_noise_is_drawn_for_each_image_alone(family):
     half = noised(pixels.bfloat16(), 0, 7, grid=grid)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, noised(pixels.bfloat16().float(), 0, 7, grid=grid).bfloat16())
+
+
+def blank(family):
+    """Return a row with two images, a row with one and a blank one that fills it up, and the latter row alone."""
+    two, one = (models.inputs_for(family, (3,) * rows, (5,) * rows, seed=SEED, images=n) for rows, n in ((2, 2), (1, 1)))
+    batch, images, words = {name: value.clone() for name, value in two.items()}, one["pixel_values"].shape[1], one["input_ids"]
+    first = two["input_ids"].shape[1] - words.shape[1]
+    batch["input_ids"][1, :first], batch["input_ids"][1, first:], batch["attention_mask"][1, :first] = models.PAD, words[0], 0
+    for name in ("pixel_values", "pixel_attention_mask"):
+        batch[name][1, images:], batch[name][1, :images] = 0, one[name][0]
+    return batch, one
+
+
+@pytest.mark.parametrize("family", ["idefics2", "idefics3", "smolvlm"])
+def test_blank_images_that_fill_up_a_batch_get_no_noise(family):
+    batch, one = blank(family)
+    ours, _ = decoded(STRONG, family, inputs=batch)
+    alone, _ = decoded(STRONG, family, inputs=one)
+    assert written(ours, 1) == written(alone, 0)
+    for step in range(STEPS):
+        same(ours.logits[step][1], alone.logits[step][0])
+
+
+@pytest.mark.parametrize("family", ["idefics2", "mistral3", "lfm2_vl", "llava_next", "gemma4", "llava"])
+def test_noise_is_that_of_the_image_without_its_padding(family):
+    inputs = models.inputs_for(family, seed=SEED)
+    pixels = inputs["pixel_values"]
+    bare, sizes = VCD(1.0, 0.0), {}
+    wide = torch.nn.functional.pad(pixels, [0, 0, 0, 3] if pixels.ndim == 3 else [0, 8, 0, 4])
+    if family in ("llava_next", "idefics2"):  # tiles, or images of a row
+        wide = torch.nn.functional.pad(wide if family == "idefics2" else pixels, [0] * 6 + [0, 2])
+    if family == "idefics2":
+        sizes = {"pixel_attention_mask": torch.nn.functional.pad(inputs["pixel_attention_mask"], [0, 8, 0, 4, 0, 2])}
+    if family == "mistral3":
+        sizes = {"image_sizes": torch.tensor([pixels.shape[2:]])}
+    if family == "llava":
+        wide = torch.cat([pixels, torch.zeros_like(pixels)])  # no padding: a picture may be grey all over
+    own = noised(pixels, bare.noise_step, sizes=_sizes(inputs, "pixel_values"))
+    padded = noised(wide, bare.noise_step, sizes=_sizes({"pixel_values": wide} | sizes, "pixel_values"))
+    part = tuple(slice(0, size) for size in pixels.shape)
+    assert torch.equal(padded[part], own)
+    assert torch.equal(own != pixels, pixels != 0)
+    assert (padded.count_nonzero() > own.count_nonzero()) == (family == "llava")
+
+
+def test_equal_tiles_of_a_row_draw_their_own_noise():
+    tiles = torch.ones(2, 3, 3, 4, 4)
+    noisy = noised(tiles, 500)
+    assert torch.equal(noisy[0], noisy[1])
+    assert all((noisy[0, i] - noisy[0, j]).abs().max() > 0.1 for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "qwen3_vl"])
+def test_videos_in_a_batch_equal_each_alone(family):
+    inputs = models.inputs_for(family, (3, 6), (5, 4), seed=SEED, video=True)
+    ours, _ = decoded(STRONG, family, inputs=inputs, steps=3)
+    for row, single in enumerate(models.rows_of(inputs)):
+        alone, _ = decoded(STRONG, family, inputs=single, steps=3)
+        assert written(ours, row) == written(alone, 0)
+        for step in range(3):
+            same(ours.logits[step][row], alone.logits[step][0])
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "lfm2_vl"])
+def test_attention_layers_of_hybrid_models_are_boosted(family):
+    model, inputs = models.build(family), models.inputs_for(family, seed=SEED)
+    ours, _ = decoded(PAI(alpha=0.6, gamma=1, start_layer=0), family, inputs=inputs, steps=4)
+    own = attach(model, inputs, NoPruning())
+    layers = [i for i, layer in enumerate(own.layers) if isinstance(layer, PrunableLayer)]
+    assert 0 < len(layers) < len(own.layers)
+    with editing(own, layers, lambda scores, *, visual: torch.where(visual, scores + 0.6 * scores.abs(), scores)):
+        slow, _ = run(model, inputs, steps=4, past_key_values=own)
+    assert difference(ours, slow) == 0
+    assert difference(ours, run(model, inputs, steps=4)[0]) > 1e-3
 
 
 def test_the_text_alone_is_the_prompt_without_its_images():
@@ -389,9 +465,9 @@ def test_bad_inputs_and_models():
     ):
         with pytest.raises(ValueError, match=message), method.on(model, given, cache):
             pass
-    hybrid = models.build("lfm2_vl")
-    inputs = models.inputs_for("lfm2_vl")
-    with pytest.raises(ValueError, match="layers: 2 keeps no K and V"), PAI().on(hybrid, inputs, attach(hybrid, inputs)):
+    shared = models.build("gemma4")
+    inputs = models.inputs_for("gemma4")
+    with pytest.raises(ValueError, match="keeps no K and V"), PAI().on(shared, inputs, attach(shared, inputs)):
         pass
     only = torch.full((1, 16), models.IMAGE)
     with pytest.raises(ValueError, match="a row holds nothing but visual tokens"):

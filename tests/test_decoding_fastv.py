@@ -1,5 +1,8 @@
 """FastV in stock generate(), against its twin in tests/reference_cache.py."""
 
+import functools
+from unittest import mock
+
 import models
 import pytest
 import reference
@@ -10,6 +13,7 @@ from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.core.discard import discard
 from prunehal.core.listening import Listener, listening
+from prunehal.decoding import fastv
 from prunehal.decoding.fastv import FastV, hidden_mask
 from prunehal.decoding.kvsmooth import KVSmooth
 
@@ -59,6 +63,30 @@ def test_fastv_on_a_row_alone_whose_mask_is_implicit(family):
     inputs, policy = models.inputs_for(family, seed=SEED), PruneHal(r=0.5, t=2, factor=1.0)
     out, cache = decode(models.build(family), inputs, FastV(1, 0.5), policy)
     compare(dropped(family, FastV(1, 0.5), policy, inputs), out, cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", [PruneHal(t=0), PruneHal(r=0.5, t=2, factor=1.0)], ids=repr)
+@pytest.mark.parametrize("options", [{"do_sample": True}, {"num_beams": 3, "output_scores": True}], ids=["sampled", "beams"])
+def test_fastv_in_other_searches_reads_what_the_twin_reads(family, policy, options):
+    inputs, model = models.inputs_for(family, seed=SEED), models.build(family, "eager")
+    torch.manual_seed(2)
+    out, _ = decode(models.build(family), inputs, FastV(1, 0.5), policy, steps=8, **options)
+    said = forcing(out.sequences[0, -8:].tolist())
+    with mock.patch.object(model, "generate", functools.partial(model.generate, prefix_allowed_tokens_fn=said)):
+        twin = dropped(family, FastV(1, 0.5), policy, inputs, steps=8)
+    path = out.beam_indices[0].tolist() if "num_beams" in options else [0] * 8
+    assert twin.tokens == out.sequences[0, -8:].tolist()
+    for step, row in enumerate(path):
+        assert (out.logits[step][row] - twin.logits[step]).abs().max() <= TOLERANCE, step
+
+
+@pytest.mark.parametrize(("family", "kinds"), [("llava", 1), ("gemma3", 2)])
+def test_the_mask_is_made_once_for_each_kind_of_block(family, kinds, monkeypatch):
+    made = []
+    monkeypatch.setattr(fastv, "hidden_mask", lambda *args: made.append(1) or hidden_mask(*args))
+    decode(models.build(family), models.inputs_for(family, **BATCH), FastV(1, 0.5), steps=3)
+    assert len(made) == kinds
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -202,7 +230,7 @@ def test_fastv_leaves_nothing_behind():
     with pytest.raises(KeyError, match="interrupted"):
         decode(model, inputs, FastV(), cache=cache)
     handle.remove()
-    assert (during, hooks(model), cache.listeners) == ([3], before, [])
+    assert (during, hooks(model), cache.listeners) == ([4], before, [])
 
 
 def hooks(model):

@@ -79,6 +79,14 @@ def test_tokens_scores_and_returns_are_those_of_the_twin(family, seed, sigma, th
     assert len(ours.logits) == len(ours.scores) == len(cache.trace) == 16
 
 
+def test_the_published_scale_and_warmup_are_those_of_the_twin():
+    inputs, values = models.inputs_for("llava", seed=0), {"sigma": 50.0, "threshold": 15, "scale": 1e-7, "warmup": 10}
+    ours, _ = generate(quiet("llava"), inputs, OPERA(num_beams=2, candidates=3), num_return_sequences=2)
+    _same(ours, _twin("llava", inputs, None, alpha=1.0, num_beams=2, candidates=3, **values), inputs)
+    plain, _ = generate(quiet("llava"), inputs, num_beams=2)
+    assert (ours.sequences_scores[0] - plain.sequences_scores[0]).abs() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("length_penalty", "early_stopping", "early"), [(1.0, False, False), (0.0, True, True), (0.5, "never", True)]
 )
@@ -365,6 +373,29 @@ def test_other_decoders_on_the_cache_are_refused():
     edit = editing(cache, [0], lambda scores, *, visual: scores)
     with edit, pytest.raises(ValueError, match="function is attached"), OPERA().on(model, inputs, cache):
         pass
+
+
+def test_a_listener_that_comes_later_is_refused_too():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs)
+    late = pytest.raises(ValueError, match="Listener is attached")
+    with OPERA().on(model, inputs, cache) as options, listening(cache, Listener()), late:
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=2, **options)
+
+
+def test_the_options_are_needed_after_an_exception_too():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs)
+
+    def fail(ids, scores):
+        raise KeyError("interrupted")
+
+    with OPERA().on(model, inputs, cache) as options:
+        with pytest.raises(KeyError, match="interrupted"):
+            model.generate(**inputs, past_key_values=cache, max_new_tokens=2, logits_processor=[fail], **options)
+        cache.reset()
+        with pytest.raises(ValueError, match="without the options"):
+            model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
 
 
 def test_calls_that_would_be_no_opera_are_refused():

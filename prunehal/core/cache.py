@@ -73,6 +73,7 @@ class PrunableCache(ObservedCache):
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
         self.listeners: list[Listener] = []
         self.edits: dict[int, ScoreEdit] = {}
+        self.methods: list[object] = []
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -101,6 +102,7 @@ class PrunableCache(ObservedCache):
     def __deepcopy__(self, memo: dict) -> Self:
         """Copy, with layers that belong to the copy."""
         copied = memo[id(self)] = type(self).__new__(type(self))
+        memo[id(self._config)] = self._config  # by which it is known whose cache this is
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         for layer in copied._pruned:
             layer.belong(copied)
@@ -129,6 +131,11 @@ class PrunableCache(ObservedCache):
             per_image=self._per_image,
             entropy=self._wants_entropy,
         )
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Return the configuration of the text decoder whose K and V these are."""
+        return self._config
 
     @property
     def prompt(self) -> Prompt:

@@ -2,7 +2,8 @@
 
 Contrast with a second run (``branch``): ``vcd``, ``pai``. Early layers (``layers``): ``dola``, ``deco``. The cache: ``kvsmooth``,
 ``fastv``. Beam search that looks ahead and turns back: ``opera`` (``overtrust``, ``lookahead``, ``beams``, ``rewinding``,
-``retrospection``). ``plausibility`` cuts what the model itself holds for unlikely. ``named`` gives each its name.
+``retrospection``). ``plausibility`` cuts what the model itself holds for unlikely, ``forwards`` tells a model's runs apart and
+changes logits, ``values`` checks hyper-parameters. ``named`` gives each its name.
 """
 
 from prunehal.decoding.base import Decoder

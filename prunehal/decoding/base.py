@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.decoding.forwards import guarding
 
 __all__ = ["Decoder"]
 
@@ -29,6 +30,8 @@ class Decoder:
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # model family -> published hyper-parameters
     one_input: ClassVar[bool] = False  # whether it takes one input at a time, not a batch
     whole_prompt: ClassVar[bool] = False  # whether it must see all of the prompt, so that no prefill can be shared
+    baseline: ClassVar[bool] = False  # whether it only prunes, and may stand beside a method that changes what is said
+    alone: ClassVar[bool] = False  # whether nothing may stand beside it
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Self:
@@ -48,11 +51,71 @@ class Decoder:
 
         Args:
             model: whose generate() will run.
-            inputs: what the processor returned, images included (also where generate() gets ``SharedPrefill.inputs``).
+            inputs: what the processor returned, images included (also where generate() gets ``SharedPrefill.inputs``); on a
+                cache that has read its prompt, the longer conversation that generate() will get.
             cache: made by ``attach`` (or ``SharedPrefill.attach``) for these inputs; its policy prunes beside the method.
 
         Raises:
-            ValueError: the model, the inputs or the way of decoding do not suit the method.
+            ValueError: the model, the inputs or the way of decoding do not suit the method; the cache is no pruning cache, was
+                attached to another model or prompt, or has a method already; inside the block, the model runs on another cache.
         """
+        name = type(self).__name__
+        _check_cache(model, cache)
+        _check_prompt(inputs, cache)
+        with _standing(self, cache), guarding(model, cache, name), self._attached(model, inputs, cache) as options:
+            yield options
+
+    @contextmanager
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+        """Do what ``on`` says, once model, inputs and cache are known to belong together."""
         raise NotImplementedError
         yield {}
+
+
+def _check_cache(model: torch.nn.Module, cache: PrunableCache) -> None:
+    if not isinstance(cache, PrunableCache):
+        raise ValueError(
+            f"cache: got a {type(cache).__name__}; expected what attach() returns. "
+            "Fix: cache = attach(model, inputs, policy), with NoPruning() for the method alone."
+        )
+    if cache.config is not model.config.get_text_config(decoder=True):
+        raise ValueError(
+            f"model={type(model).__name__}: is not the one that the cache was attached to; expected the same object. "
+            "Fix: pass the same model to attach() and on()."
+        )
+
+
+def _check_prompt(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
+    """Refuse inputs that are not the cache's prompt, or on a cache that has read it, no longer conversation."""
+    ids, attached, seen = inputs.get("input_ids"), cache.prompt.ids, cache.get_seq_length()
+    if ids is None or attached is None:
+        return
+    ids, attached = ids.cpu(), attached.cpu()
+    later = seen >= attached.shape[1]
+    start, copies = ids[:, : attached.shape[1]] if later else ids, len(ids) // len(attached) if later else 1
+    if not torch.equal(start, attached.repeat_interleave(copies, dim=0)):
+        raise ValueError(
+            f"inputs: on() got input_ids {tuple(ids.shape)} that are not the {tuple(attached.shape)} of the cache; expected the "
+            "same prompt. Fix: pass the same inputs to attach() and on()."
+        )
+    if later and ids.shape[1] <= seen:
+        raise ValueError(
+            f"cache: has read {seen} tokens already, and on() got inputs of {ids.shape[1]}; expected the longer conversation "
+            "that generate() is to go on with. Fix: pass that to on(), or attach() a new cache for another run."
+        )
+
+
+@contextmanager
+def _standing(method: Decoder, cache: PrunableCache) -> Iterator[None]:
+    """Note a method on the cache for as long as the block lasts, if it may stand beside those that are there."""
+    for other in cache.methods:
+        if other.alone or method.alone or other.baseline == method.baseline:
+            raise ValueError(
+                f"cache: {type(other).__name__} is attached, and {type(method).__name__} would not stand beside it; expected one "
+                "method at a time (FastV goes with every other one but OPERA). Fix: leave its block first."
+            )
+    cache.methods.append(method)
+    try:
+        yield
+    finally:
+        cache.methods.remove(method)

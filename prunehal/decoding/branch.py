@@ -8,7 +8,6 @@ hears; it follows the beams of the main run, because the branch listens to the m
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +18,11 @@ from transformers import DynamicCache
 
 from prunehal.core import Listener, PrunableCache, listening
 from prunehal.core.visual import generating
+from prunehal.decoding.forwards import beside, changing_logits
 
-__all__ = ["Branch", "check_prompt", "contrasting"]
+__all__ = ["Branch", "check_unread", "contrasting"]
 
-FAR_BELOW = 1e4  # of logits; e^-10000 is 0 in every float type, and a beam of such a token loses against every other
+ANEW = "Fix: attach() a new cache to the whole conversation, and attach the method to that."
 # What a forward of the prompt says about its tokens; each new token adds one entry.
 BY_TOKEN = ("position_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -35,14 +35,16 @@ class Branch(Listener):
         cache: the branch's own K and V.
     """
 
-    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], main: PrunableCache) -> None:
         """Run the branch's prompt.
 
         Args:
             model: whose generate() takes the inputs.
             inputs: of the branch; as many rows as the main run has before generate() repeats them, padded on the left.
+            main: cache of the main run.
         """
         self._model, self.cache = generating(model), DynamicCache(config=model.config.get_text_config(decoder=True))
+        beside(self.cache, main)
         self._prompt: dict[str, Any] = {}
         hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
         options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "output_logits": True}
@@ -70,8 +72,8 @@ class Branch(Listener):
                 "many or a multiple. Fix: pass the same inputs to on() and generate()."
             )
         if copies > 1:
-            self.cache.batch_repeat_interleave(copies)
-            self._take(torch.arange(len(self.logits)).repeat_interleave(copies))
+            # Not batch_repeat_interleave, which layers with a running state do not have.
+            self.reordered(torch.arange(len(self.logits)).repeat_interleave(copies))
 
     def read(self, tokens: Tensor) -> None:
         """Read one token a row, (batch, 1), and set ``logits`` to what follows it."""
@@ -122,64 +124,43 @@ def _positions_kept(model: torch.nn.Module) -> Iterator[None]:
 def contrasting(
     model: torch.nn.Module, cache: PrunableCache, branch: Branch, combine: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Let every forward of the main run return combined logits inside the block.
-
-    The logits are replaced where the model returns them, ahead of all processors. So the order is the published one in every
-    mode - contrast, cut, processors, warpers - and beam search normalises what it adds up. What generate() returns as
-    ``logits`` are then the combined ones.
-
-    A later processor may forbid every token that the cut has left, e.g. the end of the text while ``min_new_tokens`` lasts.
-    So a cut token does not get -inf but its own logit, lowered by ``FAR_BELOW``: probability 0, and the most probable of
-    them follows where nothing else may.
+    """Let every forward of the main run return logits combined with the branch's; see `changing_logits`.
 
     Args:
         model: whose generate() runs inside.
-        cache: of the main run; forwards with another cache are left alone.
+        cache: of the main run.
         branch: reads beside it.
         combine: takes the logits of the main run and of the branch, float32 (batch, vocabulary), and returns new ones,
             with -inf where a token is cut.
     """
-    decoder, started = generating(model), False
-    positional = list(inspect.signature(decoder.forward).parameters)
+    started = False
 
-    def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def rule(logits: Tensor, tokens: Tensor | None) -> Tensor:
         nonlocal started
-        given = dict(zip(positional, args, strict=False)) | kwargs
-        if given.get("past_key_values") is not cache or not cache.step:
-            return output  # another run, or a chunk of the prompt that is not the last
-        tokens, logits = given.get("input_ids"), output.logits[:, -1].float()
         if not started:
             branch.expand(len(logits))
-        elif tokens is None or tokens.shape[1] != 1:
+        elif tokens is None or tokens.shape[1] != 1 or cache.step == 1:
             raise ValueError(
-                "past_key_values: a second prompt arrived while the method is attached; expected one prompt and what follows it. "
-                "Fix: leave the with block after the first generate(), and attach the method anew to the longer conversation."
+                "past_key_values: a second prompt arrived while the method is attached (or the first one again, after reset()); "
+                f"expected one prompt and what follows it. {ANEW}"
             )
         else:
             branch.read(tokens)
         started = True
-        combined = combine(logits, branch.logits.to(logits.device))
-        combined = torch.where(combined == -torch.inf, logits - logits.amax(dim=-1, keepdim=True) - FAR_BELOW, combined)
-        output.logits = torch.cat([output.logits[:, :-1].float(), combined[:, None]], dim=1)
-        return output
+        return combine(logits, branch.logits.to(logits.device))
 
-    handle = decoder.register_forward_hook(hook, with_kwargs=True)
-    try:
-        with listening(cache, branch):
-            yield
-    finally:
-        handle.remove()
+    with changing_logits(model, cache, rule), listening(cache, branch):
+        yield
 
 
-def check_prompt(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
-    """Refuse inputs that are not those that the cache was attached to.
+def check_unread(cache: PrunableCache) -> None:
+    """Refuse a cache whose prompt was read: a branch could not catch up with what followed.
 
     Raises:
-        ValueError: the input_ids differ.
+        ValueError: the cache holds the whole prompt.
     """
-    ids, attached = inputs.get("input_ids"), cache.prompt.ids
-    if ids is not None and attached is not None and not torch.equal(ids.cpu(), attached.cpu()):
+    if (seen := cache.get_seq_length()) >= len(cache.prompt):
         raise ValueError(
-            f"inputs: on() got input_ids {tuple(ids.shape)} that are not the {tuple(attached.shape)} of the cache; expected the "
-            "same prompt. Fix: pass the same inputs to attach() and on()."
+            f"cache: has read {seen} tokens, the whole prompt of {len(cache.prompt)}, which the branch has not; expected a cache "
+            f"whose prompt is still to be read. {ANEW}"
         )

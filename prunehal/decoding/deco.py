@@ -1,11 +1,12 @@
-"""DeCo: let the most confident of the upper layers correct the last one (Wang et al., ICLR 2025).
+"""DeCo: let the most confident of the upper layers correct the last one (Wang et al., ICLR 2025, arXiv 2410.11779).
 
 Early layers often know an object's word that the last layer suppresses. Among the candidate words of the last layer, the one
 that any upper layer is surest of names the layer; its logits are added, weighted by that certainty.
 
 Where we differ from the public code: it picks one layer for row 0 of a batch, here each row has its own candidates and layer;
-returned scores are the corrected ones; processors built into generate() (suppressed words) act before the correction, so
-that candidates are words that may be said; in beam search the corrected scores are log-probabilities again.
+returned logits and scores are the corrected ones, and in beam search log-probabilities again. Its script for POPE stops at a
+misspelt argument, so that those numbers cannot come from it as it stands. Raw logits are corrected and cut, then come all
+processors and warpers, as there.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from prunehal.core import PrunableCache
 from prunehal.decoding.base import Decoder
+from prunehal.decoding.forwards import changing_logits
 from prunehal.decoding.layers import LayerReadout, check_layers
-from prunehal.decoding.plausibility import renormalised
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["DeCo", "candidate_words", "upper_layers"]
 
@@ -60,20 +62,17 @@ class DeCo(Decoder):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"llava-1.5": {"alpha": 0.6, "p_top": 0.9, "k": 20}}
 
     def __post_init__(self) -> None:
-        alpha, p_top, k = self.alpha, self.p_top, self.k
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha={alpha!r}: expected a number of at least 0. Set alpha=0.6, the published value.")
-        if isinstance(p_top, bool) or not isinstance(p_top, int | float) or not 0 < p_top <= 1:
-            raise ValueError(f"p_top={p_top!r}: expected a number in (0, 1]. Set p_top=0.9, or 1 for no limit.")
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise ValueError(f"k={k!r}: expected an integer of at least 1, or None for no limit. Set k=20, the published value.")
+        check_number("alpha", self.alpha, "[0, inf)", "Set alpha=0.6, the published value.")
+        check_number("p_top", self.p_top, "(0, 1]", "Set p_top=0.9, or 1 for no limit.")
+        if self.k is not None:
+            check_count("k", self.k, 1, "Set k=20, the published value.", reason=", or None for no limit")
         if self.layers is not None:
             check_layers(self.layers)
             if not self.layers:
                 raise ValueError("layers=(): expected at least one layer. For stock decoding leave the decoder out.")
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
@@ -85,8 +84,15 @@ class DeCo(Decoder):
         if self.alpha == 0 and self.p_top == 1 and self.k is None:
             yield {}
             return
-        with readout.watching(layers):
-            yield {"logits_processor": LogitsProcessorList([_Correction(self, readout)])}
+        with readout.watching(layers, cache), changing_logits(model, cache, partial(self._corrected, readout)):
+            yield {}
+
+    def _corrected(self, readout: LayerReadout, logits: Tensor, tokens: Tensor | None) -> Tensor:
+        words = candidate_words(logits.softmax(-1), self.p_top, self.k)  # (batch, vocabulary)
+        early = readout.early_logits(normed=True).to(logits.device)  # (layer, batch, vocabulary)
+        weight, layer = early.softmax(-1).masked_fill(~words, 0.0).amax(-1).max(0)  # the surest layer of each row, (batch,)
+        added = early[layer, torch.arange(len(layer), device=layer.device)]
+        return (logits + self.alpha * weight[:, None] * added).masked_fill(~words, -math.inf)
 
 
 def upper_layers(layers: int) -> tuple[int, ...]:
@@ -109,19 +115,3 @@ def candidate_words(probabilities: Tensor, p_top: float, k: int | None) -> Tenso
     if p_top < 1:  # in floating point a sum reaches 1 before the last word
         enough[:, 1:] = best.values.cumsum(-1)[:, :-1] < p_top
     return torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, best.indices, enough)
-
-
-class _Correction(LogitsProcessor):
-    def __init__(self, setting: DeCo, readout: LayerReadout) -> None:
-        self._setting, self._readout = setting, readout
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        setting, scores = self._setting, scores.float()
-        words = candidate_words(scores.softmax(-1), setting.p_top, setting.k)  # (batch, vocabulary)
-        early = self._readout.early_logits(normed=True).to(scores.device)  # (layer, batch, vocabulary)
-        said = words & scores.isfinite()  # p_top = 1 takes suppressed words in
-        sure = early.softmax(-1).masked_fill(~said, 0.0).amax(-1)  # (layer, batch)
-        weight, layer = sure.max(0)
-        added = early[layer, torch.arange(len(layer), device=layer.device)]
-        corrected = scores + setting.alpha * weight[:, None] * added
-        return renormalised(corrected.masked_fill(~words, -math.inf))

@@ -1,4 +1,4 @@
-"""DoLa: contrast the last layer with the early layer that differs most from it (Chuang et al., ICLR 2024).
+"""DoLa: contrast the last layer with the early layer that differs most from it (Chuang et al., ICLR 2024, arXiv 2309.03883).
 
 Two places where the public code differs from the paper's text; the default follows the code, options the text:
 
@@ -7,8 +7,8 @@ Two places where the public code differs from the paper's text; the default foll
 - Early states go through the LM head without the final norm, although the head was trained on normed states.
 
 And where we differ from the code: it averages the divergence over the batch, so that a row's words depend on its neighbours;
-here each row picks its own layer. Processors built into generate() (repetition penalty, suppressed words) act before the
-contrast, not after it, and never on what picks the layer; the authors advise ``repetition_penalty=1.2``, given to generate().
+here each row picks its own layer. Raw logits are contrasted and cut, then come all processors, as there; the authors advise
+``repetition_penalty=1.2``, given to generate().
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from prunehal.core import PrunableCache
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
+from prunehal.decoding.forwards import changing_logits
 from prunehal.decoding.layers import LayerReadout, check_layers
 from prunehal.decoding.plausibility import plausible, renormalised
+from prunehal.decoding.values import check_number
 
 __all__ = ["DoLa", "candidates", "divergence"]
 
@@ -72,18 +74,17 @@ class DoLa(Decoder):
             raise ValueError(f"layers={self.layers!r}: expected 'low', 'high' or a tuple of integers. Set layers='low'.")
         if not isinstance(self.layers, str):
             check_layers(self.layers)
-        top = self.relative_top
-        if isinstance(top, bool) or not isinstance(top, int | float) or not 0 <= top <= 1:
-            raise ValueError(f"relative_top={top!r}: expected a number in [0, 1]. Set relative_top=0.1, or 0 for no cut.")
+        check_number("relative_top", self.relative_top, "[0, 1]", "Set relative_top=0.1, or 0 for no cut.")
         if self.divergence not in ("released", "js"):
             raise ValueError(f"divergence={self.divergence!r}: expected 'released' or 'js'. Set divergence='released'.")
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
-            ValueError: the model's layers cannot be read out, it has fewer than asked for, or generate() searches with beams.
+            ValueError: the model's layers cannot be read out, it has fewer than asked for or none of that name, or generate()
+                searches with beams.
         """
         readout = LayerReadout(model)
         layers = self.layers
@@ -93,8 +94,16 @@ class DoLa(Decoder):
         if not layers:
             yield {}
             return
-        with readout.watching(layers), listening(cache, _NoBeams()):
-            yield {"logits_processor": LogitsProcessorList([_Contrast(self, readout)])}
+        rule = partial(self._contrasted, readout)
+        with readout.watching(layers, cache), changing_logits(model, cache, rule), listening(cache, _NoBeams()):
+            yield {}
+
+    def _contrasted(self, readout: LayerReadout, logits: Tensor, tokens: Tensor | None) -> Tensor:
+        mature = renormalised(logits)
+        early = renormalised(readout.early_logits(self.norm).to(logits.device))  # (layer, batch, vocabulary)
+        chosen = divergence(mature, early, self.divergence).argmax(0)  # (batch,)
+        picked = early[chosen, torch.arange(len(chosen), device=chosen.device)]
+        return plausible(mature, self.relative_top, mature - picked)
 
 
 def candidates(kind: str, layers: int, tied: bool) -> tuple[int, ...]:
@@ -106,12 +115,21 @@ def candidates(kind: str, layers: int, tied: bool) -> tuple[int, ...]:
     ((0, 2, 4, 6, 8, 10, 12, 14), (16, 18, 20, 22, 24, 26, 28, 30))
     >>> candidates("low", 6, tied=True)
     (2,)
+
+    Raises:
+        ValueError: the decoder is so shallow that no layer has that name.
     """
     half = layers // 2 if layers <= 40 else 20
     if kind == "high":
         return tuple(range(layers - half if layers > 40 else half, layers, 2))
-    start = 0 if not tied else 1 if layers == 2 else 2
-    return tuple(range(start, half, 2))
+    start = 2 if tied and layers > 2 else layers - 1 if tied else 0
+    chosen = (start,) if start == layers // 2 else tuple(range(start, half, 2))
+    if not chosen:
+        raise ValueError(
+            f"layers={kind!r}: a decoder of {layers} layers with tied embeddings has no such layer; expected a deeper one. "
+            "Fix: layers='high', or a tuple of integers."
+        )
+    return chosen
 
 
 def divergence(mature: Tensor, early: Tensor, kind: str) -> Tensor:
@@ -121,7 +139,7 @@ def divergence(mature: Tensor, early: Tensor, kind: str) -> Tensor:
         mature: log-probabilities of the last layer, (batch, vocabulary).
         early: those of the candidates, (layer, batch, vocabulary).
         kind: "released" is KL(M || p) + KL(M || q) with M = (p + q) / 2; "js" is KL(p || M) + KL(q || M), twice the
-            Jensen-Shannon divergence (equation 2 of the paper).
+            Jensen-Shannon divergence by which the paper selects the premature layer.
 
     >>> p = torch.tensor([[0.5, 0.5]]).log()
     >>> divergence(p, p[None], "js").abs().max() < 1e-6
@@ -133,23 +151,9 @@ def divergence(mature: Tensor, early: Tensor, kind: str) -> Tensor:
     return (mature.exp() * (mature - mean) + early.exp() * (early - mean)).sum(-1)
 
 
-class _Contrast(LogitsProcessor):
-    def __init__(self, setting: DoLa, readout: LayerReadout) -> None:
-        self._setting, self._readout = setting, readout
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        setting, mature = self._setting, renormalised(scores)
-        early = renormalised(self._readout.early_logits(setting.norm).to(scores.device))  # (layer, batch, vocabulary)
-        # What picks the layer knows no suppressed word: its log-probability of -inf would make every divergence infinite.
-        clean = renormalised(self._readout.logits.to(scores.device))
-        chosen = divergence(clean, early, setting.divergence).argmax(0)  # (batch,)
-        picked = early[chosen, torch.arange(len(chosen), device=chosen.device)]
-        return plausible(mature, setting.relative_top, mature - picked)
-
-
 class _NoBeams(Listener):
     def reordered(self, beam_idx: Tensor) -> None:
         raise ValueError(
             "num_beams: DoLa's scores are differences of log-probabilities, which do not add up over a beam; expected 1. "
-            "Fix: leave num_beams out, or set do_sample=True."
+            "Fix: leave num_beams out."
         )

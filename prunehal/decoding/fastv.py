@@ -1,4 +1,4 @@
-"""FastV: drop the image tokens that are attended least while the prompt is read (Chen et al., ECCV 2024).
+"""FastV: drop the image tokens that are attended least while the prompt is read (Chen et al., ECCV 2024, arXiv 2403.06764).
 
 Not a decoder but a baseline of pruning: entering block K, the image tokens with the lowest attention in block K - 1 (mean of
 the heads, last row) are dropped from blocks K, K + 1, ...; blocks before keep them all. Kept tokens keep their positions.
@@ -9,7 +9,8 @@ of the shorter cache; the prompt itself is read at full cost. Cutting the hidden
 there too; it is not done here.
 
 The released code chooses once where it uses a cache, and anew at each step where it does not; here it chooses once. Row 0 of
-a batch decides for all rows there; here each row decides for itself.
+a batch decides for all rows there; here each row decides for itself. Where the image stands is written into that code as a
+number; here the prompt says it. The version in lmms-eval runs block K - 1 twice on one cache; here every block runs once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from prunehal.core.selection import keep_best
 from prunehal.core.table import sent
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.layers import decoder_of
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["FastV", "hidden_mask", "kept_count"]
 
@@ -61,6 +63,7 @@ class FastV(Decoder):
     ratio: float = 0.5
 
     whole_prompt: ClassVar[bool] = True
+    baseline: ClassVar[bool] = True
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "llava-1.5": {"block": 2, "ratio": 0.5},
@@ -69,15 +72,11 @@ class FastV(Decoder):
     }
 
     def __post_init__(self) -> None:
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
-            raise ValueError(
-                f"block={self.block!r}: expected an integer of at least 1, since the block before ranks the tokens. Set block=2."
-            )
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio={self.ratio!r}: expected a number in [0, 1). Set ratio=0.5, the published value.")
+        check_count("block", self.block, 1, "Set block=2.", reason=", since the block before ranks the tokens")
+        check_number("ratio", self.ratio, "[0, 1)", "Set ratio=0.5, the published value.")
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
@@ -154,6 +153,7 @@ class _Dropping(Listener):
         self._setting, self._cache, self._blocks = setting, cache, blocks
         self._keep: Tensor | None = None  # (layer, pool, head, visual)
         self._hidden: Tensor | None = None  # (batch, position)
+        self._masks: list[tuple[Tensor | None, Tensor]] = []  # of the prompt: as given, and with columns hidden
 
     def heard(self, layer: int, weights: Tensor) -> None:
         if self._cache.step != 1:
@@ -162,6 +162,7 @@ class _Dropping(Listener):
             self._choose(weights)
         if layer == self._blocks - 1:
             discard(self._cache, self._keep)
+            self._masks.clear()
 
     def _choose(self, weights: Tensor) -> None:
         table, block = self._cache.table, self._setting.block
@@ -183,5 +184,9 @@ class _Dropping(Listener):
                 "since its last token ranks the image tokens. Fix: leave prefill_chunk_size out."
             )
         flash = "flash" in (module.self_attn.config._attn_implementation or "")
-        mask = hidden_mask(kwargs.get("attention_mask"), self._hidden.to(states.device), flash)
-        return args, kwargs | {"attention_mask": mask}
+        mask = kwargs.get("attention_mask")
+        made = next((hiding for given, hiding in self._masks if given is mask), None)  # blocks share one, or one for each kind
+        if made is None:
+            made = hidden_mask(mask, self._hidden.to(states.device if mask is None else mask.device), flash)
+            self._masks.append((mask, made))
+        return args, kwargs | {"attention_mask": made}

@@ -1,4 +1,4 @@
-"""KVSmooth: smooth the newest token's K and V towards those of the token before it (CVPR 2026).
+"""KVSmooth: smooth the newest token's K and V towards those of the token before it (Jiang et al., CVPR 2026, arXiv 2602.04268).
 
 After the attention of step t a layer replaces K_t by (1 - lambda) K_t + lambda K_(t-1), and V_t alike. Lambda grows with the
 entropy of step t's attention row: an undecided step is smoothed strongly. It is the entropy's rank among the last steps,
@@ -7,7 +7,8 @@ bounded to a range around a reference value.
 No official code was found, and this follows public descriptions of the method. Where those leave a choice, this module takes:
 the entropies of the heads are averaged; K is smoothed after RoPE, as it is cached; K_(t-1) is the smoothed one, so that the
 smoothing is recursive; the rank is the number of smaller entropies among the last 15, divided by 15 even before there are 15;
-only generated tokens are smoothed, not the prompt. Step t's own attention is that of the unsmoothed K_t and V_t.
+only generated tokens are smoothed, not the prompt; the blocks go up to the last one, block 31 of 32, as published, although a
+summary leaves it out. Step t's own attention is that of the unsmoothed K_t and V_t.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.layers import check_layers
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["KVSmooth", "smoothing_weight"]
 
@@ -36,6 +38,9 @@ class KVSmooth(Decoder):
 
     For greedy search, sampling and beam search, without any further forward. Beside a pruning policy the entropy is that of
     the slots which are left, and a step is smoothed before it prunes. Stock decoding: ref=0 and radius=0.
+
+    A block takes one prompt and what follows it, and refuses a second one; but read with ``prefill_chunk_size=1`` that would look
+    like the answer, so attach the method anew for each turn, with the conversation that generate() gets.
 
     Attributes:
         ref: middle of the range of lambda; 0.9 for LLaVA-1.5.
@@ -67,26 +72,25 @@ class KVSmooth(Decoder):
     }
 
     def __post_init__(self) -> None:
-        for name in ("ref", "radius"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                usual = {"ref": 0.9, "radius": 0.2}[name]
-                raise ValueError(f"{name}={value!r}: expected a number in [0, 1]. Set {name}={usual}, the published value.")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window={self.window!r}: expected an integer of at least 1. Set window=15, the published value.")
+        check_number("ref", self.ref, "[0, 1]", "Set ref=0.9, the published value.")
+        check_number("radius", self.radius, "[0, 1]", "Set radius=0.2, the published value.")
+        check_count("window", self.window, 1, "Set window=15, the published value.")
         if self.layers is not None:
             check_layers(self.layers)
             if not self.layers:
                 raise ValueError("layers=(): expected at least one block. For stock decoding leave the decoder out.")
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
-            ValueError: a chosen block keeps no K and V of its own, or the model has fewer blocks.
+            ValueError: a chosen block keeps no K and V of its own, or the model has fewer blocks; a second prompt arrives inside
+                the block.
         """
-        with listening(cache, _Smoother(self, cache, self._blocks(model, cache))):
+        ids = inputs.get("input_ids")
+        prompt = len(cache.prompt) if ids is None else ids.shape[1]
+        with listening(cache, _Smoother(self, cache, self._blocks(model, cache), prompt)):
             yield {}
 
     def _blocks(self, model: torch.nn.Module, cache: PrunableCache) -> tuple[int, ...]:
@@ -121,8 +125,8 @@ def smoothing_weight(entropy: Tensor, earlier: Tensor, ref: float, radius: float
 
 
 class _Smoother(Listener):
-    def __init__(self, setting: KVSmooth, cache: PrunableCache, layers: tuple[int, ...]) -> None:
-        self._setting, self._cache = setting, cache
+    def __init__(self, setting: KVSmooth, cache: PrunableCache, layers: tuple[int, ...], prompt: int) -> None:
+        self._setting, self._cache, self._prompt = setting, cache, prompt
         self._seen = {index: cache.layers[index].seen for index in layers}
         self._earlier: dict[int, Tensor] = {}  # (batch, window), the oldest first
 
@@ -131,8 +135,15 @@ class _Smoother(Listener):
             return
         stored, setting = self._cache.layers[layer], self._setting
         new, self._seen[layer] = stored.seen - self._seen[layer], stored.seen
-        if self._cache.step == 1 or new > 1:  # the prompt, or a second turn's; its last token may come alone
+        if self._cache.step == 1:  # also after reset()
+            self._earlier.pop(layer, None)
+        if stored.seen <= self._prompt:  # its last token may come alone
             return
+        if new > 1:
+            raise ValueError(
+                f"past_key_values: a second prompt, {new} tokens, arrived while KVSmooth is attached; expected one prompt and "
+                "what follows it. Fix: leave the block after the first generate(), and attach the method anew."
+            )
         entropy = torch.special.entr(weights).sum(-1).mean((1, 2))  # (batch,)
         earlier = self._earlier.get(layer)
         if earlier is None:

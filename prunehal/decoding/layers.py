@@ -12,7 +12,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from prunehal.core import PrunableCache
 from prunehal.core.visual import generating
+from prunehal.decoding.forwards import inputs_of
 
 __all__ = ["LayerReadout", "check_layers", "decoder_of"]
 
@@ -102,46 +104,52 @@ class LayerReadout:
     def _forget(self) -> None:
         self._hidden: dict[int, Tensor] = {}  # (batch, hidden)
         self._last: Tensor | None = None  # what the final norm read in the newest forward
-        self._checked = self._read = False
+        self._checked, self._mine = False, False
         self.logits: Tensor | None = None
 
     @contextmanager
-    def watching(self, indices: Sequence[int]) -> Iterator[None]:
+    def watching(self, indices: Sequence[int], cache: PrunableCache | None = None) -> Iterator[None]:
         """Catch these hidden states in every forward inside the block; no hook is left behind, however it ends.
+
+        Args:
+            indices: of the hidden states.
+            cache: whose forwards count; None means all.
 
         Raises:
             ValueError: the LM head and the final norm do not give the model's own logits again: it scales them otherwise.
-            RuntimeError: the model ran inside the block, and nobody asked for the caught states.
         """
         self._forget()
+
+        def begin(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+            self._mine = cache is None or inputs_of(module, args, kwargs).get("past_key_values") is cache
+
         with ExitStack() as hooks:
+            self._hook(hooks, self._model.register_forward_pre_hook(begin, with_kwargs=True))
             for index in indices:
                 self._hook(hooks, self._decoder.layers[index].register_forward_pre_hook(self._catch(index), with_kwargs=True))
             last = self._decoder.layers[-1].register_forward_hook(self._catch_last)
             self._hook(hooks, last)
             self._hook(hooks, self._model.register_forward_hook(self._end))
             yield
-            if self._checked and not self._read:
-                raise RuntimeError(
-                    "options: generate() ran without what on(...) yields, so that the method did nothing; expected them. "
-                    "Fix: model.generate(**inputs, past_key_values=cache, **options)."
-                )
 
     def _hook(self, hooks: ExitStack, handle: torch.utils.hooks.RemovableHandle) -> None:
         hooks.callback(handle.remove)
 
     def _catch(self, index: int):
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            self._hidden[index] = hidden[:, -1].detach().clone()  # a view would hold the whole prompt's
+            if self._mine:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                self._hidden[index] = hidden[:, -1].detach().clone()  # a view would hold the whole prompt's
 
         return hook
 
     def _catch_last(self, module: torch.nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        if not self._checked:
+        if self._mine and not self._checked:
             self._last = (output if isinstance(output, Tensor) else output[0])[:, -1].detach()
 
     def _end(self, module: torch.nn.Module, args: tuple, output: object) -> None:
+        if not self._mine:
+            return
         self.logits = output.logits[:, -1].detach().float()
         if self._checked:
             return
@@ -161,7 +169,6 @@ class LayerReadout:
         Args:
             normed: apply the decoder's final norm before the head, as the model does with its last layer.
         """
-        self._read = True
         return torch.stack([self._through_head(hidden, normed) for hidden in self._hidden.values()])
 
     def _through_head(self, hidden: Tensor, normed: bool) -> Tensor:

@@ -20,6 +20,7 @@ from prunehal.core.attention import claim
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.table import VisualTable
+from prunehal.decoding.forwards import beside
 from prunehal.decoding.overtrust import by_position
 
 __all__ = ["LookAhead"]
@@ -108,7 +109,9 @@ class LookAhead:
         count = candidates.shape[1]
         self._layers = [_AheadLayer(layer, cache.table, count) for layer in cache.layers]
         wide = {name: _repeated(name, value, count) for name, value in inputs.items()}
-        wide |= {"input_ids": candidates.flatten()[:, None], "past_key_values": Cache(layers=self._layers)}
+        own = Cache(layers=self._layers)
+        beside(own, cache)
+        wide |= {"input_ids": candidates.flatten()[:, None], "past_key_values": own}
         out = model(**wide, return_dict=True)
         self.logits = out.logits[:, -1].float().to(candidates.device).unflatten(0, candidates.shape)
         last = self._layers[-1]

@@ -1,4 +1,6 @@
-"""OPERA (Huang et al., CVPR 2024): beam search that penalises over-trust in one token of the answer, and takes it back.
+"""OPERA: beam search that penalises over-trust in one token of the answer, and takes it back.
+
+Huang et al., CVPR 2024, arXiv 2311.17911; `overtrust` writes out the penalty, which the paper takes from the logits.
 
 An answer that looks back at one of its own tokens, column after column, has begun to summarise instead of looking at the
 image. Each beam proposes its ``candidates`` most probable tokens; the model reads each of them, and the row of attention that
@@ -18,6 +20,8 @@ Where the released code and the paper differ, or the code has a flaw, this modul
   summed in float32, and phi is cut at 65504.
 - It gives all tokens but the candidates a logit of -999, so that chance decides which of them fills a beam that has no
   candidate left, as with candidates=1; here they keep their order below the candidates.
+- For InstructBLIP it counts the positions 1 to 32 as the image, which by its own layout are 0 to 31; here the prompt says where
+  the image is.
 - It reads the prompt anew at every return. Here the cache goes back to exactly what it was (`rewinding`), and a candidate
   that wins is not read twice (`lookahead`).
 
@@ -43,6 +47,7 @@ from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.beams import Beams, Rules
 from prunehal.decoding.retrospection import Newest, Search
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["OPERA"]
 
@@ -88,6 +93,7 @@ class OPERA(Decoder):
     warmup: int = 10
 
     one_input: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
 
     # README of the released code: the same values for all four models, and a faster setting.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -99,20 +105,14 @@ class OPERA(Decoder):
     }
 
     def __post_init__(self) -> None:
-        for name, least, usual in (("alpha", 0, 1.0), ("sigma", None, 50.0), ("scale", None, 1e-7)):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not (value > 0 or value == least) or value == float("inf"):
-                kind = "a number above 0" if least is None else "a number of at least 0"
-                raise ValueError(f"{name}={value!r}: expected {kind}. Set {name}={usual}, the published value.")
+        for name, within, usual in (("alpha", "[0, inf)", 1.0), ("sigma", "(0, inf)", 50.0), ("scale", "(0, inf)", 1e-7)):
+            check_number(name, getattr(self, name), within, f"Set {name}={usual}, the published value.")
         counts = (("candidates", 1, 5), ("threshold", 0, 15), ("num_beams", 2, 5), ("warmup", 1, 10))
         for name, least, usual in counts:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}. Set {name}={usual}, as published.")
+            check_count(name, getattr(self, name), least, f"Set {name}={usual}, as published.")
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate() on this cache; see `Decoder.on`.
 
         Raises:
@@ -130,12 +130,7 @@ class OPERA(Decoder):
                 f"model={type(model).__name__}: has layers with {', '.join(sorted(others))}, whose state cannot be taken back; "
                 "expected attention layers that keep their own K and V. Fix: use another model, or another decoder."
             )
-        others = [type(each).__name__ for each in (*cache.listeners, *cache.edits.values())]
-        if others:
-            raise ValueError(
-                f"cache: {', '.join(others)} is attached, and would not follow when OPERA looks ahead or takes steps back; "
-                "expected no other decoder. Fix: run one at a time."
-            )
+        _check_alone(cache)
         newest = Newest()
         with listening(cache, newest):
             yield {"custom_generate": partial(_generate, self, cache, newest), "num_beams": self.num_beams}
@@ -154,23 +149,32 @@ def _generate(
 ) -> Tensor | GenerateBeamDecoderOnlyOutput:
     """Stand for the decoding loop of generate(), as its ``custom_generate``."""
     _check(opera, cache, generation_config, model_kwargs)
-    newest.searching = True
-    out = model._prefill(input_ids, generation_config, model_kwargs)
-    rules = Rules.of(generation_config, input_ids.shape[1])
-    search = Search(opera, cache, newest, model, Beams.start(input_ids), model_kwargs)
-    logits = search.read(out)
-    history: list[tuple[Tensor, Tensor]] = []  # by token: logits and processed log-probabilities
-    while True:
-        log_probs, logits = search.weighed(logits)
-        beams = search.beams
-        del history[beams.parents.shape[1] :]
-        log_probs = logits_processor(beams.ids, log_probs)
-        history.append((logits, log_probs))
-        scores = tuple(each for _, each in history) if generation_config.output_scores else None
-        if search.choose(*beams.advance(log_probs, partial(stopping_criteria, scores=scores), rules)):
-            newest.searching = False
-            return _returned(search.beams, cache, history, generation_config)
-        logits = search.read_chosen()
+    _check_alone(cache, newest)
+    with newest.heeded():
+        out = model._prefill(input_ids, generation_config, model_kwargs)
+        rules = Rules.of(generation_config, input_ids.shape[1])
+        search = Search(opera, cache, newest, model, Beams.start(input_ids), model_kwargs)
+        logits = search.read(out)
+        history: list[tuple[Tensor, Tensor]] = []  # by token: logits and processed log-probabilities
+        while True:
+            log_probs, logits = search.weighed(logits)
+            beams = search.beams
+            del history[beams.parents.shape[1] :]
+            log_probs = logits_processor(beams.ids, log_probs)
+            history.append((logits, log_probs))
+            scores = tuple(each for _, each in history) if generation_config.output_scores else None
+            if search.choose(*beams.advance(log_probs, partial(stopping_criteria, scores=scores), rules)):
+                return _returned(search.beams, cache, history, generation_config)
+            logits = search.read_chosen()
+
+
+def _check_alone(cache: PrunableCache, own: Newest | None = None) -> None:
+    others = [type(each).__name__ for each in (*cache.listeners, *cache.edits.values()) if each is not own]
+    if others:
+        raise ValueError(
+            f"cache: {', '.join(others)} is attached, and would not follow when OPERA looks ahead or takes steps back; "
+            "expected no other decoder. Fix: run one at a time."
+        )
 
 
 def _check(opera: OPERA, cache: PrunableCache, config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:

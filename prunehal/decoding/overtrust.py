@@ -1,9 +1,11 @@
-"""Measure over-trust: how strongly all later tokens of an answer look back at one of its tokens (OPERA).
+"""Measure over-trust: how strongly all later tokens of an answer look back at one of its tokens (OPERA, arXiv 2311.17911).
 
 Pure functions: tensors and numbers in, tensors and numbers out. The window of an answer of n tokens is the lower triangle of
 attention from its tokens (rows) to its tokens (columns); w is its entry times sigma. Column j is scored by
 
-    s_j = scale * prod_{i >= j} w_ij    (the diagonal included),    phi = max_j s_j.
+    s_j = scale * prod_{i >= j} w_ij    (the diagonal included),    phi = max_j s_j,
+
+the paper's column-wise product of the scaled window and its over-trust penalty, but for the factor ``scale``.
 
 Every new token multiplies each column by one factor, so that the logarithms of the products, one number for each column, are
 all that has to be remembered of the window; and 0 * inf, which the products themselves may meet, cannot occur.

@@ -6,7 +6,7 @@ and the log-probabilities are pushed away from the branch's by gamma.
 
 Here the boost acts from the prompt's last token on, as the paper describes it. The public code turns it off while the
 contrast is on and the prompt is read, so that the first word is unboosted, and with gamma=1 it never comes on. Its branch
-ignores padding and does not follow the beams; here it does both.
+ignores padding and does not follow the beams; here it does both. Its script has gamma=2 by default, its README 1.1, as here.
 
 Under pruning the boost acts on the visual tokens that are left, and the branch, which has none, is never pruned. The policy
 observes the boosted weights, those that the model attends with: it votes and ranks on another footing than without PAI.
@@ -21,13 +21,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
 
 from prunehal.core import PrunableCache
 from prunehal.core.editing import editing
 from prunehal.core.visual import generating
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.branch import Branch, check_prompt, contrasting
+from prunehal.decoding.branch import Branch, check_unread, contrasting
 from prunehal.decoding.plausibility import check_beta, plausible
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["PAI", "text_of"]
 
@@ -36,16 +38,17 @@ __all__ = ["PAI", "text_of"]
 class PAI(Decoder):
     """Boost the attention to the image, and contrast with the text alone.
 
-    The scores on the image become s + alpha |s| (equation 3 of the paper), and the log-probabilities
-    gamma log p(with image) - (gamma - 1) log p(text alone) (equation 6), on plausible tokens only. alpha=0 with gamma=1 is
-    the stock output.
+    The scores on the image become s + alpha |s| (the paper's amplified attention), and the log-probabilities
+    gamma log p(with image) - (gamma - 1) log p(text alone) (its refined distribution), on plausible tokens only. alpha=0 with
+    gamma=1 is the stock output.
 
     Attributes:
         alpha: strength of the boost, at least 0.
         gamma: strength of the contrast, at least 1; 1 is none, and then no branch runs.
         beta: plausibility cut of the contrast, from the boosted model's own distribution; 0 for none. Nothing is cut
             without the contrast.
-        start_layer, end_layer: the boosted layers, from 0, the end not included; None is the number of layers.
+        start_layer, end_layer: the boosted layers, from 0, the end not included; None is the number of layers. Of hybrid
+            models the attention layers among them.
 
     >>> import prunehal as ph
     >>> from prunehal.testbed.scenes import scene
@@ -70,36 +73,32 @@ class PAI(Decoder):
     }
 
     def __post_init__(self) -> None:
-        for name, least, usual in (("alpha", 0, 0.2), ("gamma", 1, 1.1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-                raise ValueError(
-                    f"{name}={value!r}: expected a number of at least {least}. Set {name}={usual}, the published value."
-                )
+        check_number("alpha", self.alpha, "[0, inf)", "Set alpha=0.2, the published value.")
+        check_number("gamma", self.gamma, "[1, inf)", "Set gamma=1.1, the published value.")
         check_beta(self.beta)
         start, end = self.start_layer, self.end_layer
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ValueError(f"start_layer={start!r}: expected an integer of at least 0. Set start_layer=2, the published value.")
+        check_count("start_layer", start, 0, "Set start_layer=2, the published value.")
         if end is not None and (isinstance(end, bool) or not isinstance(end, int) or end <= start):
             raise ValueError(
                 f"end_layer={end!r}: expected an integer above start_layer={start}, or None. Set end_layer=None, the last layer."
             )
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate(); see `Decoder.on`. What generate() returns as logits are contrasted."""
-        check_prompt(inputs, cache)
+        if self.gamma > 1:
+            check_unread(cache)
         with ExitStack() as stack:
             if self.alpha:
-                stack.enter_context(editing(cache, self._layers(model), self._boost))
+                stack.enter_context(editing(cache, self._layers(model, cache), self._boost))
             if self.gamma > 1:
                 # The text alone goes to the decoder itself, also where the whole model insists on images.
                 decoder = generating(model)
-                branch = Branch(decoder, text_of(inputs, cache.prompt.numbers > 0))
+                branch = Branch(decoder, text_of(inputs, cache.prompt.numbers > 0), cache)
                 stack.enter_context(contrasting(decoder, cache, branch, self._contrast))
             yield {}
 
-    def _layers(self, model: torch.nn.Module) -> range:
+    def _layers(self, model: torch.nn.Module, cache: PrunableCache) -> list[int]:
         count = model.config.get_text_config(decoder=True).num_hidden_layers
         end = count if self.end_layer is None else self.end_layer
         if not self.start_layer < end <= count:
@@ -107,7 +106,8 @@ class PAI(Decoder):
                 f"start_layer={self.start_layer}, end_layer={self.end_layer}: {type(model).__name__} has {count} layers; "
                 f"expected a range within 0 to {count}. Fix: PAI(start_layer=..., end_layer=...); end_layer=None is the last."
             )
-        return range(self.start_layer, end)
+        # Layers with a running state have no scores; those that use the K of earlier ones have, and `editing` refuses them.
+        return [i for i in range(self.start_layer, end) if not _stateful(cache, i)]
 
     def _boost(self, scores: Tensor, *, visual: Tensor) -> Tensor:
         return torch.where(visual, scores + self.alpha * scores.abs(), scores)
@@ -115,6 +115,10 @@ class PAI(Decoder):
     def _contrast(self, logits: Tensor, branch: Tensor) -> Tensor:
         logits, branch = logits.log_softmax(dim=-1), branch.log_softmax(dim=-1)
         return plausible(logits, self.beta, self.gamma * logits - (self.gamma - 1) * branch)
+
+
+def _stateful(cache: PrunableCache, layer: int) -> bool:
+    return layer < len(cache.layers) and isinstance(cache.layers[layer], LinearAttentionLayer)
 
 
 def text_of(inputs: Mapping[str, Tensor], visual: Tensor) -> dict[str, Tensor]:

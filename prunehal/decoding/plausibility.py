@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from prunehal.decoding.values import check_number
+
 __all__ = ["check_beta", "plausible", "renormalised"]
 
 
@@ -16,15 +18,15 @@ def check_beta(beta: float) -> None:
     Raises:
         ValueError: beta does not lie in [0, 1].
     """
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
-        raise ValueError(f"beta={beta!r}: expected a number in [0, 1]. Set beta=0.1, the usual value, or 0 for no cut.")
+    check_number("beta", beta, "[0, 1]", "Set beta=0.1, the usual value, or 0 for no cut.")
 
 
 def plausible(logits: Tensor, beta: float, scores: Tensor | None = None) -> Tensor:
     """Put -inf in place of every token whose probability falls below beta times that of the most probable token.
 
-    Li et al. 2023 (contrastive decoding), equation 2: p(v) >= beta max_w p(w). It needs no softmax: the normaliser is the
-    same on both sides, so it is z(v) >= max_w z(w) + ln(beta) (equation 11 of VCD).
+    The adaptive plausibility constraint of contrastive decoding (Li et al. 2023), which VCD and PAI take over, and DoLa under
+    another name: p(v) >= beta max_w p(w). It needs no softmax: the normaliser is the same on both sides, so it is
+    z(v) >= max_w z(w) + ln(beta).
 
     Args:
         logits: logits or log-probabilities that decide, (batch, vocabulary); -inf marks what is out already.

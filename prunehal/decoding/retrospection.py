@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,15 @@ class Newest(Listener):
     searching = False
     layer: int
     weights: Tensor
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Say that a search runs inside the block."""
+        self.searching = True
+        try:
+            yield
+        finally:
+            self.searching = False
 
     def heard(self, layer: int, weights: Tensor) -> None:
         """Keep what the last layer of a forward says."""

@@ -4,8 +4,9 @@ What a model would say without seeing much is what its language prior says; VCD 
 reads the same text and mask with noise on the pixels, and each step's logits are contrasted with the branch's.
 
 The public code changes the sampling loop only, so that greedy and beam search run without VCD there, silently; here all
-three are contrasted, as the equations say. Its script for InstructBLIP never passes alpha on, so that 0.5 is in effect
-there; the preset holds the paper's 1.
+three are contrasted, as the equations say. Where alpha is not set, its 0.5 is in effect; its script for InstructBLIP never
+passes alpha on, so that this is so there, and the preset holds the paper's 1. Its POPE script for LLaVA cuts at beta=0.2, the
+others at 0.1, the default here.
 
 The branch is never pruned: a policy drops visual tokens by what the main run attends to, and those of the noised image are
 not the same ones. Under the plausibility cut, beam search with ``do_sample=True`` may have fewer candidates than it draws.
@@ -14,6 +15,7 @@ not the same ones. Under the plausibility cut, beam search with ``do_sample=True
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +27,9 @@ from torch import Tensor
 
 from prunehal.core import PrunableCache
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.branch import Branch, check_prompt, contrasting
+from prunehal.decoding.branch import Branch, check_unread, contrasting
 from prunehal.decoding.plausibility import check_beta, plausible
+from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["VCD", "diffusion", "noised"]
 
@@ -38,14 +41,14 @@ PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_t
 class VCD(Decoder):
     """Contrast the logits z with those of the noised image, z': (1 + alpha) z - alpha z', on plausible tokens only.
 
-    Equations 3 and 4 of the paper. alpha=0 with beta=0 is the stock output.
+    The paper's contrastive distribution under its adaptive plausibility constraint. alpha=0 with beta=0 is the stock output.
 
     Attributes:
         alpha: strength of the contrast, at least 0.
         beta: plausibility cut, from z; 0 for none.
         noise_step: how much noise, a step of the diffusion from 0 to 999; 0 is little noise, not none.
-        seed: of the noise. It is drawn once for each image, from the seed and the image's own pixels, so that it depends
-            neither on the batch nor on the order of the images.
+        seed: of the noise. It is drawn once for each image (or tile, or frame), from the seed and its own pixels, so that it
+            depends neither on the batch nor on the order of the images; what pads a batch gets none. See `noised`.
 
     >>> import prunehal as ph
     >>> from prunehal.testbed.scenes import scene
@@ -69,21 +72,15 @@ class VCD(Decoder):
     }
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha={self.alpha!r}: expected a number of at least 0. Set alpha=1.0, the published value.")
+        check_number("alpha", self.alpha, "[0, inf)", "Set alpha=1.0, the published value.")
         check_beta(self.beta)
-        if isinstance(self.noise_step, bool) or not isinstance(self.noise_step, int) or not 0 <= self.noise_step < STEPS:
-            raise ValueError(
-                f"noise_step={self.noise_step!r}: expected an integer from 0 to {STEPS - 1}. "
-                "Set noise_step=500, the published value."
-            )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r}: expected an integer of at least 0. Set seed=0, the default.")
+        check_count("noise_step", self.noise_step, 0, "Set noise_step=500, the published value.", most=STEPS - 1)
+        check_count("seed", self.seed, 0, "Set seed=0, the default.")
 
     @contextmanager
-    def on(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate(); see `Decoder.on`. What generate() returns as logits are contrasted."""
-        check_prompt(inputs, cache)
+        check_unread(cache)
         names = [name for name in PIXELS if inputs.get(name) is not None]
         if not names:
             raise ValueError(
@@ -94,10 +91,10 @@ class VCD(Decoder):
             yield {}
             return
         noise = {
-            name: noised(inputs[name], self.noise_step, self.seed, grid=inputs.get(PIXELS[name]))
+            name: noised(inputs[name], self.noise_step, self.seed, grid=inputs.get(PIXELS[name]), sizes=_sizes(inputs, name))
             for name in names
         }  # fmt: skip
-        with contrasting(model, cache, Branch(model, dict(inputs) | noise), self._contrast):
+        with contrasting(model, cache, Branch(model, dict(inputs) | noise, cache), self._contrast):
             yield {}
 
     def _contrast(self, logits: Tensor, branch: Tensor) -> Tensor:
@@ -105,7 +102,7 @@ class VCD(Decoder):
 
 
 def diffusion(step: int) -> tuple[float, float]:
-    """Return the shares of signal and noise at a step of the diffusion: sqrt(a) and sqrt(1 - a), equation 2 of the paper.
+    """Return the shares of signal and noise at a step of the paper's forward diffusion: sqrt(a) and sqrt(1 - a).
 
     The variances are the public code's: a sigmoid ramp from 1e-5 to 5e-3 over 1000 steps.
 
@@ -117,25 +114,63 @@ def diffusion(step: int) -> tuple[float, float]:
     return kept.sqrt().item(), (1 - kept).sqrt().item()
 
 
-def noised(pixels: Tensor, step: int, seed: int = 0, *, grid: Tensor | None = None) -> Tensor:
+def noised(pixels: Tensor, step: int, seed: int = 0, *, grid: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
     """Put Gaussian noise on normalised pixels, in float32 and then back in their dtype.
 
+    What pads a batch stays as it is, since models find it by its zeros, and an image's noise is as if it were alone: blank
+    images beside others in their row, patches of zeros at an image's end, and what lies right of and below its size.
+
     Args:
-        pixels: (image, ...); or (patch, dim), the patches of all images in a row.
+        pixels: (image, channel, height, width); (row, image or tile or frame, channel, height, width); (image, patch, dim); or
+            (patch, dim), the patches of all images one after another, with a grid.
         step: of the diffusion; see `diffusion`.
-        seed: of the noise, which is keyed by the seed and by the image's own pixels.
+        seed: of the noise, which is keyed by the seed and by the image's own pixels. Of equal ones in a row (blank tiles, say)
+            each draws its own.
         grid: patches of each image in time, height and width, (image, 3), where the pixels are patches; else None.
+        sizes: heights and widths of the images within their padding, (row, image, 2); None where there is none.
 
     >>> images = torch.rand(3, 3, 4, 4)
     >>> torch.equal(noised(images, 500)[1:2], noised(images[1:2], 500))
     True
     """
     signal, share = diffusion(step)
-    sizes = 1 if grid is None else grid.prod(1).tolist()
-    images = []
-    for image in pixels.split(sizes):
-        clean = image.detach().float().cpu().contiguous()
-        key = int.from_bytes(hashlib.sha256(clean.numpy().tobytes()).digest()[:8], "big")
-        draw = np.random.default_rng((seed, key)).standard_normal(clean.shape, dtype=np.float32)
-        images.append(signal * clean + share * torch.from_numpy(draw))
-    return torch.cat(images).to(pixels)
+    noisy = pixels.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+    for row in _rows(noisy, grid, sizes):
+        drawn: Counter[int] = Counter()
+        for image in row:
+            key = int.from_bytes(hashlib.sha256(image.contiguous().numpy().tobytes()).digest()[:8], "big")
+            again = (drawn[key],) if drawn[key] else ()
+            draw = np.random.default_rng((seed, key, *again)).standard_normal(image.shape, dtype=np.float32)
+            image.copy_(signal * image + share * torch.from_numpy(draw))
+            drawn[key] += 1
+    return noisy.to(pixels)
+
+
+def _rows(pixels: Tensor, grid: Tensor | None, sizes: Tensor | None) -> list[list[Tensor]]:
+    """Return views of the images of each row, without padding."""
+    if grid is not None:
+        return [[image] for image in pixels.split(grid.prod(1).tolist())]
+    if pixels.ndim == 3:
+        return [[image[: int(image.any(1).nonzero().max()) + 1]] for image in pixels if image.any()]
+    rows = [[image] for image in pixels]
+    if pixels.ndim == 5:
+        rows = [list(row) for row in pixels]
+    if sizes is not None:
+        rows = [
+            [image[..., :height, :width] for image, (height, width) in zip(row, size.tolist(), strict=True)]
+            for row, size in zip(rows, sizes, strict=True)
+        ]
+    return [[image for image in row if pixels.ndim != 5 or image.any()] for row in rows]
+
+
+def _sizes(inputs: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return how high and wide the images are within their padding, (row, image, 2), where the processor says so."""
+    pixels, mask, sizes = inputs[name], inputs.get("pixel_attention_mask"), inputs.get("image_sizes")
+    if name != "pixel_values":
+        return None
+    if pixels.ndim == 5 and mask is not None:  # Idefics and its kin
+        return torch.stack([mask.bool().any(3).sum(2), mask.bool().any(2).sum(2)], dim=-1)
+    if pixels.ndim == 4 and sizes is not None and len(sizes) == len(pixels):  # Pixtral; elsewhere they are those of the file
+        sizes = torch.as_tensor(sizes).cpu()
+        return sizes[:, None] if bool((sizes <= torch.tensor(pixels.shape[2:])).all()) else None
+    return None
