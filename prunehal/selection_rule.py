@@ -21,7 +21,9 @@ from prunehal.statistics import paired_bootstrap
 
 __all__ = ["Chosen", "Graded", "Reported", "choose", "report"]
 
-_TEST = re.compile(r"(?<![A-Za-z])test|Test|TEST")  # test, test2015, coco-test, miniTest; not latest
+# Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one: a test split that is
+# not noticed does harm in silence, a refusal does not.
+_NO_TEST = re.compile(r"(?<![A-Za-z])(?i:la|con|fas|grea|shor|ligh|brigh|smar)test(?![A-Za-z])")
 _ROUNDING = 1e-12  # 0.80 - 0.79 is a little more than 0.01 in floating point
 
 
@@ -67,8 +69,8 @@ class Graded:
 
     @property
     def is_test(self) -> bool:
-        """Whether the name has a word that begins with "test"."""
-        return bool(_TEST.search(self.split))
+        """Whether the name holds "test", in any case and place, but for words such as latest and contest."""
+        return "test" in _NO_TEST.sub("", self.split).lower()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from prunehal.benchmarks.released import MODELS, published_scores, released_capt
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
 from prunehal.experiments import Experiment, Store, graded, grid
+from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path, written
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 STORED = Store.shipped()
-_RESAMPLES = 2000
 
 
 def chosen_on_validation() -> Chosen:
@@ -123,7 +123,7 @@ def released() -> str:
         cells = [f"{100 * scored[model, d]['chair_i']:.1f}, {scored[model, d]['words']:.0f}" for d in ("greedy", "ours")]
         for equal in (False, True):
             pair = captions[model, "greedy"], captions[model, "ours"]
-            d = difference(*pair, truth, "wordnet", equal_length=equal, n_resamples=_RESAMPLES)["chair_i"]
+            d = difference(*pair, truth, "wordnet", equal_length=equal, n_resamples=N_RESAMPLES)["chair_i"]
             cells.append(f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]")
             better[equal] += d.high < 0
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -219,7 +219,7 @@ def _observation() -> list[str]:
     keys = ["image_id", "index", "hallucinated", "steps"]
     rows = STORED.mentions(Experiment(split="test", n_images=1000))
     mentions = rows.groupby(keys, as_index=False)[["mass", "mention_ratio"]].mean()
-    auc = association(mentions["mass"], ~mentions["hallucinated"], clusters=mentions["image_id"]).auc
+    auc = association(mentions["mass"], ~mentions["hallucinated"], clusters=mentions["image_id"], n_resamples=N_RESAMPLES).auc
     terms = ["mass", "index", "steps"]
     fit = adjusted_logit(mentions, predictors=terms).set_index("term").loc["mass"]
     held = "survives" if fit["high"] < 1 else "does not survive"
@@ -251,5 +251,5 @@ def _between(line: pd.Series, name: str, ends: str = "") -> str:
 
 
 def _change(base: ChairResult, result: ChairResult, metric: str) -> str:
-    d = paired_bootstrap(base.items, result.items, metric, n_resamples=_RESAMPLES)
+    d = paired_bootstrap(base.items, result.items, metric, n_resamples=N_RESAMPLES)
     return f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]"

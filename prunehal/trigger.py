@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store
 
 __all__ = ["saturation", "time_to_prune", "vote_rate"]
@@ -53,13 +54,19 @@ def saturation(store: Store, experiment: Experiment) -> pd.DataFrame:
         of those), tokens (mean length of the captions).
 
     Raises:
+        ValueError: the policy is no PruneHal.
         FileNotFoundError: rows are missing.
 
     >>> from prunehal.core import PruneHal
     >>> saturation(Store.shipped(), Experiment(split="test", policy=PruneHal(r=0.9, t=1)))["all_used"].tolist()
     [1.0]
     """
-    captions, events, policy = store.captions(experiment), store.events(experiment), experiment.policy
+    policy = experiment.policy
+    if not isinstance(policy, PruneHal):
+        raise ValueError(
+            f"policy={policy!r} of {experiment.name}: has no r and t; expected PruneHal(...); ask for an experiment with that"
+        )
+    captions, events = store.captions(experiment), store.events(experiment)
     last = events.loc[events["number"] == policy.limit, "step"]
     line = {
         "r": policy.r,

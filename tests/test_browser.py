@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"  # screenshots
 NOTEBOOK = "03_ablate_thresholds.ipynb"
 FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
-START, EXECUTE, MOVE = 90, 120, 30  # seconds to wait at most: for the server, for all cells, for one caption
+START, EXECUTE, MOVE = 90, 600, 120  # seconds to wait at most: for the server, for all cells, for one caption
 # Every cell stays on the page, wherever it is scrolled to; nothing asks for news.
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
@@ -120,6 +120,7 @@ def browse(path, folder):
             context.close()
 
 
+@pytest.mark.timeout(1500)
 def test_moving_a_slider_of_the_notebook_changes_the_caption(browser_path, tmp_path):
     model, processor = ph.load()
     BUILD.mkdir(exist_ok=True)

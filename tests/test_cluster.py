@@ -49,8 +49,8 @@ def after(monkeypatch, count, act):
     """Act once when so many captions are in the store."""
     done = []
 
-    def appending(store, experiment, rows, append=Store.append):
-        append(store, experiment, rows)
+    def appending(store, experiment, rows, by, append=Store.append):
+        append(store, experiment, rows, by)
         before = len(done)
         done.extend(rows)
         if before < count <= len(done):
@@ -118,7 +118,7 @@ def test_a_result_that_is_lost_on_its_way_is_an_error_not_a_hang(monkeypatch, tm
             return await gather(client, *args)
 
         monkeypatch.setattr(Client, "_gather_remote", failing)
-        with pytest.raises(RuntimeError, match=r"was lost with \d tasks out \(CancelledError: the connection"):
+        with pytest.raises(RuntimeError, match=r"was lost with \d captions out \(CancelledError: the connection"):
             sweep(WANTED[:1], tmp_path, executor, batch_size=1, progress=False)
     kept = Store(tmp_path).rows(WANTED[0])
     assert len(kept) < 8
@@ -188,7 +188,7 @@ def test_a_lost_scheduler_is_an_error_in_bounded_time_and_costs_no_row(monkeypat
 
         with monkeypatch.context() as patched:
             after(patched, 3, lose)
-            with pytest.raises(RuntimeError, match=r"was lost with \d+ tasks out .*Fix: start the cluster again"):
+            with pytest.raises(RuntimeError, match=r"was lost with \d+ captions out .*Fix: start the cluster again"):
                 sweep(WANTED, tmp_path / "rows", executor, batch_size=1, progress=False)
         assert time.monotonic() - lost[0] < 60
     kept = sum(len(Store(tmp_path / "rows").rows(each)) for each in WANTED)

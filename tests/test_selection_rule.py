@@ -29,6 +29,7 @@ def graded(split="validation", first=0, n=20, **settings):
     return Graded(split, results)
 
 
+TESTS = ["mytest", "minitest", "valtest", "MYTEST", "minitest2", "coco_minitest", "latestTest", "latest-test"]
 GRID = {"none": (12, 30), "mild": (10, 30), "hard": (2, 20), "odd": (10, 34)}
 
 
@@ -71,13 +72,15 @@ def test_settings_are_anything_hashable_even_none():
     assert choose(grid, baseline=None).setting == (0.4, 3)
 
 
-@pytest.mark.parametrize("split", ["test", "Test", "TEST", "test2015", "coco_test", "minitest-Test", "test-dev", "cocoTest"])
+@pytest.mark.parametrize(
+    "split", ["test", "Test", "TEST", "test2015", "coco_test", "minitest-Test", "test-dev", "cocoTest", *TESTS]
+)
 def test_choosing_on_a_test_split_is_refused_by_name(split):
     with pytest.raises(ValueError, match=f"results of the '{split}' split, expected .* allow_test_selection=True"):
         choose(graded(split, **GRID), baseline="none")
 
 
-@pytest.mark.parametrize("split", ["validation", "val2014", "train", "latest", "contest", "dev"])
+@pytest.mark.parametrize("split", ["validation", "val2014", "train", "latest", "contest", "dev", "Latest_2", "fastest-run"])
 def test_other_splits_may_be_chosen_on(split):
     assert not choose(graded(split, **GRID), baseline="none").selected_on_test
 

@@ -1,6 +1,7 @@
 """The store: tables worked out by hand from rows, rows of other code, weights and pictures refused, broken files named."""
 
 import gzip
+import importlib
 import json
 import multiprocessing
 import os
@@ -125,6 +126,50 @@ def test_a_second_row_of_an_image_is_refused(store, packed):
     assert len(store.rows(ONE)) == 2
 
 
+def test_ratios_over_a_mean_that_was_rounded_to_zero_are_finite(tmp_path):
+    store = Store(tmp_path)
+    small = [["bed", False, 2, [0.0, 0.0], 2.0], ["dog", True, 3, [0.0, 0.0003], 2.0]]
+    with store.writing():
+        store.append(replace(ONE, n_images=1), [ROWS[1] | {"mass": [0.0, 0.0], "mentions": small}])
+    mentions = store.mentions(replace(ONE, n_images=1))
+    assert mentions["mass"].tolist() == [0, 0, 0, 0.0003]  # as stored
+    assert mentions["step_ratio"].tolist() == pytest.approx([1, 1, 1, 0.0003 / 0.000025])
+    assert mentions["mention_ratio"].tolist() == pytest.approx([1, 0, 1, 2])
+
+
+def test_a_file_is_read_once_however_often_rows_are_appended(tmp_path, monkeypatch):
+    store, module, read = Store(tmp_path), importlib.import_module("prunehal.experiments.store"), []
+    plain = module._read
+    monkeypatch.setattr(module, "_read", lambda path: read.append(path) or plain(path))
+    many = replace(ONE, n_images=30)
+    with store.writing():
+        for key in image_keys(many):
+            store.append(many, [ROWS[0] | {"key": key}])
+        assert len(read) < 6
+        with pytest.raises(ValueError, match=r"has rows of.*already; expected new ones"):
+            store.append(many, [ROWS[0] | {"key": key}])
+        store.pack(many)
+        with pytest.raises(ValueError, match=r"has rows of.*already; expected new ones"):
+            store.append(many, [ROWS[0] | {"key": key}])
+        store.append(replace(many, n_images=31), [ROWS[0] | {"key": image_keys(replace(many, n_images=31))[30]}])
+    assert len(store.rows(many)) == 31
+
+
+def test_the_packed_file_is_on_the_disk_before_the_rows_are_removed(store, monkeypatch):
+    done = []
+    fsync, unlink, rename = os.fsync, type(store.folder).unlink, os.replace
+
+    def synced(number):
+        done.append("sync " + os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *args: done.append("rename") or rename(*args))
+    monkeypatch.setattr(type(store.folder), "unlink", lambda path, **options: done.append("remove") or unlink(path, **options))
+    store.pack(ONE)
+    assert done == [f"sync {store.path(ONE).name}.part", "rename", "sync rows", "remove"]
+
+
 # Rows that something else made.
 
 
@@ -193,6 +238,42 @@ def test_a_changed_picture_and_changed_weights_are_noticed(folder, tmp_path, mon
     versions._pictures.cache_clear()  # as in a new process
     with pytest.raises(ValueError, match="rows of other pictures"):
         store.rows(one)
+
+
+@pytest.mark.parametrize("picture", ["COCO_val2014_000000000042.png", "COCO_val2014_000000000073.png"])
+def test_every_picture_of_a_folder_is_marked(folder, picture):
+    one = Experiment(images=folder, split="mine", n_images=1)
+    before = pictures.pictures_version(one)
+    assert pictures.pictures_version(replace(one, n_images=2)) == before  # more images may be added to the rows of few
+    Image.new("RGB", (8, 8), (12, 0, 0)).save(folder / picture)
+    assert pictures.pictures_version(one) != before
+
+
+def test_both_ends_of_a_large_picture_are_marked(folder):
+    one, path = Experiment(images=folder, split="mine", n_images=1), folder / "COCO_val2014_000000000073.png"
+    Image.new("RGB", (300, 300)).save(path, format="BMP")
+    plain, marks = path.read_bytes(), set()
+    for change in (None, 100, 100_000, len(plain) - 1):
+        path.write_bytes(plain if change is None else plain[:change] + b"\x01" + plain[change + 1 :])
+        marks.add(pictures.pictures_version(one))
+    assert len(marks) == 3  # at byte 100,000, between the ends, nothing is read
+
+
+def test_the_truth_of_every_picture_of_a_folder_is_marked(folder, monkeypatch):
+    one = Experiment(images=folder, split="mine", n_images=1)
+    before, known = pictures.pictures_version(one), pictures.ground_truth_coco()
+    monkeypatch.setattr(pictures, "ground_truth_coco", lambda: {42: known[42], 73: {"zebra", "giraffe"}})
+    assert pictures.pictures_version(one) != before
+
+
+def test_the_mark_is_of_the_pictures_that_questions_name(folder, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"image_id": 42}\n')
+    one = Experiment(images=folder, split="mine", n_images=1, questions=questions)
+    before = pictures.pictures_version(one)
+    assert before != pictures.pictures_version(replace(one, questions=None))
+    Image.new("RGB", (8, 8), (12, 0, 0)).save(folder / "COCO_val2014_000000000073.png")
+    assert pictures.pictures_version(one) == before
 
 
 def test_a_folder_with_too_few_images_or_without_truth_is_refused(folder):

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 from reference_sweep import rows as naive_rows
 from reference_sweep import same_rows
 from typer.testing import CliRunner
@@ -24,7 +25,8 @@ from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
 from prunehal.decoding import PAI, KVSmooth
 from prunehal.experiments import Experiment, Store, sweep
 from prunehal.experiments.pictures import image_keys
-from prunehal.experiments.worker import Task, work
+from prunehal.experiments.versions import made_by
+from prunehal.experiments.worker import Made, Task, work
 
 MODULE = importlib.import_module("prunehal.experiments.sweep")  # the name in the package is the function
 WORKER = importlib.import_module("prunehal.experiments.worker")
@@ -126,10 +128,11 @@ def fake(task, lengths=None):
     """Stand in for work(): rows that say which experiment and image they are of."""
     row = {"finished": True, "visual": 1.0, "events": [], "voted": [], "layers": [0], "mass": [0.5], "mentions": []}
     lengths = lengths or {}
-    return {
+    rows = {
         each.key: [{"key": key, "caption": f"{each.key} {key}", "tokens": lengths.get(key, key % 7)} | row for key in task.keys]
         for each in task.experiments
     }
+    return Made(rows, made_by(task.experiments[0]))
 
 
 WANTED = [Experiment(n_images=7, policy=policy) for policy in (NoPruning(), TopK(3), PruneHal())] + [
@@ -324,8 +327,8 @@ def test_processes_give_the_same_rows_and_a_killed_one_costs_no_row(ours, tmp_pa
     some = [EXPERIMENTS[name] for name in ("none", "random", "nucleus random")]
     appended = []
 
-    def killing(store, experiment, rows, append=Store.append):
-        append(store, experiment, rows)
+    def killing(store, experiment, rows, by, append=Store.append):
+        append(store, experiment, rows, by)
         appended.extend(row["key"] for row in rows)
         if len(appended) == 4:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -334,7 +337,7 @@ def test_processes_give_the_same_rows_and_a_killed_one_costs_no_row(ours, tmp_pa
         patched.setattr(Store, "append", killing)
         with (
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
-            pytest.raises(RuntimeError, match=r"was lost with \d+ tasks out \(BrokenProcessPool.*Fix: start the cluster again"),
+            pytest.raises(RuntimeError, match=r"was lost with \d+ captions out \(BrokenProcessPool.*start the cluster again"),
         ):
             sweep(some, tmp_path, executor, batch_size=1, progress=False)
     kept = sum(len(Store(tmp_path).rows(each)) for each in some)
@@ -346,6 +349,54 @@ def test_processes_give_the_same_rows_and_a_killed_one_costs_no_row(ours, tmp_pa
     assert sum(len(task.keys) * len(task.experiments) for task in made) == 9 - kept
     for each in some:
         same_rows(rows[each], ours[each])
+
+
+def other_code():
+    """Make a worker one of other code: rows come out otherwise, and its number says so."""
+    versions, worker = (importlib.import_module(f"prunehal.experiments.{name}") for name in ("versions", "worker"))
+    versions.CODE = 0
+    plain = worker._rows
+    worker._rows = lambda *args: [row | {"caption": "of old code"} for row in plain(*args)]
+
+
+def test_rows_of_a_worker_of_other_code_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    short = replace(GREEDY, max_new_tokens=2)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, spawn, initializer=other_code) as executor,
+        pytest.raises(ValueError, match=r"validation_max_new_tokens-2_nopruning: a worker has other code: 0 there, 1 here"),
+    ):
+        sweep([short], tmp_path, executor, progress=False)
+    assert Store(tmp_path).rows(short) == {}
+    assert not [*tmp_path.glob("*.jsonl*")]
+
+
+def test_rows_carry_the_versions_of_the_process_that_made_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "work", lambda task: replace(fake(task), made_by=made_by(GREEDY) | {"torch": "99.0"}))
+    sweep([GREEDY], tmp_path, progress=False)
+    header = json.loads(gzip.decompress(Store(tmp_path).path(GREEDY).read_bytes()).partition(b"\n")[0])
+    assert header["made_by"] == made_by(GREEDY) | {"torch": "99.0"}
+
+
+def test_forked_processes_are_refused_and_spawned_ones_work_once_the_model_has_run_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    short = replace(GREEDY, max_new_tokens=2)
+    torch.set_num_threads(2)  # a fork of this process would wait for the second thread
+    try:
+        sweep([short], tmp_path / "here", progress=False)
+    finally:
+        torch.set_num_threads(1)
+    fork, spawn = map(multiprocessing.get_context, ("fork", "spawn"))
+    with (
+        ProcessPoolExecutor(1, fork) as executor,
+        pytest.raises(ValueError, match=r"a ProcessPoolExecutor that forks; .*mp_context=multiprocessing.get_context\('spawn'\)"),
+    ):
+        sweep([short], tmp_path / "rows", executor, progress=False)
+    assert not (tmp_path / "rows").exists()
+    with ProcessPoolExecutor(1, spawn) as executor:
+        there = stored(sweep([short], tmp_path / "rows", executor, progress=False), [short])
+    same_rows(there[short], stored(Store(tmp_path / "here"), [short])[short])
 
 
 class AtOnce(Executor):
@@ -373,6 +424,19 @@ def test_a_task_that_fails_takes_nothing_from_the_others(tmp_path, error):
     assert len(executor.futures) == 7
 
 
+def test_a_loss_with_the_last_task_counts_its_captions(tmp_path):
+    executor = AtOnce(BrokenExecutor("gone"))
+    executor.submit = lambda fn, task: lost(executor.error)
+    with pytest.raises(RuntimeError, match=r"was lost with 7 captions out \(BrokenExecutor: gone\)"):
+        sweep(WANTED[:1], tmp_path, executor, batch_size=7, progress=False)
+
+
+def lost(error):
+    future = Future()
+    future.set_exception(error)
+    return future
+
+
 def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     sizes, worked = [], WORKER._worked
 
@@ -384,7 +448,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
 
     monkeypatch.setattr(WORKER, "_worked", limited)
     wanted = [Experiment(max_new_tokens=3, policy=policy) for policy in (NoPruning(), PruneHal())]
-    rows = work(Task(tuple(wanted), tuple(KEYS)))
+    rows = work(Task(tuple(wanted), tuple(KEYS))).rows
     assert sizes == [3, 1, 2, 1, 1]
     assert [[row["key"] for row in rows[each.key]] for each in wanted] == [KEYS, KEYS]
 
@@ -431,6 +495,30 @@ def test_the_command_line_wants_resume_where_rows_are(monkeypatch, tmp_path):
     assert len(counted.made) == 8
     code, said = command(grid, "--store", folder, "--resume")
     assert (code, said) == (0, f"{folder}: 6 captions of 2 experiments are stored ")  # no bar, for there is nothing to do
+
+
+def test_the_command_line_counts_each_caption_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(MODULE, "work", Counted())
+    grid, folder = tmp_path / "grid.toml", tmp_path / "rows"
+    grid.write_text("[[grid]]\nn_images = [5, 3]\nseed = [0, 1]\n[[grid]]\nn_images = 4\n")
+    code, said = command(grid, "--store", folder)
+    assert code == 0
+    assert said.endswith(f"{folder}: 10 captions of 2 experiments are stored ")
+    code, said = command(grid, "--store", folder)
+    assert code == 2
+    assert "holds rows of 2 of the 2 experiments; expected none" in said
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("one image is too many")], ids=repr)
+def test_the_command_line_names_lack_of_memory_without_a_traceback(monkeypatch, tmp_path, error):
+    monkeypatch.setattr(MODULE, "work", Counted(fail_at=1, error=error))
+    grid = tmp_path / "grid.toml"
+    grid.write_text("[[grid]]\nn_images = 2\n")
+    code, said = command(grid, "--store", tmp_path / "rows")
+    assert code == 2
+    assert "Error: memory does not suffice" in said
+    assert str(error) in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -24,5 +24,11 @@ def named_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+        said = str(error)
+    except MemoryError as error:
+        why = f" ({error})" if str(error) else ""
+        said = f"memory does not suffice{why}; expected room for one item at least; make the work smaller, or free some memory"
+    else:
+        return
+    typer.echo(f"Error: {said}", err=True)
+    raise typer.Exit(2)

@@ -29,7 +29,8 @@ def sweep_grid(
     from prunehal.experiments import Store, read_grid, sweep
 
     with named_errors():
-        experiments = list(dict.fromkeys(each for path in grids for each in read_grid(path)))
+        read = sorted((each for path in grids for each in read_grid(path)), key=lambda each: each.n_images)
+        experiments = list({each.key: each for each in read}.values())  # of the same with fewer and with more images the latter
         folder = Store(store)
         held = [each for each in experiments if folder.rows(each)]
         if held and not resume:

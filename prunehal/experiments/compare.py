@@ -17,8 +17,9 @@ from prunehal.inference import paired_p_value
 from prunehal.selection_rule import Graded
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["METRICS", "at_equal_length", "changes", "graded"]
+__all__ = ["METRICS", "N_RESAMPLES", "at_equal_length", "changes", "graded"]
 
+N_RESAMPLES = 5000  # of every interval that the README and the notebooks show
 METRICS = {"chair_i": 100, "chair_s": 100, "recall": 100, "words": 1}  # and the unit in which tables show them
 
 
@@ -28,7 +29,7 @@ def changes(
     baseline: Experiment,
     *,
     p_values: bool = False,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
 ) -> pd.DataFrame:
     """Return one line for each experiment: its policy, its scores, and their paired differences from the baseline.
 
@@ -76,7 +77,7 @@ def changes(
 
 
 def at_equal_length(
-    store: Store, experiment: Experiment, baseline: Experiment, *, n_resamples: int = 2000
+    store: Store, experiment: Experiment, baseline: Experiment, *, n_resamples: int = N_RESAMPLES
 ) -> dict[str, Interval]:
     """Return the paired differences from the baseline after both were cut to the mean length of the shorter one.
 

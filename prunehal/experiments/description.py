@@ -16,6 +16,7 @@ from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
+from prunehal.running.loop import DTYPES
 from prunehal.testbed.scenes import SPLITS
 
 __all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
@@ -36,7 +37,8 @@ class Experiment:
 
     Attributes:
         model: ``"embedded"``, a hub name or a folder; see `prunehal.load`.
-        revision, dtype: of the model, as `prunehal.load` takes them.
+        revision: of a hub name; None for the embedded model.
+        dtype: ``"auto"`` (that of the checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``; the embedded model is float32.
         images: ``"testbed"`` (rendered scenes, whose truth is known) or a folder of COCO images, scored by COCO's truth.
         split: of the testbed: train, validation or test. Of a folder: what its images are called where settings are chosen and
             reported; give each split its own ``questions``.
@@ -48,7 +50,8 @@ class Experiment:
         template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
         decoding: ``"greedy"``, ``"beam"`` (5 beams), ``"nucleus"`` (top_p 0.9, temperature 1), or a mitigation decoder: one of
             `prunehal.decoding`, or its name for its published values; it searches greedily (OPERA by its beams).
-        policy: when and what to prune; ``NoPruning()`` only observes.
+        policy: when and what to prune; ``NoPruning()`` only observes. Whole numbers among the real options of policy and decoder
+            become floats, so that equal experiments have the same key.
         max_new_tokens: longest caption.
         seed: of sampling. A draw depends on it, on the image and on the step, not on the batch or the policy.
 
@@ -85,13 +88,24 @@ class Experiment:
         for name, may_be_none in _TEXTS.items():
             if not isinstance(value := getattr(self, name), str) and not (value is None and may_be_none):
                 raise ValueError(f"{name}={value!r}: expected a text" + (" or None" if may_be_none else ""))
+            if value is not None and not value.strip():
+                fix = "leave it out for the default" if name != "split" else "name it"
+                raise ValueError(f"{name}={value!r}: expected a text that is not empty; {fix}")
         if not isinstance(self.policy, Policy):
             raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or NoPruning()")
         for name, least in _COUNTS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
-        object.__setattr__(self, "decoding", named_decoding(self.decoding))
+        object.__setattr__(self, "decoding", _with_floats(named_decoding(self.decoding)))
+        object.__setattr__(self, "policy", _with_floats(self.policy))
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}: expected one of {', '.join(map(repr, DTYPES))}")
+        if self.model == EMBEDDED and (self.dtype not in ("auto", "float32") or self.revision is not None):
+            raise ValueError(
+                f"dtype={self.dtype!r}, revision={self.revision!r}: the embedded model is in float32 and has no revisions; "
+                "expected dtype 'auto' or 'float32' and revision None; leave both out, or name another model"
+            )
         if not isinstance(self.clutter, bool) or (self.clutter and not self.tiles):
             raise ValueError(f"clutter={self.clutter!r}, tiles={self.tiles}: expected clutter=True only with background tiles")
         if self.images == TESTBED:
@@ -126,7 +140,7 @@ class Experiment:
 
     @cached_property
     def name(self) -> str:
-        """What differs from the defaults, in a form that a file name can hold; for readers, the key is what counts."""
+        """What differs from the defaults, in ASCII that any file name can hold; for readers, the key is what counts."""
         parts = [self.split]
         parts += [f"{f.name}-{getattr(self, f.name)}" for f in fields(self) if f.name not in _SHORT and self._differs(f.name)]
         if isinstance(self.decoding, Decoder):
@@ -135,7 +149,7 @@ class Experiment:
             parts.append(self.decoding)
         parts += [f"tiles{self.tiles}{'cluttered' if self.clutter else 'clean'}"] if self.tiles else []
         parts += [type(self.policy).__name__.lower(), *_options(self.policy, always=("r", "t", "k"))]
-        return re.sub(r"[^\w.\-]", "", "_".join(parts))[:120]
+        return re.sub(r"[^\w.\-]", "", "_".join(parts), flags=re.ASCII)[:120]
 
     def _differs(self, name: str) -> bool:
         return getattr(self, name) != next(f.default for f in fields(self) if f.name == name)
@@ -170,6 +184,16 @@ class Experiment:
             if given:
                 changed = replace(changed, **{part: _with_options(getattr(changed, part), given)})
         return changed
+
+
+def _with_floats(chosen: Policy | Decoding) -> Policy | Decoding:
+    """Return the same policy or decoder with a float in each field of that type: 1 == 1.0, but their JSON differs."""
+    if isinstance(chosen, str):
+        return chosen
+    # The annotation is a type or, in a module with `from __future__ import annotations`, a text: float, or float | None.
+    real = [f.name for f in fields(chosen) if f.init and "float" in re.findall(r"\w+", str(f.type))]
+    whole = {name: float(value) for name in real if type(value := getattr(chosen, name)) is int}
+    return replace(chosen, **whole) if whole else chosen
 
 
 def _with_options(chosen: Policy | Decoding, options: Mapping[str, Any]) -> Policy | Decoding:

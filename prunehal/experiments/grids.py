@@ -84,7 +84,10 @@ def read_grid(path: str | Path) -> list[Experiment]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is no TOML file ({error}); expected [experiment] and [[grid]]; mend that place") from error
+        raise ValueError(
+            f"{path}: is no TOML file ({error}); expected [experiment] and [[grid]]; mend that place; an option "
+            'of policy or decoding that is an axis has quotes, as in "policy.r" = [0.4, 0.7]'
+        ) from error
     if unknown := [name for name in found if name not in ("experiment", "grid")]:
         raise ValueError(f"{path}: unknown part(s) {', '.join(map(repr, unknown))}; expected [experiment] and [[grid]]")
     products = found.get("grid", [])
@@ -109,8 +112,14 @@ def read_grid(path: str | Path) -> list[Experiment]:
 def _value(name: str, value: Any) -> Any:
     """Return what a value of TOML stands for: "none" for None, a table with a name for a policy or a decoder."""
     if isinstance(value, Mapping):
+        if "name" not in value:
+            option, given = next(iter(value.items()), ("r", "..."))
+            raise ValueError(
+                f"{name}={dict(value)!r}: is a table without a name; expected {name} = {{name = ...}}, or, for an axis, an "
+                f'option in quotes; if {name}.{option} was meant, write "{name}.{option}" = {given}'
+            )
         options = {option: _value(option, given) for option, given in value.items()}
-        return named_decoding(options.pop("name", None), options) if name == "decoding" else policy_from(options)
+        return named_decoding(options.pop("name"), options) if name == "decoding" else policy_from(options)
     return None if value == "none" else value
 
 

@@ -19,6 +19,8 @@ from prunehal.testbed.scenes import scene, scene_of
 
 __all__ = ["image_keys", "pictures", "pictures_version", "truth"]
 
+_ENDS = 2**16  # bytes that are read at each end of a file
+
 
 def image_keys(experiment: Experiment) -> list[int | str]:
     """Return the image ids of an experiment, the first ``n_images``, in their order.
@@ -75,11 +77,34 @@ def truth(experiment: Experiment, keys: Sequence[int | str] | None = None) -> di
 
 
 def pictures_version(experiment: Experiment) -> str:
-    """Return a mark of what the images are, from the bytes of the first: it tells a changed world from the one of old rows."""
+    """Return a mark of what the images and their truth are: it tells a changed world from the one of old rows.
+
+    Of the testbed it is from the pixels of the first scene, for all scenes come from the same code. Of a folder it is from all
+    images, or all that ``questions`` names, however many are asked for: names, sizes, first and last 64 kB, and COCO's truth.
+    A large folder is read once in a process; ``questions`` keep that short.
+
+    Raises:
+        OSError: an image cannot be read.
+    """
+    if experiment.images != TESTBED:
+        return _folder_version(experiment.images, experiment.questions)
     first = image_keys(replace(experiment, n_images=1))
     mark = hashlib.sha256(repr(sorted(truth(experiment, first)[first[0]])).encode())
     for picture in pictures(experiment, first)[0]:
         mark.update(repr(picture.size).encode() + picture.tobytes())
+    return mark.hexdigest()[:16]
+
+
+def _folder_version(folder: str, questions: str | None) -> str:
+    known, mark = ground_truth_coco(), hashlib.sha256()
+    for key, path in _files(folder, questions).items():
+        size = path.stat().st_size
+        mark.update(repr((key, path.name, size, sorted(known.get(key, ())))).encode())
+        with path.open("rb") as file:
+            mark.update(file.read(_ENDS))
+            if size > _ENDS:
+                file.seek(max(_ENDS, size - _ENDS))
+                mark.update(file.read())
     return mark.hexdigest()[:16]
 
 

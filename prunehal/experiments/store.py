@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,14 @@ from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.benchmarks.files import BadInput, some
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import image_keys, truth
-from prunehal.experiments.versions import made_by, refuse_other_versions
+from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
 from prunehal.resources import data_path, written
 from prunehal.running.rows import RowFile, locked
 
 __all__ = ["Store"]
 
 _HEADER = ""  # the key of the first row
+_BELOW = 2.5e-5  # the middle of the masses that four decimals round to 0
 
 
 class Store:
@@ -50,6 +53,7 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._held: dict[Path, _Held] | None = None  # while this process writes: what it has appended to
 
     @classmethod
     def shipped(cls) -> Store:
@@ -110,16 +114,22 @@ class Store:
         return pd.DataFrame(lines, columns=["image_id", "step", "steps"])
 
     def mentions(self, experiment: Experiment) -> pd.DataFrame:
-        """Return one line for each mention and layer, as `prunehal.mention_attention` does; raises as :meth:`captions`."""
+        """Return one line for each mention and layer, as `prunehal.mention_attention` does; raises as :meth:`captions`.
+
+        Rows hold masses of four decimals. Where that leaves 0 of the mean that a ratio is over, mean and mass count as 0.000025
+        at least, the middle of what is rounded to 0: ratios are finite, and 1 where both are too small to be told apart.
+        """
         lines = [
-            (row["key"], index, node, hallucinated, step, row["tokens"], layer, mass, entropy, mass / mean)
+            (row["key"], index, node, hallucinated, step, row["tokens"], layer, mass, entropy, mean)
             for row in self._asked(experiment)
             for index, (node, hallucinated, step, masses, entropy) in enumerate(row["mentions"])
             for layer, mass, mean in zip(row["layers"], masses, row["mass"], strict=True)
         ]
-        names = ["image_id", "index", "node", "hallucinated", "step", "steps", "layer", "mass", "entropy", "step_ratio"]
+        names = ["image_id", "index", "node", "hallucinated", "step", "steps", "layer", "mass", "entropy", "mean"]
         frame = pd.DataFrame(lines, columns=names)
-        return frame.assign(mention_ratio=frame["mass"] / frame.groupby(["image_id", "layer"])["mass"].transform("mean"))
+        of_mentions = frame.groupby(["image_id", "layer"])["mass"].transform("mean")
+        step_ratio = _ratio(frame["mass"], frame.pop("mean"))
+        return frame.assign(step_ratio=step_ratio, mention_ratio=_ratio(frame["mass"], of_mentions))
 
     def score(self, experiment: Experiment, scorer: str = "fixed") -> ChairResult:
         """Return the CHAIR scores of the experiment's captions; raises as :meth:`captions`."""
@@ -130,25 +140,54 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder as the one process that writes; raises BlockingIOError if another one does."""
-        with locked(self.folder):
-            yield
+        """Hold the folder as the one process that writes; raises BlockingIOError if another one does.
 
-    def append(self, experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> None:
+        Meanwhile a file is read once, however often rows are appended to it.
+        """
+        with locked(self.folder):
+            self._held = {}
+            try:
+                yield
+            finally:
+                self._held = None
+
+    def append(self, experiment: Experiment, rows: Sequence[Mapping[str, Any]], by: MadeBy | None = None) -> None:
         """Add rows, and wait until the disk has them.
 
+        Args:
+            experiment: whose rows.
+            rows: of images that have none.
+            by: what made them, as `prunehal.experiments.versions.made_by` says it on the worker; by default this process.
+
         Raises:
-            ValueError: an image has a row already.
+            ValueError: an image has a row already, or rows that something else made are there.
             OSError: there is no room; nothing is added.
         """
-        header = {"key": _HEADER, "experiment": experiment.description, "made_by": made_by(experiment)}
-        stored = self.rows(experiment)
-        if doubled := [row["key"] for row in rows if row["key"] in stored]:
+        by = made_by(experiment) if by is None else by
+        held = self._holding(experiment)
+        for path, before in held.made_by.items():
+            refuse_other_versions(path, before, by)
+        if doubled := [row["key"] for row in rows if row["key"] in held.keys]:
             raise ValueError(
                 f"{self.path(experiment)}: has rows of {some(doubled)} already; expected new ones; read missing() first"
             )
-        file = RowFile(self._in_work(experiment))  # cuts a torn line off; only who writes may do that
-        file.append([*([] if file.rows else [header]), *rows])
+        header = {"key": _HEADER, "experiment": experiment.description, "made_by": by}
+        held.file.append([*([] if held.file.rows else [header]), *rows])
+        held.made_by.setdefault(held.file.path, by)
+        held.keys.update(row["key"] for row in rows)
+        held.file.rows = {_HEADER: header}  # whole rows of all experiments would fill the memory of a large sweep
+
+    def _holding(self, experiment: Experiment) -> _Held:
+        path = self._in_work(experiment)
+        if self._held is not None and path in self._held:
+            return self._held[path]
+        keys = set(self.rows(experiment))
+        file = RowFile(path)  # cuts a torn line off; only who writes may do that
+        headers = {path: file.rows.get(_HEADER), self.path(experiment): _read(self.path(experiment)).get(_HEADER)}
+        held = _Held(file, keys, {path: header["made_by"] for path, header in headers.items() if header})
+        if self._held is not None:
+            self._held[path] = held
+        return held
 
     def pack(self, experiment: Experiment) -> None:
         """Pack the rows of an experiment into one compressed file, sorted by image, and remove the file in work."""
@@ -158,9 +197,14 @@ class Store:
         rows = _read(in_work) | _read(packed)
         header = rows.pop(_HEADER)
         lines = [json.dumps(row, separators=(",", ":")) for row in (header, *sorted(rows.values(), key=lambda r: str(r["key"])))]
-        with written(packed) as part:
-            part.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+        with written(packed) as part, part.open("wb") as file:
+            file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(self.folder)  # the new name, too, before the rows that were safe are removed
         in_work.unlink()
+        if self._held is not None:
+            self._held.pop(in_work, None)
 
     def _in_work(self, experiment: Experiment) -> Path:
         return self.path(experiment).with_suffix("")
@@ -177,6 +221,29 @@ class Store:
                 "make them by ph.sweep([experiment], store) or: python -m prunehal sweep GRID.toml"
             )
         return [rows[key] for key in keys]
+
+
+@dataclass
+class _Held:
+    """What is known of a file while rows are appended to it: the images that have one, and path -> what made the rows there."""
+
+    file: RowFile
+    keys: set[int | str]
+    made_by: dict[Path, MadeBy]
+
+
+def _ratio(mass: pd.Series, mean: pd.Series) -> pd.Series:
+    """Return mass / mean, finite where the mean was rounded to 0."""
+    return (mass / mean).where(mean > 0, mass.clip(lower=_BELOW) / _BELOW)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _read(path: Path) -> dict[int | str, dict[str, Any]]:

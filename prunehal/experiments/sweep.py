@@ -12,7 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +28,13 @@ from tqdm import tqdm
 
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.store import Store
-from prunehal.experiments.worker import Task, same_prefill, work
+from prunehal.experiments.versions import made_by, refuse_other_worker
+from prunehal.experiments.worker import Made, Task, same_prefill, work
 
 __all__ = ["sweep"]
 
 EXPERIMENTS_PER_TASK = 8  # sharing a prefill among more saves little, and a lost task costs more
 _PATIENCE = 20.0  # seconds without a result after which the bar says what it waits for
-
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def sweep(
@@ -44,12 +51,15 @@ def sweep(
         experiments: as `grid` makes them; those with the same prompt share their prefill.
         store: folder of the rows, as a path or a `Store`.
         executor: anything with the interface of ``concurrent.futures``, such as ``dask.distributed.Client.get_executor()``;
-            by default all is done in this process.
+            by default all is done in this process. A ``ProcessPoolExecutor`` needs ``multiprocessing.get_context("spawn")``:
+            a forked copy of a process in which torch has run threads waits for them for ever.
         batch_size: images decoded at once. Rows do not depend on it, up to rounding of the data type.
         progress: show a bar over the captions, with the time left.
 
     Raises:
-        ValueError: no experiments, a batch size below 1, or rows that other code, weights or images made.
+        ValueError: no experiments, a batch size below 1, a pool of forked processes, or rows that other code, weights or images
+            made, in the store or on a worker.
+        OSError: there is no such model.
         BlockingIOError: another sweep writes to the folder.
         RuntimeError: the executor broke or was lost; what it had finished is stored.
 
@@ -66,6 +76,9 @@ def sweep(
         raise ValueError(f"experiments: got {wanted[:2]}; expected at least one Experiment; make them by grid(...)")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    _check_executor(executor)
+    for experiment in {same_prefill(each): each for each in wanted}.values():
+        _check_model(experiment, here=executor is None)
     store = store if isinstance(store, Store) else Store(store)
     with store.writing():
         by_key = {experiment.key: experiment for experiment in sorted(wanted, key=lambda each: each.n_images)}
@@ -77,9 +90,9 @@ def sweep(
                 # The first round captions each prompt once and so learns how long the captions are; the second sorts by it.
                 for plan in (_scouting, _sorted):
                     tasks = plan(store, list(by_key.values()), missing, batch_size)
-                    for rows in _done(tasks, executor, bar):
-                        _keep(store, by_key, missing, rows)
-                        bar.update(sum(map(len, rows.values())))
+                    for made in _done(tasks, executor, bar):
+                        _keep(store, by_key, missing, made)
+                        bar.update(sum(map(len, made.rows.values())))
         except BaseException:
             left = sum(map(len, missing.values()))
             _say(f"{store.folder}: {total - left} of {total} captions are stored, {left} are left; the same call goes on there")
@@ -89,10 +102,35 @@ def sweep(
     return store
 
 
-def _keep(store: Store, by_key: Mapping[str, Experiment], missing: Mapping[str, dict], rows: Rows) -> None:
-    for key, made in rows.items():
-        store.append(by_key[key], made)
-        for row in made:
+def _check_executor(executor: Executor | None) -> None:
+    if isinstance(executor, ProcessPoolExecutor) and executor._mp_context.get_start_method() == "fork":
+        raise ValueError(
+            "executor: a ProcessPoolExecutor that forks; expected processes that are spawned, because a fork of a process in "
+            "which torch has run threads hangs; give it mp_context=multiprocessing.get_context('spawn')"
+        )
+
+
+def _check_model(experiment: Experiment, here: bool) -> None:
+    """Raise an OSError if a model is not there; of one on the hub only if it is to be loaded in this process."""
+    by = made_by(experiment)
+    if here and by["weights"] is None:
+        raise OSError(
+            f"model {experiment.model!r} at revision {experiment.revision!r}: neither the hub nor its cache on this machine has "
+            "it; expected one of them; check name, revision and network"
+        )
+    folder = Path(experiment.model).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise OSError(
+            f"model folder {folder} holds no config.json; expected a folder written by save_pretrained; point to that one"
+        )
+
+
+def _keep(store: Store, by_key: Mapping[str, Experiment], missing: Mapping[str, dict], made: Made) -> None:
+    for key in made.rows:
+        refuse_other_worker(by_key[key], made.made_by)
+    for key, rows in made.rows.items():
+        store.append(by_key[key], rows, made.made_by)
+        for row in rows:
             del missing[key][row["key"]]
 
 
@@ -138,12 +176,13 @@ def _lengths(store: Store, group: Sequence[Experiment]) -> dict[int | str, int]:
     return {key: row["tokens"] for experiment in group for key, row in store.rows(experiment).items()}
 
 
-def _done(tasks: Sequence[Task], executor: Executor | None, bar: tqdm) -> Iterator[Rows]:
-    """Do the tasks, and yield the rows of each as it ends."""
+def _done(tasks: Sequence[Task], executor: Executor | None, bar: tqdm) -> Iterator[Made]:
+    """Do the tasks, and yield what each gave as it ends."""
     if executor is None:
         yield from map(work, tasks)
         return
     waiting: set[Future] = set()
+    out = sum(len(task.experiments) * len(task.keys) for task in tasks)
     try:
         waiting = {executor.submit(work, task) for task in tasks}
         while waiting:
@@ -152,12 +191,14 @@ def _done(tasks: Sequence[Task], executor: Executor | None, bar: tqdm) -> Iterat
             if not ended and _without_scheduler(executor):
                 raise CancelledError("the connection to the scheduler was lost")
             for future in sorted(ended, key=_failed):  # a task that failed takes nothing from those that ended beside it
-                yield future.result()
+                made = future.result()
+                out -= sum(map(len, made.rows.values()))
+                yield made
     except Exception as error:
         if not _is_loss(error):
             raise
         raise RuntimeError(
-            f"executor={executor!r}: was lost with {len(waiting)} tasks out ({type(error).__name__}: {error}); expected workers "
+            f"executor={executor!r}: was lost with {out} captions out ({type(error).__name__}: {error}); expected workers "
             "until all is done. What they had finished is stored. Fix: start the cluster again and call sweep() as before"
         ) from error
     finally:

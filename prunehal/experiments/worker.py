@@ -26,15 +26,18 @@ from prunehal.decoding.named import BEAMS
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import pictures, truth
 from prunehal.experiments.sampling import KeyedSampling
+from prunehal.experiments.versions import MadeBy, made_by
 from prunehal.loading import load
 from prunehal.running.chat import encode, render, to_model
 from prunehal.running.loop import is_out_of_memory
 from prunehal.running.tasks import CAPTION_PROMPT
 from prunehal.testbed.captions import PROMPT
 
-__all__ = ["Task", "same_prefill", "work"]
+__all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
 
 _BUSY = threading.Lock()
+
+Rows = dict[str, list[dict[str, Any]]]  # key of an experiment -> its rows
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,19 @@ class Task:
     keys: tuple[int | str, ...]
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a task gave.
+
+    Attributes:
+        rows: ``{key of the experiment: rows}``; see `prunehal.experiments.store` for what a row holds.
+        made_by: code, weights and images of the process that made them, which may be another one than stores them.
+    """
+
+    rows: Rows
+    made_by: MadeBy
+
+
 def same_prefill(experiment: Experiment) -> Experiment:
     """Return what decides the prompt, and whether it comes alone; experiments of which it is equal share their prefill.
 
@@ -62,20 +78,18 @@ def same_prefill(experiment: Experiment) -> Experiment:
     return replace(experiment, **{name: getattr(plain, name) for name in names})
 
 
-def work(task: Task) -> dict[str, list[dict[str, Any]]]:
-    """Return ``{key of the experiment: rows}``; see `prunehal.experiments.store` for what a row holds.
+def work(task: Task) -> Made:
+    """Caption the images of a task under its experiments; a batch for which memory does not suffice is halved.
 
-    A batch for which memory does not suffice is halved.
-
-    >>> rows = work(Task((Experiment(n_images=1, max_new_tokens=4),), (200000000,)))
-    >>> [row["caption"] for (row,) in rows.values()]
+    >>> made = work(Task((Experiment(n_images=1, max_new_tokens=4),), (200000000,)))
+    >>> [row["caption"] for (row,) in made.rows.values()]
     ['The image shows a']
     """
     with _BUSY:
-        return _halving(task)
+        return Made(_halving(task), made_by(task.experiments[0]))  # the others have the same model and images
 
 
-def _halving(task: Task) -> dict[str, list[dict[str, Any]]]:
+def _halving(task: Task) -> Rows:
     try:
         return _worked(task)
     except (MemoryError, RuntimeError) as error:
@@ -88,7 +102,7 @@ def _halving(task: Task) -> dict[str, list[dict[str, Any]]]:
     return {key: [row for part in parts for row in part[key]] for key in parts[0]}
 
 
-def _worked(task: Task) -> dict[str, list[dict[str, Any]]]:
+def _worked(task: Task) -> Rows:
     first, keys = task.experiments[0], list(task.keys)
     model, processor = _loaded(first.model, first.revision, first.dtype)
     inputs = _inputs(model, processor, first, keys)

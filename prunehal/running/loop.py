@@ -35,9 +35,9 @@ from prunehal.running.rows import RowFile, keep_settings, locked, refuse_other_s
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, write_result
 from prunehal.testbed.captions import PROMPT
 
-__all__ = ["POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
+__all__ = ["DTYPES", "POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Run:
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else str(value))
         object.__setattr__(self, "decoding", named_decoding(self.decoding))
-        for name, known in (("benchmark", BENCHMARKS), ("dtype", _DTYPES)):
+        for name, known in (("benchmark", BENCHMARKS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
         for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("limit", 1), ("seed", 0)):

@@ -1,0 +1,109 @@
+"""Compare: the table of changes, and the comparison at equal length, by hand from rows that are made up."""
+
+from dataclasses import replace
+
+import pytest
+
+from prunehal.bootstrap import Interval
+from prunehal.core import NoPruning, PruneHal, TopK
+from prunehal.experiments import Experiment, Store, at_equal_length, changes, graded
+from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.experiments.pictures import image_keys, truth
+from prunehal.inference import paired_p_value
+from prunehal.statistics import paired_bootstrap
+
+BASE = Experiment(split="test", n_images=4)
+PRUNED = replace(BASE, n_images=3, policy=PruneHal(r=0.9, t=2))
+TOP = replace(BASE, n_images=3, policy=TopK(9))
+KEYS = image_keys(BASE)
+TRUTH = truth(BASE)
+ABSENT = next(name for name in ("zebra", "airplane", "giraffe") if not any(name in shown for shown in TRUTH.values()))
+
+
+def shown(key):
+    """Return a sentence of four words with an object that the image shows."""
+    return f"There is a {sorted(TRUTH[key])[0]}."
+
+
+WRONG = f"There is a {ABSENT}."  # four words, too
+CAPTIONS = {
+    BASE: [f"{shown(key)} {WRONG}" for key in KEYS[:2]] + [shown(key) for key in KEYS[2:]],
+    PRUNED: [shown(KEYS[0]), f"{shown(KEYS[1])} {WRONG}", shown(KEYS[2])],
+    TOP: [WRONG, WRONG, WRONG],
+}
+VISUAL = {BASE: 100.0, PRUNED: 40.0, TOP: 9.0}
+PRUNES = {BASE: [0, 0, 0, 0], PRUNED: [2, 1, 1], TOP: [1, 1, 1]}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("rows"))
+    with store.writing():
+        for experiment, captions in CAPTIONS.items():
+            rows = []
+            for key, caption, prunes in zip(image_keys(experiment), captions, PRUNES[experiment], strict=True):
+                row = {"key": key, "caption": caption, "tokens": len(caption.split()), "finished": True}
+                row |= {"visual": VISUAL[experiment], "events": [[2, "forced", 9]] * prunes, "voted": [], "layers": [0]}
+                rows.append(row | {"mass": [0.5], "mentions": []})
+            store.append(experiment, rows)
+    return store
+
+
+def test_the_table_of_changes_by_hand(store):
+    table = changes(store, [PRUNED, TOP], BASE, n_resamples=200)
+    pruned, top = table.to_dict("records")
+    assert [pruned["experiment"], pruned["name"], pruned["policy"]] == [PRUNED, PRUNED.name, "PruneHal"]
+    assert (pruned["r"], pruned["t"], top["policy"], top["k"]) == (0.9, 2, "TopK", 9)
+    assert (pruned["visual"], pruned["prunes"]) == pytest.approx((40, 4 / 3))
+    assert (top["visual"], top["prunes"]) == pytest.approx((9, 1))
+    # The first three images: the baseline names 5 objects, 2 of them absent, in 2 of 3 captions; the pruned one 4, 1 in 1.
+    assert pruned["chair_i"] == pytest.approx(100 / 4)
+    assert pruned["d_chair_i"] == pytest.approx(100 * (1 / 4 - 2 / 5))
+    assert pruned["d_chair_s"] == pytest.approx(100 * (1 / 3 - 2 / 3))
+    assert pruned["d_recall"] == pytest.approx(0)
+    assert (pruned["words"], pruned["d_words"]) == pytest.approx((16 / 3, 16 / 3 - 20 / 3))
+    assert (top["chair_i"], top["recall"]) == (100, 0)
+    assert top["d_recall"] == pytest.approx(-100 * 3 / sum(len(TRUTH[key]) for key in KEYS[:3]))
+    assert "p_chair_i" not in table
+
+
+def test_intervals_and_p_values_are_those_of_the_same_images(store):
+    (line,) = changes(store, [PRUNED], BASE, p_values=True, n_resamples=200).to_dict("records")
+    ours, theirs = store.score(PRUNED).items, store.score(replace(BASE, n_images=3)).items
+    for metric, unit in (("chair_i", 100), ("chair_s", 100), ("recall", 100), ("words", 1)):
+        interval = paired_bootstrap(theirs, ours, metric, n_resamples=200)
+        assert (line[f"d_{metric}_low"], line[f"d_{metric}_high"]) == pytest.approx((unit * interval.low, unit * interval.high))
+    assert line["p_chair_i"] == paired_p_value(theirs, ours, "chair_i")
+    assert line["p_recall"] == paired_p_value(theirs, ours, "recall")
+
+
+def test_a_table_and_a_report_have_the_same_intervals(store):
+    """One number of resamples for all that is shown of a comparison."""
+    line = changes(store, [PRUNED], BASE).iloc[0]
+    interval = paired_bootstrap(store.score(replace(BASE, n_images=3)).items, store.score(PRUNED).items, "words")
+    assert (line["d_words_low"], line["d_words_high"]) == (interval.low, interval.high)
+    assert N_RESAMPLES == 5000
+
+
+def test_at_equal_length_both_are_cut_to_the_mean_of_the_shorter(store):
+    found = at_equal_length(store, TOP, BASE, n_resamples=200)
+    # Four words are left of the baseline's captions: the sentence that is true.
+    assert (found["words"].estimate, found["chair_i"].estimate, found["chair_s"].estimate) == (0, 1, 1)
+    assert found["recall"].estimate == pytest.approx(-3 / sum(len(TRUTH[key]) for key in KEYS[:3]))
+    assert all(isinstance(interval, Interval) and interval.n == 3 for interval in found.values())
+
+
+def test_other_images_are_refused_by_name(store):
+    other = replace(PRUNED, split="validation")
+    with pytest.raises(ValueError, match=r"split='validation' of validation_prunehal.*: the baseline has 'test'"):
+        changes(store, [other], BASE)
+    with pytest.raises(ValueError, match="expected the same images; compare within a split"):
+        at_equal_length(store, other, BASE)
+
+
+def test_grading_takes_what_differs_in_the_policy_only(store):
+    none = replace(BASE, n_images=3, policy=NoPruning())
+    grade = graded(store, [none, PRUNED])
+    assert (grade.split, list(grade.results)) == ("test", [NoPruning(), PruneHal(r=0.9, t=2)])
+    with pytest.raises(ValueError, match=r"the experiments differ in max_new_tokens; expected the same but for the policy"):
+        graded(store, [none, replace(PRUNED, max_new_tokens=5)])
