@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.benchmarks.chair import score
+from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.bootstrap import Statistic, bca
 from prunehal.experiments.compare import METRICS
 from prunehal.experiments.description import Experiment
@@ -33,12 +33,12 @@ class SharedImages:
 
     Attributes:
         experiments: the settings.
-        items: one row per caption of the baseline, then of each setting, as in `ChairResult.items`, in one order of the images.
-        visual: mean number of visual tokens in a layer's cache, (1 + setting, image).
+        results: scores of the baseline, then of each setting.
+        visual: mean number of visual tokens in a layer's cache, (1 + setting, image), images as in the baseline's items.
     """
 
     experiments: tuple[Experiment, ...]
-    items: tuple[pd.DataFrame, ...]
+    results: tuple[ChairResult, ...]
     visual: np.ndarray
 
     @classmethod
@@ -57,7 +57,7 @@ class SharedImages:
         """
         keys = store.captions(baseline)["image_id"].tolist()
         facts = truth(baseline, keys)
-        items, visual = [], []
+        results, visual = [], []
         for each in (baseline, *experiments):
             for name in ("images", "split", "questions", "n_images"):
                 if getattr(each, name) != getattr(baseline, name):
@@ -72,9 +72,14 @@ class SharedImages:
                     "them by ph.sweep([experiment], store)"
                 )
             frame = pd.DataFrame({"image_id": keys, "caption": [rows[key]["caption"] for key in keys]})
-            items.append(score(frame, facts).items.set_index("image_id").loc[keys].reset_index())
+            results.append(score(frame, facts))
             visual.append([rows[key]["visual"] for key in keys])
-        return cls(tuple(experiments), tuple(items), np.array(visual, dtype=float))
+        return cls(tuple(experiments), tuple(results), np.array(visual, dtype=float))
+
+    @property
+    def items(self) -> list[pd.DataFrame]:
+        """One row per caption of the baseline, then of each setting, as in `ChairResult.items`."""
+        return [each.items for each in self.results]
 
     def change(self, metric: str) -> Statistic:
         """Return the function weights (resample, image) -> changes from the baseline (resample, setting), in points or words."""
