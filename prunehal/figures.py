@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -12,11 +13,13 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
+from prunehal.selection_rule import Graded, Reported
 from prunehal.testbed.scenes import GRID, PATCH, TILE
 
 __all__ = [
     "COLORS",
     "caption_strip",
+    "draw_choice",
     "draw_kept",
     "draw_layer_steps",
     "draw_ratio_lines",
@@ -175,3 +178,38 @@ def draw_ratio_lines(axis: Axes, table: pd.DataFrame, value: str, label: str, ba
     if baseline is not None:
         axis.axhline(baseline, color=COLORS["none"], linestyle="--", linewidth=1.2, label="no pruning")
     axis.set(xlabel="retention ratio r", ylabel=label)
+
+
+def draw_choice(axis: Axes, chosen_on: Graded, found: Reported, reported_on: Graded, metric: str, label: str) -> None:
+    """Draw every setting's change from the baseline on the split that chose against the split that reports.
+
+    Points on the diagonal keep on the second split what they showed on the first. The chosen setting stands out, under the label
+    that says where it was chosen, with its interval on the split that reports; its note is the title.
+
+    Args:
+        axis: where to draw.
+        chosen_on, reported_on: scores of the same settings on the two splits, the baseline among them.
+        found: what `prunehal.selection_rule.report` gave.
+        metric: "chair_i", "chair_s" or "recall", drawn in percentage points.
+        label: of the metric.
+    """
+    base, best = found.chosen.baseline, found.chosen.setting
+    x, y = (
+        {setting: 100 * (each.metrics[metric] - graded.results[base].metrics[metric]) for setting, each in graded.results.items()}
+        for graded in (chosen_on, reported_on)
+    )
+    others = [setting for setting in x if setting not in (base, best)]
+    d = found.differences[metric]
+    whiskers = [[100 * (d.estimate - d.low)], [100 * (d.high - d.estimate)]]
+    axis.axhline(0, color=COLORS["none"], linewidth=0.8, alpha=0.6)
+    axis.axvline(0, color=COLORS["none"], linewidth=0.8, alpha=0.6)
+    axis.axline((0, 0), slope=1, color=COLORS["none"], linestyle=":", linewidth=1.2, label="as on the split that chose")
+    axis.scatter(
+        [x[each] for each in others], [y[each] for each in others], s=36, color=COLORS["faithful"], label="other settings"
+    )
+    color = COLORS["hallucinated"] if found.selected_on_test else COLORS["accent"]
+    axis.errorbar([x[best]], [y[best]], whiskers, fmt="D", markersize=8, capsize=4, color=color, zorder=3, label=found.label)
+    names = (chosen_on.split, reported_on.split)
+    axis.set(**{f"{way}label": f"change of {label}, points, {name} split" for way, name in zip("xy", names, strict=True)})
+    axis.set_title(textwrap.fill(found.note, 62), fontsize=10, loc="left")
+    axis.legend(frameon=False, fontsize=10)

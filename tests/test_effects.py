@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from prunehal.experiments.effects import interactions, main_effects, marginal_means
+from prunehal.experiments.effects import design, interactions, main_effects, marginal_means
 
 A, B = {"x": 0.0, "y": 4.0}, {"u": 0.0, "v": 1.0, "w": 5.0}
 OFF = (0.3, -0.1, 0.4, -0.6)  # what the four settings of a cell lie off its mean; their sum is 0
@@ -43,7 +43,7 @@ def test_main_effects_are_those_of_an_analysis_of_variance_by_hand(cross):
         f = explained(table, name) / (levels - 1) / (left / freedom)
         p[name] = stats.f.sf(f, levels - 1, freedom)
         assert found["share"][name] == pytest.approx(explained(table, name) / total)
-        assert found["levels"][name] == levels
+        assert found["df"][name] == levels - 1
         assert found["p"][name] == pytest.approx(p[name])
     small, large = sorted(p, key=p.get)
     assert found["p_holm"][small] == pytest.approx(2 * p[small])
@@ -109,6 +109,35 @@ def test_an_option_that_only_changes_the_budget_explains_nothing_at_equal_budget
     assert held["share"]["visual"] == held["share"].max()
     means = marginal_means(table, "d", ["kept", "other"], of=["other"]).set_index("value")["mean"]
     assert means["q"] - means["p"] == pytest.approx(2, abs=0.4)
+
+
+def bent(rng, n=200):
+    """Settings whose response is a curve of the budget, and whose option changes the budget and nothing else."""
+    late = rng.random(n) < 0.5
+    visual = rng.uniform(20, 60, n) + 35 * late
+    noise = rng.normal(0, 0.3, n)
+    return pd.DataFrame({"late": np.where(late, "yes", "no"), "visual": visual, "d": 30 * np.exp(-visual / 20) + noise})
+
+
+def test_a_budget_that_bends_is_no_effect_of_an_option():
+    table = bent(np.random.default_rng(0))
+    straight, curve = (main_effects(table, "d", ["late"], degree=n).set_index("term") for n in (1, 3))
+    assert straight.loc["late", "p"] < 1e-4  # what a straight line leaves over looks like the option
+    assert curve.loc["late", "p"] > 0.05
+    assert curve["df"].to_dict() == {"late": 1, "visual": 3}
+
+
+@pytest.mark.parametrize("degree", [0, 6, 2.5])
+def test_another_degree_is_refused(degree):
+    with pytest.raises(ValueError, match=f"degree is {degree}, expected 1 to 5"):
+        main_effects(bent(np.random.default_rng(0)), "d", ["late"], degree=degree)
+
+
+def test_a_combination_that_the_table_lacks_gets_no_column():
+    table = planted()
+    some = table[(table["a"] != "y") | (table["b"] != "w")]
+    assert "a=y, b=w" in design(table, ["a", "b"], (), pair=["a", "b"])
+    assert "a=y, b=w" not in design(some, ["a", "b"], (), pair=["a", "b"])
 
 
 @pytest.mark.parametrize(

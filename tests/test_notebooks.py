@@ -69,13 +69,63 @@ def test_the_notebooks_are_numbered_without_gaps():
     assert [path.name[:3] for path in NOTEBOOKS] == [f"{number:02}_" for number in range(len(NOTEBOOKS))]
 
 
-def test_the_notebook_of_the_thresholds_has_one_cell_of_parameters():
-    (path,) = FOLDER.glob("03_*.ipynb")
+def tagged(cells):
+    """Numbers of the cells of parameters."""
+    return [number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+
+
+# Notebook -> the parameters that it has, and values that it must refuse at once, by name.
+PARAMETERS = {
+    "03": (
+        {"r", "t", "factor", "n_images"},
+        ["r = 1.5", "r = '0.4'", "t = -1", "t = 2.0", "factor = -0.5", "n_images = 1", "n_images = 401"],
+    ),
+    "05": ({"r", "response", "margin"}, ["r = 0.8", "response = 'chair_i'", "margin = 0.0", "margin = -1.0"]),
+    "06": ({"r", "n_images"}, ["r = 0.8", "n_images = 1", "n_images = 301"]),
+}
+
+
+def cells_to_the_check(number):
+    """Sources of a notebook up to the cell after that of parameters, which checks them; and where that of parameters is."""
+    (path,) = FOLDER.glob(f"{number}_*.ipynb")
     cells = nbformat.read(path, as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    assert tagged[0].cell_type == "code"
-    assert {"r", "t", "factor", "n_images"} <= set(re.findall(r"^(\w+)(?=\s*[:=])", tagged[0].source, re.MULTILINE))
+    (at,) = tagged(cells)
+    return [cell.source if cell.cell_type == "code" else "" for cell in cells[: at + 2]], at
+
+
+def run_with(number, injected):
+    """Run the first cells of a notebook with a cell after that of parameters, as papermill does."""
+    sources, at = cells_to_the_check(number)
+    namespace = {"__name__": "__main__"}
+    for source in (*sources[: at + 1], injected, *sources[at + 1 :]):
+        exec(source, namespace)
+
+
+def test_these_notebooks_check_their_parameters():
+    checking = [path.name[:2] for path in NOTEBOOKS if "check_parameters(" in path.read_text()]
+    assert checking == list(PARAMETERS)
+
+
+@pytest.mark.parametrize("number", PARAMETERS)
+def test_a_notebook_has_one_cell_of_parameters_and_checks_it_in_the_next(number):
+    sources, at = cells_to_the_check(number)
+    assert set(re.findall(r"^(\w+)(?=\s*[:=])", sources[at], re.MULTILINE)) == PARAMETERS[number][0]
+    assert "check_parameters(" in sources[at + 1]
+    assert any("note_names(globals())" in source for source in sources[:at])
+    run_with(number, "")
+
+
+@pytest.mark.parametrize("number", PARAMETERS)
+def test_an_unknown_parameter_stops_a_notebook(number):
+    with pytest.raises(ValueError, match="unknown parameter\\(s\\) 'n_image', 'rr'"):
+        run_with(number, "rr = 0.9\nn_image = 20")
+
+
+@pytest.mark.parametrize(("number", "injected"), [(number, each) for number, (_, bad) in PARAMETERS.items() for each in bad])
+def test_a_value_that_a_notebook_cannot_use_stops_it_by_name(number, injected):
+    name, value = injected.split(" = ")
+    with pytest.raises(ValueError, match=rf"^{name}={re.escape(value)}: expected|^{name} is {re.escape(value)}"):
+        run_with(number, injected)
 
 
 def good():

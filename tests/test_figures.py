@@ -1,0 +1,65 @@
+"""Figures, by their artists: what a plot of a choice says of where the choice was made."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from prunehal.benchmarks.chair import ChairResult
+from prunehal.figures import COLORS, draw_choice
+from prunehal.selection_rule import Graded, choose, report
+
+
+@pytest.fixture
+def axis():
+    figure, axis = plt.subplots()
+    yield axis
+    plt.close(figure)
+
+
+def graded(split, first, **wrong):
+    """Grade settings given as name=hallucinated of 40 mentions in 20 captions."""
+    results = {}
+    for name, total in wrong.items():
+        items = pd.DataFrame({"image_id": np.arange(first, first + 20), "words": 10, "n_mentions": 2, "n_truth": 2})
+        items = items.assign(n_recalled=1, n_hallucinated=np.clip(total - 2 * np.arange(20), 0, 2))
+        items["hallucinated"] = items["n_hallucinated"] > 0
+        metrics = {"chair_i": total / 40, "chair_s": items["hallucinated"].mean(), "recall": 0.5, "words": 10.0}
+        results[name] = ChairResult("fixed", metrics, items, pd.DataFrame())
+    return Graded(split, results)
+
+
+VALIDATION = graded("validation", 0, none=12, mild=10, hard=2)
+TEST = graded("test", 100, none=12, mild=14, hard=8)
+
+
+def drawn(axis, chosen_on, reported_on, allow=False):
+    chosen = choose(chosen_on, baseline="none", allow_test_selection=allow)
+    found = report(chosen, reported_on, n_resamples=200)
+    draw_choice(axis, chosen_on, found, reported_on, "chair_i", "CHAIR_i")
+    legend = [text.get_text() for text in axis.get_legend().get_texts()]
+    return found, legend, " ".join(axis.get_title(loc="left").split())
+
+
+def test_a_choice_on_validation_is_drawn_on_both_splits_and_says_where_it_was_made(axis):
+    found, legend, title = drawn(axis, VALIDATION, TEST)
+    assert "hard (chosen on validation)" in legend
+    assert title == found.note
+    assert "CHOSEN ON TEST" not in title
+    assert axis.get_xlabel() == "change of CHAIR_i, points, validation split"
+    assert axis.get_ylabel() == "change of CHAIR_i, points, test split"
+    (others,) = axis.collections[:1]
+    assert others.get_offsets().tolist() == [pytest.approx([100 * (10 - 12) / 40, 100 * (14 - 12) / 40])]
+    (container,) = axis.containers
+    point, _, (bars,) = container
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((-25, -10))
+    d = found.differences["chair_i"]
+    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([100 * d.low, 100 * d.high])
+
+
+def test_a_choice_on_test_says_so_in_legend_and_title_and_has_another_colour(axis):
+    _, legend, title = drawn(axis, TEST, TEST, allow=True)
+    assert "hard (CHOSEN ON TEST)" in legend
+    assert "CHOSEN ON TEST, so its gain there is optimistic" in title
+    (container,) = axis.containers
+    assert container[0].get_color() == COLORS["hallucinated"]
