@@ -73,6 +73,7 @@ class Case:
 
 # (layers, hidden size, heads, size of the feed-forward layer) of the decoder.
 SHAPES = {
+    "llava-0.1b": (12, 768, 12, 2048),
     "llava-0.3b": (16, 1024, 16, 4096),
     "llava-1.5-7b": (32, 4096, 32, 11008),
     "dry-run": (2, 64, 4, 64),
