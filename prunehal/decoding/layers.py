@@ -169,7 +169,9 @@ class LayerReadout:
         Args:
             normed: apply the decoder's final norm before the head, as the model does with its last layer.
         """
-        return torch.stack([self._through_head(hidden, normed) for hidden in self._hidden.values()])
+        device = _device(self._head, self.logits)
+        states = torch.stack([hidden.to(device) for hidden in self._hidden.values()])
+        return self._through_head(states, normed)  # together, so that the head's weights are read once
 
     def _through_head(self, hidden: Tensor, normed: bool) -> Tensor:
         # Parts of a model that is spread over devices stand where they stand.
