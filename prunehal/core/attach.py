@@ -90,6 +90,7 @@ def attach(
         raise ValueError(
             f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows. Fix: seeds=None, or as many."
         )
+    policy.check_prompt(numbers)
     listen(model)
     decoder = generating(model)
     words = None if decoder is model else decoder.get_input_embeddings()

@@ -259,8 +259,10 @@ class PrunableCache(ObservedCache):
 
     def _prune(self, step: int, pools: list[int]) -> None:
         table = self.table
-        left = [[self.policy.budget(n) if pool in pools else n for pool, n in enumerate(of_layer)] for of_layer in table.left]
-        keep = self._memory.choose(table.valid, left)
+        keep, left = self._memory.choose(table, pools)
+        pools = [pool for pool in pools if any(now[pool] < n[pool] for now, n in zip(left, table.left, strict=True))]
+        if not pools:
+            return
         self._memory.prune(pools, table, keep, left)
         slots = table.drop(keep, left, step, self._pruned[0].seen)
         for layer, remaining in zip(self._pruned, slots, strict=True):

@@ -82,6 +82,11 @@ class VisualTable:
         full = full.scatter(3, self._numbers, rows)[..., :-1].nanmean(2)
         return full.unflatten(1, (-1, self.pools)).nanmean(2)  # each token is in one pool
 
+    @property
+    def numbers(self) -> Tensor:
+        """Return each entry's number among its row's visual tokens, (layer, pool, head, visual); ``width`` where invalid."""
+        return self._numbers
+
     def visual_slots(self, layer: int, slots: int) -> Tensor:
         """Mark a layer's slots that hold visual tokens, bool (batch, 1 or head, slot)."""
         filling = self._filling[layer]
@@ -107,8 +112,9 @@ class VisualTable:
         return torch.cat([positions, new], dim=-1)
 
     def chosen(self, keep: Tensor, left: list[list[int]], values: Tensor) -> Tensor:
-        """Take the kept entries of values (layer, pool, head, visual), as ``drop`` will order them."""
-        return values.gather(3, _marked_right(keep, max(map(max, left))))
+        """Take the kept entries of values (layer, pool, n * head, visual), as ``drop`` will order them."""
+        order = _marked_right(keep, max(map(max, left)))
+        return values.gather(3, order.repeat(1, 1, values.shape[2] // keep.shape[2], 1))
 
     def drop(self, keep: Tensor, left: list[list[int]], step: int, seen: int) -> list[Tensor]:
         """Drop the visual tokens that are not to be kept, and return which slots remain, in order.

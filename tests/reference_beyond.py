@@ -1,0 +1,135 @@
+"""Slow, loop-written twins of the policies beyond the paper; like tests/reference.py they share no code with prunehal."""
+
+import math
+from dataclasses import dataclass, field
+
+import reference
+
+__all__ = ["decider"]
+
+
+@dataclass
+class Past:
+    """Hold what a pool saw: by step, layer and head the attention on each position; and by layer which steps count."""
+
+    rows: list[list[list[dict[int, float]]]] = field(default_factory=list)
+    counting: list[list[int]] = field(default_factory=list)
+    entropies: list[list[float]] = field(default_factory=list)
+    since: int = 0  # steps that the reference no longer holds
+
+
+def decider(policy, visual):
+    """Return the twin of Accumulated, RobustVote or MassShare, as ``reference.generate`` takes it; visual: all positions."""
+    pasts = {}
+
+    def decide(pool, _, weights, step):
+        past = pasts.setdefault(id(pool), Past(counting=[[] for _ in pool.kept]))
+        rows, values, masses, entropies = [], [], [], []
+        for index, heads in enumerate(pool.kept):
+            group = len(weights[index]) // len(heads)
+            rows.append([])
+            for head, kept in enumerate(heads):
+                part = weights[index][head * group : (head + 1) * group].tolist()
+                rows[-1].append({position: sum(w[position] for w in part) / group for position in kept})
+            masses.append(sum(sum(row.values()) for row in rows[-1]) / len(heads))
+            entropies.append(sum(reference.entropy(list(row.values())) for row in rows[-1]) / len(heads))
+            whole = getattr(policy, "statistic", "mean") == "sum"
+            values.append(masses[-1] if whole else masses[-1] / len(heads[0]))
+        past.rows.append(rows)
+        past.entropies.append(entropies)
+        votes = 0
+        for index, value in enumerate(values):
+            history = [earlier[index] for earlier in pool.values][past.since :]
+            if hasattr(policy, "z"):
+                near = [earlier[index] for earlier in past.entropies[past.since : -1]]
+                vote, level = _robust(value, history, entropies[index], near, policy)
+            else:
+                level = sum(history) / len(history) if history else None
+                factor = math.sqrt(policy.r) if getattr(policy, "factor", 0) is None else getattr(policy, "factor", 0)
+                vote = level is not None and value < factor * level
+            votes += vote and step >= policy.wait
+            if not policy.content or level is None or value >= level:
+                past.counting[index].append(step)
+        pool.values.append(values)
+        pool.masses.append(masses)
+        forced = step == policy.wait and getattr(policy, "forced_first", True)
+        enough = votes > getattr(policy, "majority", 0.5) * len(values)
+        if not (enough or forced) or pool.prunes >= getattr(policy, "t", 1):
+            return
+        scores = _accumulated(pool, past, policy, visual)
+        budgets = [_budget(heads, policy) for heads in scores]
+        if all(budget >= len(heads[0]) for budget, heads in zip(budgets, pool.kept, strict=True)):
+            return
+        pool.prunes += 1
+        pool.events.append((step, "forced" if forced else "vote", budgets[0]))
+        for index, (heads, budget) in enumerate(zip(pool.kept, budgets, strict=True)):
+            for head, kept in enumerate(heads):
+                ranked = [scores[index][head][position] for position in kept]
+                if policy.selection == "lowest":
+                    ranked = [-score for score in ranked]
+                heads[head] = [kept[i] for i in reference.keep_best(ranked, budget)]
+        if getattr(policy, "after_prune", "continue") == "restart":
+            past.since = step
+
+    return decide
+
+
+def _accumulated(pool, past, policy, visual):
+    scores = []
+    for index, heads in enumerate(pool.kept):
+        steps = past.counting[index] if policy.window is None else past.counting[index][-policy.window :]
+        scores.append([])
+        for head, kept in enumerate(heads):
+            summed = {position: sum(past.rows[step - 1][index][head][position] for step in steps) for position in kept}
+            scores[-1].append(summed if policy.grid is None else _smoothed(summed, visual, policy.grid))
+    if policy.kept == "shared":
+        for head in range(len(scores[0])):
+            mean = {p: sum(of_layer[head][p] for of_layer in scores) / len(scores) for p in scores[0][head]}
+            for of_layer in scores:
+                of_layer[head] = mean
+    return scores
+
+
+def _smoothed(scores, visual, side):
+    smooth = {}
+    for position in scores:
+        tile, place = divmod(visual.index(position), side * side)
+        near = []
+        for other, score in scores.items():
+            its_tile, its_place = divmod(visual.index(other), side * side)
+            down, across = its_place // side - place // side, its_place % side - place % side
+            if its_tile == tile and abs(down) <= 1 and abs(across) <= 1:
+                near.append(score)
+        smooth[position] = sum(near) / len(near)
+    return smooth
+
+
+def _budget(heads, policy):
+    if not hasattr(policy, "p"):
+        exact = round(policy.r * len(heads[0]), 6)
+        return max(1, math.ceil(exact) if policy.rounding == "ceil" else math.floor(exact))
+    most = 1
+    for scores in heads:
+        held, total, n = 0.0, sum(scores.values()), 0
+        for score in sorted(scores.values(), reverse=True):
+            if held >= policy.p * total:
+                break
+            held, n = held + score, n + 1
+        most = max(most, n)
+    return most
+
+
+def _robust(value, history, entropy, entropies, policy):
+    logs = [math.log(earlier) for earlier in history]
+    if policy.like is not None:
+        order = sorted(range(len(logs)), key=lambda i: (abs(entropies[i] - entropy), i))
+        logs = [logs[i] for i in order[: policy.like]]
+    if not logs:
+        return False, None
+    median = _lower_median(logs)
+    spread = 1.4826 * _lower_median([abs(x - median) for x in logs])
+    return len(history) >= policy.least and math.log(value) < median - policy.z * spread, math.exp(median)
+
+
+def _lower_median(values):
+    return sorted(values)[(len(values) - 1) // 2]
