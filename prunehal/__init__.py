@@ -46,6 +46,7 @@ _HOMES = {
         "PruneHal",
         "RobustVote",
         "SharedPrefill",
+        "StepTopK",
         "TopK",
         "attach",
         "pruning",

@@ -40,7 +40,7 @@ MUTANTS = [
         "self.positions = positions.masked_fill(~alive, -1).gather(3, order)",
         "self.positions = positions[..., : order.shape[-1]]",
     ),
-    Mutant("no valid mask: filling counts as attention", "cache.py", "rows.masked_fill(~table.valid, 0.0)", "rows"),
+    Mutant("no valid mask: filling counts as attention", "cache.py", "rows.masked_fill(~valid, 0.0)", "rows"),
     Mutant(
         "one layer's indices everywhere",
         "cache.py",

@@ -1,11 +1,13 @@
 """Slow, loop-written twins of the policies beyond the paper; like tests/reference.py they share no code with prunehal."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import reference
+import torch
 
-__all__ = ["decider"]
+__all__ = ["decider", "observer", "restricted"]
 
 
 @dataclass
@@ -133,3 +135,61 @@ def _robust(value, history, entropy, entropies, policy):
 
 def _lower_median(values):
     return sorted(values)[(len(values) - 1) // 2]
+
+
+@contextmanager
+def restricted(layers, policy, visual, seen):
+    """Let each step's query attend to its own k visual tokens, by changing what eager attention returned; for one row.
+
+    ``visual`` are the positions of the visual tokens; ``seen[step - 1][layer][head]`` is told which of them each query saw.
+    """
+    totals: dict[tuple[int, int, int], float] = {}
+
+    def after(index):
+        def hook(module, args, kwargs, output):
+            if index == 0:
+                seen.append([])
+            weights = output[1][0, :, -1]  # (head, position)
+            values = kwargs["past_key_values"].layers[index].values[0].repeat_interleave(module.num_key_value_groups, dim=0)
+            heads = len(weights) // module.num_key_value_groups if policy.kept == "head" else 1
+            size, step = len(weights) // heads, len(seen)
+            seen[-1].append([])
+            new = weights.clone()
+            for head in range(heads):
+                part = weights[head * size : (head + 1) * size].tolist()
+                row = [sum(w[position] for w in part) / size for position in visual]
+                for place, value in enumerate(row):
+                    totals[index, head, place] = totals.get((index, head, place), 0.0) + value
+                scores = row if policy.by == "query" else [totals[index, head, place] for place in range(len(row))]
+                if policy.selection == "lowest":
+                    scores = [-score for score in scores]
+                best = reference.keep_best(scores, policy.k if step >= policy.step else len(row))
+                seen[-1][-1].append([visual[place] for place in best])
+                for i in range(head * size, (head + 1) * size):
+                    for place, position in enumerate(visual):
+                        if place not in best:
+                            new[i, position] = 0.0
+                    new[i] /= new[i].sum()
+            row = torch.stack([w @ v for w, v in zip(new, values, strict=True)]).flatten()
+            result, shown = output[0].clone(), output[1].clone()
+            result[0, -1], shown[0, :, -1] = module.o_proj(row), new
+            return (result, shown, *output[2:])
+
+        return hook
+
+    handles = [layer.self_attn.register_forward_hook(after(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observer():
+    """Return a twin of a policy that never prunes, as ``reference.generate`` takes it: it notes the masses."""
+
+    def decide(pool, _, weights, step):
+        pool.masses.append([float(w[:, pool.kept[i][0]].sum(1).mean()) for i, w in sorted(weights.items())])
+        pool.values.append([mass / len(pool.kept[i][0]) for i, mass in enumerate(pool.masses[-1])])
+
+    return decide

@@ -14,6 +14,7 @@ from prunehal.core.cache import PrunableCache
 from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
+from prunehal.core.reversible import StepTopK
 from prunehal.core.robust import RobustVote
 from prunehal.core.share import MassShare
 from prunehal.core.sharing import SharedPrefill
@@ -31,6 +32,7 @@ __all__ = [
     "PruningRun",
     "RobustVote",
     "SharedPrefill",
+    "StepTopK",
     "TopK",
     "attach",
     "listening",

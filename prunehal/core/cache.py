@@ -11,7 +11,8 @@ nothing is read; with beams, their new order is.
 """
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -95,6 +96,7 @@ class PrunableCache(ObservedCache):
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
         self._observing = False
         self._reports: list[Tensor] = []
+        self._asked: list[Tensor] = []  # the same before the policy restricted the queries
         self._pending: tuple[int, Tensor] | None = None  # step, and which pools wish to be pruned
         self._events: list[dict] = []
 
@@ -206,7 +208,7 @@ class PrunableCache(ObservedCache):
         # One query does not mean decoding: the last chunk of a prompt may be one token. The tokens seen decide.
         self._observing = seen + key.shape[2] >= len(self._prompt)
         self.step += self._observing
-        self._reports = []
+        self._reports, self._asked = [], []
 
     def wants_row(self, layer: PrunableLayer) -> bool:
         """Say whether the layer is to report this forward's row."""
@@ -220,26 +222,56 @@ class PrunableCache(ObservedCache):
         if not self._observing:
             return
         weights = weights.detach()
-        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
-        self._reports.append(report.to(self._done.device))  # (batch, head, slot)
+        self._reports.append(self._report(weights))
         for listener in self.listeners:
             listener.heard(layer.index, weights)
         if len(self._reports) == len(self._pruned):
             self._finish()
 
+    def focus(self, layer: PrunableLayer) -> Callable[[Tensor], Tensor] | None:
+        """Return what hides slots from a layer's newest query in this forward, where the policy restricts it."""
+        first = self.policy.restricts_from
+        if first is None or not self._observing or self.step < first:
+            return None
+        return functools.partial(self._hidden, layer)
+
+    def _hidden(self, layer: PrunableLayer, weights: Tensor) -> Tensor:
+        # Which slots the newest query must not see, bool (batch, 1 or kv_head, 1, slot), by its weights on all of them.
+        report = self._report(weights.detach())
+        if self._awaited is layer:
+            self._asked.append(report)
+        valid = self.table.valid[layer.place, None]
+        rows, _ = self._read([report], valid, layer.place)
+        keep = self._memory.attended(rows, valid, layer.place, self.step)
+        hidden = self.table.visual_slots(layer.place, layer.length, valid & ~keep)
+        return hidden[:, :, None].to(weights.device)
+
+    def _report(self, weights: Tensor) -> Tensor:
+        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
+        return report.to(self._done.device)  # (batch, head, slot)
+
+    def _read(self, reports: list[Tensor], valid: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        # The rows (layer, pool, head, visual), and which pools have not ended, (pool,).
+        table = self.table
+        rows = table.read(reports, first)
+        if min(map(min, table.left)) < rows.shape[-1]:
+            rows = rows.masked_fill(~valid, 0.0)
+        live = self._live()
+        if self.policy.beam_state == "shared" and self._copies > 1:
+            return averaged(rows, live, self._copies, table.pools)
+        return rows, live
+
+    def _live(self) -> Tensor:
+        live, table = ~self._done, self.table
+        return live if table.pools == 1 else live.repeat_interleave(table.pools) & (table.counts[0] > 0)
+
     def _finish(self) -> None:
         table = self.table
-        rows = table.read(self._reports)  # (layer, pool, head, visual)
-        self._reports = []
-        if min(map(min, table.left)) < rows.shape[-1]:
-            rows = rows.masked_fill(~table.valid, 0.0)
-        live = ~self._done
-        if table.pools > 1:
-            live = live.repeat_interleave(table.pools) & (table.counts[0] > 0)
-        present = live
-        if self.policy.beam_state == "shared" and self._copies > 1:
-            rows, live = averaged(rows, live, self._copies, table.pools)
-        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step)
+        rows, live = self._read(self._reports, table.valid)
+        asked = self._read(self._asked, table.valid)[0] if self._asked else None
+        self._reports, self._asked = [], []
+        present = self._live()
+        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked)
         self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
         if any(self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
             self._pending = (self.step, wishes & live)

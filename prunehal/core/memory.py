@@ -43,13 +43,19 @@ class PolicyMemory:
         self._entered = torch.zeros(len(keys), dtype=torch.long, device=device)
         self._scores: Tensor | None = None
 
-    def vote(self, rows: Tensor, counts: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def attended(self, rows: Tensor, valid: Tensor, layer: int, step: int) -> Tensor:
+        """Mark the tokens that a layer's newest query may attend to; rows, valid and the result are (1, pool, head, visual)."""
+        before = None if self._scores is None else self._scores[layer, None]
+        return self.policy.attended(rows, before, valid, [(*key, step, layer) for key in self._keys])
+
+    def vote(self, rows: Tensor, counts: Tensor, step: int, asked: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Take the attention of step m, and say which pools want to be pruned.
 
         Args:
             rows: attention of the newest query, (layer, pool, head, visual); 0 where a pool holds no token.
             counts: visual tokens in each pool, (layer, pool).
             step: m.
+            asked: the rows before the queries were restricted, where they were; they rank the tokens.
 
         Returns:
             The statistics (4 or 5, layer, pool), as the trace records them; value, reference, threshold and vote
@@ -58,7 +64,7 @@ class PolicyMemory:
         policy = self.policy
         summary = statistics(rows, counts, self._entropy or policy.needs_entropy)
         value = policy.statistic_of(summary[0], counts)
-        seen = Seen(step, rows, value, summary[4] if policy.needs_entropy else None)
+        seen = Seen(step, rows if asked is None else asked, value, summary[4] if policy.needs_entropy else None)
         level, threshold, vote = policy.judge(seen, self._reference, self._entered)
         votes = torch.stack([value, level, threshold, vote.to(value)])
         self._reference, self._entered = policy.learn(seen, self._reference, self._entered)

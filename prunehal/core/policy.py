@@ -44,6 +44,7 @@ class Policy:
 
     limit: ClassVar[int] = 0  # the largest number of prunes
     needs_entropy: ClassVar[bool] = False  # of each attention row, in ``judge`` and ``learn``
+    restricts_from: ClassVar[int | None] = None  # the first step m whose queries see only what ``attended`` says
 
     def __post_init__(self) -> None:
         check_choice(self, "selection", ("top", "random", "lowest"))

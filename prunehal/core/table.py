@@ -68,13 +68,14 @@ class VisualTable:
         )
         self._dropped = torch.zeros(layers, len(numbers), heads, self.width + 1, dtype=torch.int32, device=device)  # 0 = never
 
-    def read(self, reports: Sequence[Tensor]) -> Tensor:
-        """Take the visual tokens' entries, (layer, pool, head, visual), out of each layer's weights (batch, head, slot)."""
-        filled = zip(reports, self._filling, strict=True)
+    def read(self, reports: Sequence[Tensor], first: int = 0) -> Tensor:
+        """Take the visual tokens' entries, (layer, pool, head, visual), out of the layers' weights (batch, head, slot)."""
+        layers = slice(first, first + len(reports))
+        filled = zip(reports, self._filling[layers], strict=True)
         weights = torch.stack([torch.nn.functional.pad(row, (n, 0)) if n else row for row, n in filled])
         if self.pools > 1:
             weights = weights.repeat_interleave(self.pools, dim=1)
-        return weights.gather(3, self._slots)
+        return weights.gather(3, self._slots[layers])
 
     def scattered(self, rows: Tensor) -> Tensor:
         """Put rows (layer, pool, head, visual) back into prompt order, (layer, batch, visual); nan where dropped."""
@@ -87,10 +88,11 @@ class VisualTable:
         """Return each entry's number among its row's visual tokens, (layer, pool, head, visual); ``width`` where invalid."""
         return self._numbers
 
-    def visual_slots(self, layer: int, slots: int) -> Tensor:
-        """Mark a layer's slots that hold visual tokens, bool (batch, 1 or head, slot)."""
+    def visual_slots(self, layer: int, slots: int, among: Tensor | None = None) -> Tensor:
+        """Mark a layer's slots that hold visual tokens, ``among`` (1, pool, head, visual), bool (batch, 1 or head, slot)."""
         filling = self._filling[layer]
-        marked = self._marked(filling + slots, self._slots[layer, None], self.valid[layer, None])[0, ..., filling:]
+        among = self.valid[layer, None] if among is None else among
+        marked = self._marked(filling + slots, self._slots[layer, None], among)[0, ..., filling:]
         return marked.unflatten(0, (-1, self.pools)).any(1)
 
     def marked(self, marks: Tensor, slots: int) -> Tensor:
