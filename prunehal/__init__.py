@@ -40,6 +40,8 @@ _HOMES = {
     "prunehal.core": (
         "Accumulated",
         "AttentionTrace",
+        "Draft",
+        "FirstToken",
         "MassShare",
         "NoPruning",
         "PrunableCache",

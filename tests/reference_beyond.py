@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import reference
 import torch
 
-__all__ = ["decider", "observer", "restricted"]
+__all__ = ["decider", "hidden_from_newest", "observer", "restricted"]
 
 
 @dataclass
@@ -20,8 +20,11 @@ class Past:
     since: int = 0  # steps that the reference no longer holds
 
 
-def decider(policy, visual):
-    """Return the twin of Accumulated, RobustVote or MassShare, as ``reference.generate`` takes it; visual: all positions."""
+def decider(policy, visual, draft=None):
+    """Return the twin of Accumulated, RobustVote or MassShare, as ``reference.generate`` takes it; visual: all positions.
+
+    With a list as ``draft`` nothing is pruned: the list is told after each step what each layer and head would keep.
+    """
     pasts = {}
 
     def decide(pool, _, weights, step):
@@ -49,11 +52,15 @@ def decider(policy, visual):
                 level = sum(history) / len(history) if history else None
                 factor = math.sqrt(policy.r) if getattr(policy, "factor", 0) is None else getattr(policy, "factor", 0)
                 vote = level is not None and value < factor * level
-            votes += vote and step >= policy.wait
-            if not policy.content or level is None or value >= level:
+            votes += vote and step >= getattr(policy, "wait", 2)
+            if not getattr(policy, "content", False) or level is None or value >= level:
                 past.counting[index].append(step)
         pool.values.append(values)
         pool.masses.append(masses)
+        if draft is not None:
+            scores = _accumulated(pool, past, policy, visual)
+            draft.append([[_best(policy, of_head, _budget(heads, policy)) for of_head in heads] for heads in scores])
+            return
         forced = step == policy.wait and getattr(policy, "forced_first", True)
         enough = votes > getattr(policy, "majority", 0.5) * len(values)
         if not (enough or forced) or pool.prunes >= getattr(policy, "t", 1):
@@ -65,25 +72,28 @@ def decider(policy, visual):
         pool.prunes += 1
         pool.events.append((step, "forced" if forced else "vote", budgets[0]))
         for index, (heads, budget) in enumerate(zip(pool.kept, budgets, strict=True)):
-            for head, kept in enumerate(heads):
-                ranked = [scores[index][head][position] for position in kept]
-                if policy.selection == "lowest":
-                    ranked = [-score for score in ranked]
-                heads[head] = [kept[i] for i in reference.keep_best(ranked, budget)]
+            heads[:] = [_best(policy, of_head, budget) for of_head in scores[index]]
         if getattr(policy, "after_prune", "continue") == "restart":
             past.since = step
 
     return decide
 
 
+def _best(policy, scores, budget):
+    positions = sorted(scores)
+    ranked = [-scores[p] if policy.selection == "lowest" else scores[p] for p in positions]
+    return [positions[i] for i in reference.keep_best(ranked, budget)]
+
+
 def _accumulated(pool, past, policy, visual):
+    window, grid = (getattr(policy, name, default) for name, default in (("window", 1), ("grid", None)))
     scores = []
     for index, heads in enumerate(pool.kept):
-        steps = past.counting[index] if policy.window is None else past.counting[index][-policy.window :]
+        steps = past.counting[index] if window is None else past.counting[index][-window:]
         scores.append([])
         for head, kept in enumerate(heads):
             summed = {position: sum(past.rows[step - 1][index][head][position] for step in steps) for position in kept}
-            scores[-1].append(summed if policy.grid is None else _smoothed(summed, visual, policy.grid))
+            scores[-1].append(summed if grid is None else _smoothed(summed, visual, grid))
     if policy.kept == "shared":
         for head in range(len(scores[0])):
             mean = {p: sum(of_layer[head][p] for of_layer in scores) / len(scores) for p in scores[0][head]}
@@ -107,6 +117,8 @@ def _smoothed(scores, visual, side):
 
 
 def _budget(heads, policy):
+    if hasattr(policy, "k"):
+        return min(policy.k, len(heads[0]))
     if not hasattr(policy, "p"):
         exact = round(policy.r * len(heads[0]), 6)
         return max(1, math.ceil(exact) if policy.rounding == "ceil" else math.floor(exact))
@@ -178,6 +190,30 @@ def restricted(layers, policy, visual, seen):
         return hook
 
     handles = [layer.self_attn.register_forward_hook(after(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def hidden_from_newest(layers, kept, visual):
+    """Hide visual tokens from the newest query of every forward, the prompt's last too; kept[layer][head] is what it sees."""
+
+    def before(index):
+        def hook(module, args, kwargs):
+            mask = kwargs["attention_mask"].expand(-1, module.config.num_attention_heads, -1, -1).clone()
+            size = mask.shape[1] // len(kept[index])
+            for head, positions in enumerate(kept[index]):
+                for position in visual:
+                    if position not in positions:
+                        mask[0, head * size : (head + 1) * size, -1, position] = -math.inf
+            return args, kwargs | {"attention_mask": mask}
+
+        return hook
+
+    handles = [layer.self_attn.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ their mask, and ``table`` knows which slot holds which token.
 from prunehal.core.accumulated import Accumulated
 from prunehal.core.attach import attach
 from prunehal.core.cache import PrunableCache
+from prunehal.core.drafting import Draft, FirstToken
 from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
@@ -23,6 +24,8 @@ from prunehal.core.trace import AttentionTrace
 __all__ = [
     "Accumulated",
     "AttentionTrace",
+    "Draft",
+    "FirstToken",
     "Listener",
     "MassShare",
     "NoPruning",

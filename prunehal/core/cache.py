@@ -74,6 +74,7 @@ class PrunableCache(ObservedCache):
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
         self.listeners: list[Listener] = []
         self.edits: dict[int, ScoreEdit] = {}
+        self.observes_only = False
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -271,12 +272,20 @@ class PrunableCache(ObservedCache):
         asked = self._read(self._asked, table.valid)[0] if self._asked else None
         self._reports, self._asked = [], []
         present = self._live()
-        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked)
+        learning = live if self.observes_only else None  # what is not pruned by itself must not learn from padding
+        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked, learning)
         self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
-        if any(self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
+        if not self.observes_only and any(
+            self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))
+        ):
             self._pending = (self.step, wishes & live)
 
     # Pruning.
+
+    def chosen(self) -> Tensor:
+        """Return which tokens the policy would keep now if every pool were pruned, bool (layer, batch, head, prompt)."""
+        pools = list(range(len(self.table.totals)))
+        return self.table.marked(self._memory.choose(self.table, pools)[0], len(self._prompt))
 
     def _settle(self, wanted: list[int] | None = None) -> None:
         """Do the pending prune; ``wanted`` are the pending wishes where the caller has read them already."""

@@ -1,15 +1,16 @@
-"""Discard: drop visual tokens while the prompt is read, on another's decision, before the policy sees its first step."""
+"""Discard: drop visual tokens on another's decision, before the policy sees its first step, and without an event."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from prunehal.core.cache import PrunableCache
 
-__all__ = ["discard"]
+__all__ = ["discard", "leave_only"]
 
 
 def discard(cache: PrunableCache, keep: Tensor) -> None:
@@ -37,3 +38,52 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
     for place, (layer, remaining) in enumerate(zip(layers, slots, strict=True)):
         layer.take(remaining)
         reports[place] = reports[place].gather(2, remaining.expand_as(reports[place][..., : remaining.shape[-1]]))
+
+
+def leave_only(cache: PrunableCache, keep: Tensor) -> None:
+    """Drop all visual tokens but the given ones from a prompt whose last token is still to be read; no step and no event.
+
+    The policy then sees every step, m = 1 too, on what is left.
+
+    Args:
+        cache: that holds K and V of the prompt but for its last token; nothing was observed yet.
+        keep: True at the visual tokens that stay, bool (batch, prompt); or (layer, batch, prompt) or, where the policy
+            keeps a set for each KV head, (layer, batch, head, prompt). Rows are those of the inputs; text is passed over.
+
+    Raises:
+        ValueError: the mask has another shape; a layer of a row would keep nothing, or its heads different numbers.
+    """
+    layers, prompt = cache._pruned, cache.prompt
+    cache._allocate(layers[0].keys)
+    table = cache.table
+    heads = table.valid.shape[2]
+    whole = keep if keep.ndim > 2 else keep.expand(len(layers), -1, -1)
+    whole = whole if whole.ndim > 3 else whole[:, :, None]
+    wanted = (len(layers), prompt.rows, len(prompt))
+    if keep.dtype != torch.bool or whole.shape[2] not in (1, heads) or (*whole.shape[:2], *whole.shape[3:]) != wanted:
+        raise ValueError(
+            f"keep: has shape {tuple(keep.shape)} and dtype {keep.dtype}; expected bool (batch, prompt) = {wanted[1:]}, or "
+            f"(layer, batch, prompt) with {wanted[0]} layers. Fix: mark the visual tokens that are to stay."
+        )
+    whole = whole.expand(-1, -1, heads, -1).repeat_interleave(table.valid.shape[1] // table.pools // prompt.rows, dim=1)
+    marks = table.read([of_layer.to(table.valid.device).float() for of_layer in whole]).bool() & table.valid
+    counts = marks.sum(-1).tolist()
+    if any(len(set(of_heads)) > 1 for of_layer in counts for of_heads in of_layer):
+        raise ValueError("keep: the KV heads of a layer keep different numbers of tokens; expected as many. Fix: mark as many.")
+    left = [[of_heads[0] for of_heads in of_layer] for of_layer in counts]
+    empty = [
+        (layer, pool // table.pools)
+        for layer, of_layer in enumerate(left)
+        for pool, n in enumerate(of_layer)
+        if not n and table.totals[pool]
+    ]
+    if empty:
+        layer, row = empty[0]
+        raise ValueError(
+            f"keep: row {row} keeps no visual token in layer {layers[layer].index}; expected at least one in each layer (and "
+            "image, where each is pruned by itself). Fix: mark one."
+        )
+    if left != table.left:
+        slots = table.drop(marks, left, -1, layers[0].seen)
+        for layer, remaining in zip(layers, slots, strict=True):
+            layer.take(remaining)

@@ -48,7 +48,9 @@ class PolicyMemory:
         before = None if self._scores is None else self._scores[layer, None]
         return self.policy.attended(rows, before, valid, [(*key, step, layer) for key in self._keys])
 
-    def vote(self, rows: Tensor, counts: Tensor, step: int, asked: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def vote(
+        self, rows: Tensor, counts: Tensor, step: int, asked: Tensor | None = None, live: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Take the attention of step m, and say which pools want to be pruned.
 
         Args:
@@ -56,6 +58,7 @@ class PolicyMemory:
             counts: visual tokens in each pool, (layer, pool).
             step: m.
             asked: the rows before the queries were restricted, where they were; they rank the tokens.
+            live: bool (pool,), which pools' scores learn from this step; None: all.
 
         Returns:
             The statistics (4 or 5, layer, pool), as the trace records them; value, reference, threshold and vote
@@ -68,7 +71,9 @@ class PolicyMemory:
         level, threshold, vote = policy.judge(seen, self._reference, self._entered)
         votes = torch.stack([value, level, threshold, vote.to(value)])
         self._reference, self._entered = policy.learn(seen, self._reference, self._entered)
-        self._scores = policy.rank(seen, level, self._scores)
+        before, self._scores = self._scores, policy.rank(seen, level, self._scores)
+        if live is not None and before is not None:
+            self._scores = torch.where(live[:, None, None], self._scores, before)
         wishes = torch.ones_like(self._entered, dtype=torch.bool) if policy.forced(step) else policy.triggered(vote)
         return summary if self._entropy else summary[:4], votes, wishes
 

@@ -23,6 +23,7 @@ class ObservedCache(Cache):
         table: which slot holds which token; None before the first forward.
         listeners: who hears of rows and beams; see `prunehal.core.listening`.
         edits: what changes a layer's scores, by its index in the model; see `prunehal.core.editing`.
+        observes_only: whether the policy watches and never prunes; see `prunehal.core.drafting`.
     """
 
     policy: Policy
@@ -30,6 +31,7 @@ class ObservedCache(Cache):
     table: VisualTable | None
     listeners: list[Listener]
     edits: dict[int, ScoreEdit]
+    observes_only: bool
     _trace: AttentionTrace | None
     _events: list[dict]
     _per_image: bool
