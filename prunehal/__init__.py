@@ -42,6 +42,7 @@ _HOMES = {
         "AttentionTrace",
         "Draft",
         "FirstToken",
+        "Keep",
         "MassShare",
         "NoPruning",
         "PrunableCache",

@@ -7,11 +7,23 @@ import pytest
 import reference
 import reference_beyond
 import torch
-from decode import SEED, TOLERANCE, forcing, paddings
+from decode import SEED, TOLERANCE, compare, forcing, paddings, run
 
 import prunehal as ph
 from prunehal.benchmarks import score
-from prunehal.core import Accumulated, Draft, FirstToken, MassShare, NoPruning, PruneHal, SharedPrefill, StepTopK, TopK
+from prunehal.core import (
+    Accumulated,
+    Draft,
+    FirstToken,
+    Keep,
+    MassShare,
+    NoPruning,
+    PruneHal,
+    SharedPrefill,
+    StepTopK,
+    TopK,
+    attach,
+)
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.scenes import GRID, scene
@@ -194,3 +206,54 @@ def uneven():
     mask = torch.ones(config.num_hidden_layers, 2, config.num_key_value_heads, 26, dtype=torch.bool)
     mask[:, :, 0, 12] = False
     return mask
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kept", ["layer", "head"])
+def test_given_tokens_at_a_step(family, kept):
+    model, inputs = models.build(family), models.inputs_for(family, **THREE)
+    layers = len(models.FAMILIES[family].decoder(model))
+    visual = torch.isin(inputs["input_ids"], torch.tensor([models.IMAGE, models.VIDEO]))
+    keep = visual & (torch.rand(layers, *visual.shape, generator=torch.Generator().manual_seed(1)) < 0.4)
+    policy = Keep(step=3, kept=kept)
+    ours, cache = run(model, inputs, policy, steps=STEPS, attach_options={"keep": keep})
+    eager = models.build(family, "eager")
+    for row, (single, padding) in enumerate(zip(models.rows_of(inputs), paddings(inputs), strict=True)):
+        given = [(of_layer[row].nonzero().flatten() - padding).tolist() for of_layer in keep]
+        watch = reference_beyond.observer()
+
+        def decide(pool, _, weights, step, given=given, watch=watch):
+            watch(pool, _, weights, step)
+            if step == 3:
+                pool.kept = [[positions for _ in heads] for positions, heads in zip(given, pool.kept, strict=True)]
+                pool.events.append((3, "forced", len(given[0])))
+
+        decoder = models.FAMILIES[family].decoder(eager)
+        slow = reference.generate(eager, decoder, single, policy, [models.IMAGE, models.VIDEO], STEPS, decide=decide)
+        compare(slow, ours, cache, row, padding, 3 * TOLERANCE)
+    shared = SharedPrefill(model, inputs)
+    again = shared.attach(policy, keep=keep)
+    decode(model, shared, again)
+    assert again.events.equals(cache.events)
+
+
+def test_given_tokens_follow_their_rows_and_beams():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    keep = (inputs["input_ids"] == models.IMAGE) & (torch.arange(inputs["input_ids"].shape[1]) % 3 == 0)
+    _, cache = run(model, inputs, Keep(step=4), steps=STEPS, num_beams=3, attach_options={"keep": keep})
+    assert [cache.kept(0)[row].tolist() for row in range(6)] == [keep[row // 3].nonzero().flatten().tolist() for row in range(6)]
+    _, other = run(model, inputs, Keep(selection="random"), steps=3, attach_options={"keep": keep})
+    assert [len(positions) for positions in other.kept(0)] == keep.sum(1).tolist()
+    assert other.kept(0)[0].tolist() != keep[0].nonzero().flatten().tolist()
+
+
+def test_a_mask_belongs_to_keep_alone():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    with pytest.raises(ValueError, match=r"keep: is missing with policy=Keep.*expected it with Keep"):
+        attach(model, inputs, Keep())
+    with pytest.raises(ValueError, match=r"keep: is given with policy=TopK.*and with no other policy"):
+        attach(model, inputs, TopK(4), keep=inputs["input_ids"] > 0)
+    with pytest.raises(ValueError, match="kept='shared': expected 'layer' or 'head'"):
+        Keep(kept="shared")
+    with pytest.raises(ValueError, match="step=0: expected an integer"):
+        Keep(step=0)

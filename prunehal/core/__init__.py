@@ -12,6 +12,7 @@ from prunehal.core.accumulated import Accumulated
 from prunehal.core.attach import attach
 from prunehal.core.cache import PrunableCache
 from prunehal.core.drafting import Draft, FirstToken
+from prunehal.core.given import Keep
 from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionTrace",
     "Draft",
     "FirstToken",
+    "Keep",
     "Listener",
     "MassShare",
     "NoPruning",

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from prunehal.core.discard import entries_of
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener
@@ -67,8 +68,9 @@ class PrunableCache(ObservedCache):
         maps: bool = False,
         per_image: bool = False,
         entropy: bool = False,
+        keep: Tensor | None = None,
     ) -> None:
-        self.policy, self.exact = policy, exact
+        self.policy, self.exact, self._keep = policy, exact, keep
         self._config, self._prompt = config.get_text_config(decoder=True), prompt
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
@@ -120,6 +122,8 @@ class PrunableCache(ObservedCache):
         images = [(image,) for image in range(self.table.pools)] if self._per_image else [()]
         keys = [(seed, *image) for seed in self._seeds for _ in range(self._copies) for image in images]
         self._memory = PolicyMemory(self.policy, layers, keys, device, self._wants_entropy)
+        if self._keep is not None:
+            self._memory.start(entries_of(self, self._keep).float())
         self._done = torch.zeros(batch, dtype=torch.bool, device=device)
         self._ends = sent(list(self._prompt.end_ids), device).long()
         width = self.table.width if self._wants_maps else None

@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from prunehal.core.cache import PrunableCache
 
-__all__ = ["discard", "leave_only"]
+__all__ = ["discard", "entries_of", "leave_only"]
 
 
 def discard(cache: PrunableCache, keep: Tensor) -> None:
@@ -47,15 +47,34 @@ def leave_only(cache: PrunableCache, keep: Tensor) -> None:
 
     Args:
         cache: that holds K and V of the prompt but for its last token; nothing was observed yet.
-        keep: True at the visual tokens that stay, bool (batch, prompt); or (layer, batch, prompt) or, where the policy
-            keeps a set for each KV head, (layer, batch, head, prompt). Rows are those of the inputs; text is passed over.
+        keep: True at the visual tokens that stay; see `entries_of`.
+
+    Raises:
+        ValueError: as `entries_of` does.
+    """
+    layers = cache._pruned
+    cache._allocate(layers[0].keys)
+    table = cache.table
+    marks = entries_of(cache, keep)
+    left = marks[:, :, 0].sum(-1).tolist()
+    if left != table.left:
+        slots = table.drop(marks, left, -1, layers[0].seen)
+        for layer, remaining in zip(layers, slots, strict=True):
+            layer.take(remaining)
+
+
+def entries_of(cache: PrunableCache, keep: Tensor) -> Tensor:
+    """Return a mask of prompt positions as entries of the table, bool (layer, pool, head, visual); before any prune.
+
+    Args:
+        cache: whose table is made.
+        keep: bool (batch, prompt), or (layer, batch, prompt), or (layer, batch, head, prompt) where the policy keeps a set
+            for each KV head. Rows are those of the inputs; text is passed over.
 
     Raises:
         ValueError: the mask has another shape; a layer of a row would keep nothing, or its heads different numbers.
     """
-    layers, prompt = cache._pruned, cache.prompt
-    cache._allocate(layers[0].keys)
-    table = cache.table
+    table, prompt, layers = cache.table, cache.prompt, cache._pruned
     heads = table.valid.shape[2]
     whole = keep if keep.ndim > 2 else keep.expand(len(layers), -1, -1)
     whole = whole if whole.ndim > 3 else whole[:, :, None]
@@ -65,25 +84,17 @@ def leave_only(cache: PrunableCache, keep: Tensor) -> None:
             f"keep: has shape {tuple(keep.shape)} and dtype {keep.dtype}; expected bool (batch, prompt) = {wanted[1:]}, or "
             f"(layer, batch, prompt) with {wanted[0]} layers. Fix: mark the visual tokens that are to stay."
         )
-    whole = whole.expand(-1, -1, heads, -1).repeat_interleave(table.valid.shape[1] // table.pools // prompt.rows, dim=1)
-    marks = table.read([of_layer.to(table.valid.device).float() for of_layer in whole]).bool() & table.valid
+    copies = table.valid.shape[1] // table.pools // prompt.rows
+    whole = whole.expand(-1, -1, heads, -1).repeat_interleave(copies, dim=1).to(table.valid.device)
+    marks = table.read(list(whole.float())).bool() & table.valid
     counts = marks.sum(-1).tolist()
     if any(len(set(of_heads)) > 1 for of_layer in counts for of_heads in of_layer):
         raise ValueError("keep: the KV heads of a layer keep different numbers of tokens; expected as many. Fix: mark as many.")
-    left = [[of_heads[0] for of_heads in of_layer] for of_layer in counts]
-    empty = [
-        (layer, pool // table.pools)
-        for layer, of_layer in enumerate(left)
-        for pool, n in enumerate(of_layer)
-        if not n and table.totals[pool]
-    ]
-    if empty:
-        layer, row = empty[0]
-        raise ValueError(
-            f"keep: row {row} keeps no visual token in layer {layers[layer].index}; expected at least one in each layer (and "
-            "image, where each is pruned by itself). Fix: mark one."
-        )
-    if left != table.left:
-        slots = table.drop(marks, left, -1, layers[0].seen)
-        for layer, remaining in zip(layers, slots, strict=True):
-            layer.take(remaining)
+    for layer, of_layer in zip(layers, counts, strict=True):
+        for pool, (n, *_) in enumerate(of_layer):
+            if not n and table.totals[pool]:
+                raise ValueError(
+                    f"keep: row {pool // table.pools} keeps no visual token in layer {layer.index}; expected at least one in "
+                    "each layer (and image, where each is pruned by itself). Fix: mark one."
+                )
+    return marks

@@ -43,6 +43,10 @@ class PolicyMemory:
         self._entered = torch.zeros(len(keys), dtype=torch.long, device=device)
         self._scores: Tensor | None = None
 
+    def start(self, scores: Tensor) -> None:
+        """Let the policy find scores, (layer, pool, head, visual), before it sees any step."""
+        self._scores = scores
+
     def attended(self, rows: Tensor, valid: Tensor, layer: int, step: int) -> Tensor:
         """Mark the tokens that a layer's newest query may attend to; rows, valid and the result are (1, pool, head, visual)."""
         before = None if self._scores is None else self._scores[layer, None]

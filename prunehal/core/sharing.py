@@ -11,6 +11,7 @@ from prunehal.core.attach import IMAGE_INPUTS, attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import PrunableCache
 from prunehal.core.discard import leave_only
+from prunehal.core.given import Keep
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.visual import generating
@@ -92,12 +93,15 @@ class SharedPrefill:
             policy: as in ``attach``.
             copies: rows that generate() makes of each input: num_beams, or num_return_sequences when sampling.
             keep: drop all visual tokens but these before the last token is read, so that the first word can change: bool
-                (batch, prompt), or (layer, batch, prompt). It is no prune of the policy's, and no event.
+                (batch, prompt), or (layer, batch, prompt). It is no prune of the policy's, and no event. `Keep` drops them at
+                its own step instead.
             **options: of ``attach``.
 
         Raises:
             ValueError: as ``attach`` does; ``keep`` has another shape, or leaves a row without any visual token in a layer.
         """
+        if isinstance(policy, Keep):
+            options, keep = options | {"keep": keep}, None
         cache = attach(self._model, self._inputs, policy, **options)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         for layer, parts in zip(layers, self._kept, strict=True):
