@@ -7,10 +7,12 @@ import models
 import pytest
 import reference
 import reference_beyond
+import torch
 from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run
 
 import prunehal as ph
-from prunehal.core import NoPruning, StepTopK, TopK
+from prunehal.core import Keep, NoPruning, StepTopK, TopK, attach
+from prunehal.decoding import FastV
 from prunehal.testbed.scenes import scene
 
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}
@@ -128,3 +130,22 @@ def test_bad_settings_are_named(make, parts):
     with pytest.raises(ValueError, match="expected") as error:
         make()
     assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_tokens_that_a_decoder_drops_in_the_prompt_leave_the_ranking_too():
+    # FastV drops tokens between the restricted queries of m = 1 and the end of that step.
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    cache = attach(model, inputs, StepTopK(16, by="accumulated", step=1), maps=True)  # sees all: both rows are the same
+    with FastV(2, 0.5).on(model, inputs, cache) as options:
+        run(model, inputs, steps=1, past_key_values=cache, **options)
+    ranked, seen = cache.table.scattered(cache._memory._scores), cache.trace.maps[0]
+    assert torch.equal(ranked.isnan(), seen.isnan())
+    assert ranked.isnan().any()
+    assert (ranked - seen).nan_to_num().abs().max() <= TOLERANCE
+
+
+def test_given_tokens_and_a_decoder_that_drops_some_are_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    cache = attach(model, inputs, Keep(), keep=inputs["input_ids"] == models.IMAGE)
+    with FastV(2, 0.5).on(model, inputs, cache) as options, pytest.raises(ValueError, match=r"Keep\(\) was given the tokens"):
+        run(model, inputs, steps=1, past_key_values=cache, **options)

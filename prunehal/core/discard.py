@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from prunehal.core.given import Keep
+
 if TYPE_CHECKING:
     from prunehal.core.cache import PrunableCache
 
@@ -26,6 +28,7 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
 
     Raises:
         RuntimeError: some layer has not reported its attention yet, or a step came before.
+        ValueError: the policy is `Keep`, which has its own tokens.
     """
     table, layers, reports = cache.table, cache._pruned, cache._reports
     if cache.step != 1 or len(reports) != len(layers):
@@ -33,11 +36,17 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
             f"discard: step {cache.step} with the attention of {len(reports)} of {len(layers)} layers; expected step 1 with all. "
             "Fix: call it when a listener hears the last layer."
         )
+    if isinstance(cache.policy, Keep):
+        raise ValueError(
+            "discard: the policy Keep() was given the tokens to leave, and some of them would be gone; expected another policy. "
+            "Fix: NoPruning(), or Keep() without a decoder that drops visual tokens."
+        )
     left = (keep & table.valid)[:, :, 0].sum(-1).tolist()
     slots = table.drop(keep, left, -1, layers[0].seen)
     for place, (layer, remaining) in enumerate(zip(layers, slots, strict=True)):
         layer.take(remaining)
-        reports[place] = reports[place].gather(2, remaining.expand_as(reports[place][..., : remaining.shape[-1]]))
+        for rows in filter(None, (reports, cache._asked)):
+            rows[place] = rows[place].gather(2, remaining.expand_as(rows[place][..., : remaining.shape[-1]]))
 
 
 def leave_only(cache: PrunableCache, keep: Tensor) -> None:
