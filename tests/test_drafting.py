@@ -242,6 +242,14 @@ def test_given_tokens_follow_their_rows_and_beams():
     keep = (inputs["input_ids"] == models.IMAGE) & (torch.arange(inputs["input_ids"].shape[1]) % 3 == 0)
     _, cache = run(model, inputs, Keep(step=4), steps=STEPS, num_beams=3, attach_options={"keep": keep})
     assert [cache.kept(0)[row].tolist() for row in range(6)] == [keep[row // 3].nonzero().flatten().tolist() for row in range(6)]
+    # Beams all descend from the first copy of their input; sequences that are sampled keep each copy's own tokens.
+    sampled, shared = {"num_return_sequences": 3, "do_sample": True}, SharedPrefill(model, inputs)
+    expected = [keep[row // 3].nonzero().flatten().tolist() for row in range(6)]
+    _, own = run(model, inputs, Keep(step=2), steps=STEPS, attach_options={"keep": keep}, **sampled)
+    before = shared.attach(NoPruning(), copies=3, keep=keep)
+    decode(model, shared, before, **sampled)
+    assert [own.kept(0)[row].tolist() for row in range(6)] == expected
+    assert [before.kept(0, step=1)[row].tolist() for row in range(6)] == expected
     _, other = run(model, inputs, Keep(selection="random"), steps=3, attach_options={"keep": keep})
     assert [len(positions) for positions in other.kept(0)] == keep.sum(1).tolist()
     assert other.kept(0)[0].tolist() != keep[0].nonzero().flatten().tolist()
