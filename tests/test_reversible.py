@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from contextlib import nullcontext
 
 import models
 import pytest
@@ -12,7 +13,7 @@ from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run
 
 import prunehal as ph
 from prunehal.core import Keep, NoPruning, StepTopK, TopK, attach
-from prunehal.decoding import FastV
+from prunehal.decoding import OPERA, FastV
 from prunehal.testbed.scenes import scene
 
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}
@@ -149,3 +150,13 @@ def test_given_tokens_and_a_decoder_that_drops_some_are_refused():
     cache = attach(model, inputs, Keep(), keep=inputs["input_ids"] == models.IMAGE)
     with FastV(2, 0.5).on(model, inputs, cache) as options, pytest.raises(ValueError, match=r"Keep\(\) was given the tokens"):
         run(model, inputs, steps=1, past_key_values=cache, **options)
+
+
+def test_a_decoder_that_reads_tokens_beside_the_cache_is_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    opera = OPERA(num_beams=2, candidates=2)
+    for policy, refused in ((StepTopK(4), True), (TopK(4), False)):
+        cache = attach(model, inputs, policy)
+        expected = pytest.raises(ValueError, match="was computed beside the cache") if refused else nullcontext()
+        with opera.on(model, inputs, cache) as options, expected:
+            model.generate(**inputs, past_key_values=cache, max_new_tokens=5, do_sample=False, **options)

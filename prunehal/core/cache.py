@@ -273,6 +273,12 @@ class PrunableCache(ObservedCache):
     def _finish(self) -> None:
         table = self.table
         rows, live = self._read(self._reports, table.valid)
+        first = self.policy.restricts_from
+        if first is not None and self.step >= first and not self._asked:
+            raise ValueError(
+                f"policy={self.policy!r}: step {self.step} was computed beside the cache, where no query is restricted; expected "
+                "a decoder whose tokens are all read through it. Fix: another decoder (OPERA looks ahead), or another policy."
+            )
         asked = self._read(self._asked, table.valid)[0] if self._asked else None
         self._reports, self._asked = [], []
         present = self._live()
