@@ -37,7 +37,23 @@ __version__ = version("prunehal")
 # Imported when first asked for, so that `import prunehal` does not wait for torch and transformers.
 _HOMES = {
     "prunehal.loading": ("load", "load_image"),
-    "prunehal.core": ("AttentionTrace", "NoPruning", "PrunableCache", "PruneHal", "SharedPrefill", "TopK", "attach", "pruning"),
+    "prunehal.core": (
+        "Accumulated",
+        "AttentionTrace",
+        "Draft",
+        "FirstToken",
+        "Keep",
+        "MassShare",
+        "NoPruning",
+        "PrunableCache",
+        "PruneHal",
+        "RobustVote",
+        "SharedPrefill",
+        "StepTopK",
+        "TopK",
+        "attach",
+        "pruning",
+    ),
     "prunehal.captioning": ("Captioned", "caption_scenes", "mention_attention"),
     "prunehal.experiments": ("Experiment", "Store", "grid", "read_grid", "sweep"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,12 +67,20 @@ def chosen_decoders(store: Store) -> dict[str, Chosen]:
     return chosen
 
 
-def matrix(store: Store, chosen: Mapping[str, Chosen], *, n_images: int = 400, n_resamples: int = 5000) -> pd.DataFrame:
+def matrix(
+    store: Store,
+    chosen: Mapping[str, Chosen],
+    *,
+    policies: Sequence[str] = tuple(POLICIES),
+    n_images: int = 400,
+    n_resamples: int = 5000,
+) -> pd.DataFrame:
     """Return every decoding beside every policy on the test split, compared with greedy decoding without pruning.
 
     Args:
         store: holds the rows of data/grids/decoders_test.toml.
         chosen: what :func:`chosen_decoders` returns.
+        policies: names of POLICIES, the first of them "no pruning".
         n_images: the first so many of the test split.
         n_resamples: of the bootstrap over images.
 
@@ -89,7 +97,7 @@ def matrix(store: Store, chosen: Mapping[str, Chosen], *, n_images: int = 400, n
     base = Experiment(split="test", n_images=n_images)
     parts = []
     for decoding in decodings:
-        cells = [replace(base, decoding=decoding, policy=policy) for policy in POLICIES.values()]
+        cells = [replace(base, decoding=decoding, policy=POLICIES[name]) for name in policies]
         part = changes(store, cells, base, p_values=True, n_resamples=n_resamples)
         own = changes(store, cells, cells[0], n_resamples=n_resamples)
         for column in ("d_chair_i", "d_chair_i_low", "d_chair_i_high", "d_recall"):
@@ -100,7 +108,7 @@ def matrix(store: Store, chosen: Mapping[str, Chosen], *, n_images: int = 400, n
                 d, recall = found["chair_i"], found["recall"]
                 values = 100 * np.array([d.estimate, d.low, d.high, recall.estimate])
                 part.loc[row, ["equal_chair_i", "equal_low", "equal_high", "equal_recall"]] = values
-        parts.append(part.assign(decoding=name_of(decoding), policy=list(POLICIES)))
+        parts.append(part.assign(decoding=name_of(decoding), policy=list(policies)))
     table = pd.concat(parts, ignore_index=True)
     is_base = table["experiment"] == base
     columns = [column for column in table if column.startswith("d_")]

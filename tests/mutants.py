@@ -40,7 +40,7 @@ MUTANTS = [
         "self.positions = positions.masked_fill(~alive, -1).gather(3, order)",
         "self.positions = positions[..., : order.shape[-1]]",
     ),
-    Mutant("no valid mask: filling counts as attention", "cache.py", "rows.masked_fill(~table.valid, 0.0)", "rows"),
+    Mutant("no valid mask: filling counts as attention", "cache.py", "rows.masked_fill(~valid, 0.0)", "rows"),
     Mutant(
         "one layer's indices everywhere",
         "cache.py",
@@ -61,8 +61,8 @@ MUTANTS = [
     Mutant(
         "a step's value enters the reference before its own vote",
         "memory.py",
-        "vote = policy.vote(value, self._reference, self._entered)",
-        "vote = policy.vote(value, *policy.enter(value, self._reference, self._entered, step))",
+        "vote = policy.judge(seen, self._reference, self._entered)",
+        "vote = policy.judge(seen, *policy.learn(seen, self._reference, self._entered))",
     ),
     Mutant("forgotten scaling", "attention.py", " * (dim**-0.5 if scaling is None else scaling)", ""),
     Mutant(

@@ -73,13 +73,16 @@ class Run:
         return pool
 
 
-def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens: int, per_image=False, prefill=None) -> Run:
+def generate(
+    model, layers, inputs, policy, placeholders: list[int], new_tokens: int, per_image=False, prefill=None, decide=None
+) -> Run:
     """Generate greedily for one row with a stock model in eager attention, dropping visual tokens by masks.
 
     ``layers`` are the decoder's, whose ``self_attn`` is hooked; ``placeholders`` are the ids of visual tokens. A layer that
     uses the K and V of an earlier one has no kept set, no vote and no reference of its own. With ``per_image`` each run of
     placeholders is a pool of its own. ``prefill(run, index, row)`` is told each layer's last row of the prompt, (position,),
-    averaged over the heads, and may drop tokens of later layers.
+    averaged over the heads, and may drop tokens of later layers. ``decide(pool, policy, weights, step)`` is another policy's
+    twin in the place of PruneHal's.
     """
     ids = inputs["input_ids"]
     visual = [position for position, token in enumerate(ids[0].tolist()) if token in placeholders]
@@ -123,7 +126,7 @@ def generate(model, layers, inputs, policy, placeholders: list[int], new_tokens:
             if index == len(layers) - 1:
                 run.step += 1
                 for pool in run.pools:
-                    _decide(pool, policy, weights, run.step)
+                    (decide or _decide)(pool, policy, weights, run.step)
 
         return hook
 

@@ -91,6 +91,9 @@ class Layer:
     def keeps_stock_output(self):
         return self.exact
 
+    def focus(self):
+        return None
+
     def score_edit(self):
         return self.edit
 

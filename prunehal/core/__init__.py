@@ -8,23 +8,36 @@ checks that generate() gets the one that was attached, ``memory`` keeps what the
 their mask, and ``table`` knows which slot holds which token.
 """
 
+from prunehal.core.accumulated import Accumulated
 from prunehal.core.attach import attach
 from prunehal.core.cache import PrunableCache
+from prunehal.core.drafting import Draft, FirstToken
+from prunehal.core.given import Keep
 from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
+from prunehal.core.reversible import StepTopK
+from prunehal.core.robust import RobustVote
+from prunehal.core.share import MassShare
 from prunehal.core.sharing import SharedPrefill
 from prunehal.core.trace import AttentionTrace
 
 __all__ = [
+    "Accumulated",
     "AttentionTrace",
+    "Draft",
+    "FirstToken",
+    "Keep",
     "Listener",
+    "MassShare",
     "NoPruning",
     "Policy",
     "PrunableCache",
     "PruneHal",
     "PruningRun",
+    "RobustVote",
     "SharedPrefill",
+    "StepTopK",
     "TopK",
     "attach",
     "listening",

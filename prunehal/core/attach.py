@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from prunehal.core.cache import PrunableCache
+from prunehal.core.given import Keep
 from prunehal.core.policy import Policy, PruneHal
 from prunehal.core.prompt import Prompt
 from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported
@@ -28,6 +29,7 @@ def attach(
     visual_mask: Tensor | None = None,
     seeds: Sequence[int] | None = None,
     end_ids: Sequence[int | Sequence[int] | None] = (),
+    keep: Tensor | None = None,
 ) -> PrunableCache:
     """Make the cache that observes and prunes while ``model.generate`` runs on these inputs.
 
@@ -54,6 +56,7 @@ def attach(
         seeds: one integer for each row, for selection="random"; rows with equal seeds and sizes draw alike.
         end_ids: the eos_token_id and pad_token_id that generate() will get, where they are not those of the model's
             generation_config: a row that has ended neither votes nor appears in the trace.
+        keep: the visual tokens that `Keep` leaves, bool (batch, prompt) or (layer, batch, prompt); for that policy only.
 
     Returns:
         The cache; pass it as ``past_key_values`` and read ``events``, ``kept`` and ``trace`` afterwards.
@@ -84,17 +87,24 @@ def attach(
             f"inputs: got a {type(inputs).__name__}; expected the mapping that the processor returns. "
             "Fix: inputs = processor(images=image, text=prompt, return_tensors='pt')."
         )
+    if (keep is None) == isinstance(policy, Keep):
+        raise ValueError(
+            f"keep: is {'missing' if keep is None else 'given'} with policy={policy!r}; expected it with Keep(), and with no "
+            "other policy. Fix: attach(model, inputs, Keep(), keep=mask)."
+        )
     refuse_unsupported(model)
     numbers = find_visual_tokens(model, inputs, visual_mask, per_image)
     if seeds is not None and len(seeds) != len(numbers):
         raise ValueError(
             f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows. Fix: seeds=None, or as many."
         )
+    policy.check_prompt(numbers)
     listen(model)
     decoder = generating(model)
     words = None if decoder is model else decoder.get_input_embeddings()
     prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
-    return PrunableCache(model.config, prompt, policy, seeds=seeds, exact=exact, maps=maps, per_image=per_image, entropy=entropy)
+    options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
+    return PrunableCache(model.config, prompt, policy, seeds=seeds, keep=keep, **options)
 
 
 def listen(model: torch.nn.Module) -> RemovableHandle | None:

@@ -42,6 +42,7 @@ def attend(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     edit: Callable[[Tensor], Tensor] | None = None,
+    focus: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Compute the attention of one query explicitly, on grouped KV heads.
 
@@ -53,6 +54,8 @@ def attend(
         softcap: bounds the scores to (-softcap, softcap).
         s_aux: attention sinks, one logit for each head; they take part in the softmax and carry no value.
         edit: changes the scores, (batch, kv_head, group, slot), before they are masked: masked slots stay masked.
+        focus: given the weights, (batch, kv_head, group, slot), says which slots to hide, bool (batch, 1 or kv_head, 1, slot);
+            the softmax is then taken over the others.
 
     Returns:
         The output (batch, 1, head, dim), or None; and the weights (batch, kv_head, group, slot).
@@ -73,16 +76,22 @@ def attend(
         if mask.shape[1] not in (1, kv_heads):
             mask = mask.reshape(batch, kv_heads, heads // kv_heads, -1)
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    if s_aux is not None:
-        sinks = s_aux.reshape(1, kv_heads, heads // kv_heads, 1).expand(batch, -1, -1, -1)
-        scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32)
-    if s_aux is not None:
-        weights = weights[..., :-1]
+    weights = _softmax(scores, s_aux)
+    if focus is not None:
+        weights = _softmax(scores.masked_fill(focus(weights), float("-inf")), s_aux)
     if value is None:
         return None, weights
     output = weights.to(value.dtype) @ value
     return output.reshape(batch, 1, heads, value.shape[-1]), weights
+
+
+def _softmax(scores: Tensor, s_aux: Tensor | None) -> Tensor:
+    batch, kv_heads, group, _ = scores.shape
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, kv_heads, group, 1).expand(batch, -1, -1, -1)
+        scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32)
+    return weights if s_aux is None else weights[..., :-1]
 
 
 def attention_row(query: Tensor, key: Tensor, mask: Tensor | None, window: int | None, **options: object) -> Tensor:
@@ -141,9 +150,9 @@ def _observed(base: Callable) -> Callable:
         options = {name: kwargs[name] for name in ("scaling", "softcap", "s_aux") if kwargs.get(name) is not None}
         unknown = {name for name, given in kwargs.items() if given is not None} - HONOURED - WITHOUT_EFFECT
         plain = base in PLAIN_FUNCTIONS and not (args or unknown or kwargs.get("dropout"))
-        edit = layer.score_edit()
+        changes = {"edit": layer.score_edit(), "focus": layer.focus()}
         if query.shape[2] == 1 and plain and not layer.keeps_stock_output():
-            output, weights = attend(query, key, value, visible(mask, key, window), edit=edit, **options)
+            output, weights = attend(query, key, value, visible(mask, key, window), **changes, **options)
             layer.report(weights)
             return output, None
         if mask is not None and mask.ndim == 4 and mask.shape[1] not in (1, query.shape[1]):
@@ -156,11 +165,11 @@ def _observed(base: Callable) -> Callable:
                 "prune; expected one new token at a time. Fix: model.set_attn_implementation('sdpa') for a second turn."
             )
         result = base(module, query, key, value, mask_for_heads, *args, **kwargs)
-        if edit is not None:
+        if any(change is not None for change in changes.values()):
             last = last_of(mask, key, window)
             if not plain:
                 _check_plain(result[0], attend(query[:, :, -1:], key, value, last, **options)[0])
-            result, weights = _edited(result, *attend(query[:, :, -1:], key, value, last, edit=edit, **options))
+            result, weights = _edited(result, *attend(query[:, :, -1:], key, value, last, **changes, **options))
             layer.report(weights)
             return result
         if not layer.wants_row():

@@ -1,5 +1,7 @@
 """Store one layer's K and V in blocks, so that a new token is written in place instead of copying all earlier ones."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
@@ -76,6 +78,10 @@ class BlockLayer(CacheLayerMixin):
         """Reorder the rows."""
         if self.is_initialized:
             self.move(torch.arange(len(beam_idx)), beam_idx, 0)
+
+    def focus(self) -> Callable[[Tensor], Tensor] | None:
+        """Return what hides slots from the newest query by its weights; None: nothing, unless a subclass says otherwise."""
+        return None
 
     def get_seq_length(self) -> int:
         """Return the logical length, the number of tokens seen."""

@@ -11,7 +11,8 @@ nothing is read; with beams, their new order is.
 """
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from prunehal.core.discard import entries_of
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener
@@ -66,14 +68,16 @@ class PrunableCache(ObservedCache):
         maps: bool = False,
         per_image: bool = False,
         entropy: bool = False,
+        keep: Tensor | None = None,
     ) -> None:
-        self.policy, self.exact = policy, exact
+        self.policy, self.exact, self._keep = policy, exact, keep
         self._config, self._prompt = config.get_text_config(decoder=True), prompt
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
         self.listeners: list[Listener] = []
         self.edits: dict[int, ScoreEdit] = {}
         self.methods: list[object] = []
+        self.observes_only = False
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -96,6 +100,7 @@ class PrunableCache(ObservedCache):
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
         self._observing = False
         self._reports: list[Tensor] = []
+        self._asked: list[Tensor] = []  # the same before the policy restricted the queries
         self._pending: tuple[int, Tensor] | None = None  # step, and which pools wish to be pruned
         self._events: list[dict] = []
 
@@ -119,6 +124,8 @@ class PrunableCache(ObservedCache):
         images = [(image,) for image in range(self.table.pools)] if self._per_image else [()]
         keys = [(seed, *image) for seed in self._seeds for _ in range(self._copies) for image in images]
         self._memory = PolicyMemory(self.policy, layers, keys, device, self._wants_entropy)
+        if self._keep is not None:
+            self._memory.start(entries_of(self, self._keep).float())
         self._done = torch.zeros(batch, dtype=torch.bool, device=device)
         self._ends = sent(list(self._prompt.end_ids), device).long()
         width = self.table.width if self._wants_maps else None
@@ -213,7 +220,7 @@ class PrunableCache(ObservedCache):
         # One query does not mean decoding: the last chunk of a prompt may be one token. The tokens seen decide.
         self._observing = seen + key.shape[2] >= len(self._prompt)
         self.step += self._observing
-        self._reports = []
+        self._reports, self._asked = [], []
 
     def wants_row(self, layer: PrunableLayer) -> bool:
         """Say whether the layer is to report this forward's row."""
@@ -227,31 +234,75 @@ class PrunableCache(ObservedCache):
         if not self._observing:
             return
         weights = weights.detach()
-        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
-        self._reports.append(report.to(self._done.device))  # (batch, head, slot)
+        self._reports.append(self._report(weights))
         for listener in self.listeners:
             listener.heard(layer.index, weights)
         if len(self._reports) == len(self._pruned):
             self._finish()
 
+    def focus(self, layer: PrunableLayer) -> Callable[[Tensor], Tensor] | None:
+        """Return what hides slots from a layer's newest query in this forward, where the policy restricts it."""
+        first = self.policy.restricts_from
+        if first is None or not self._observing or self.step < first:
+            return None
+        return functools.partial(self._hidden, layer)
+
+    def _hidden(self, layer: PrunableLayer, weights: Tensor) -> Tensor:
+        # Which slots the newest query must not see, bool (batch, 1 or kv_head, 1, slot), by its weights on all of them.
+        report = self._report(weights.detach())
+        if self._awaited is layer:
+            self._asked.append(report)
+        valid = self.table.valid[layer.place, None]
+        rows, _ = self._read([report], valid, layer.place)
+        keep = self._memory.attended(rows, valid, layer.place, self.step)
+        hidden = self.table.visual_slots(layer.place, layer.length, valid & ~keep)
+        return hidden[:, :, None].to(weights.device)
+
+    def _report(self, weights: Tensor) -> Tensor:
+        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
+        return report.to(self._done.device)  # (batch, head, slot)
+
+    def _read(self, reports: list[Tensor], valid: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        # The rows (layer, pool, head, visual), and which pools have not ended, (pool,).
+        table = self.table
+        rows = table.read(reports, first)
+        if min(map(min, table.left)) < rows.shape[-1]:
+            rows = rows.masked_fill(~valid, 0.0)
+        live = self._live()
+        if self.policy.beam_state == "shared" and self._copies > 1:
+            return averaged(rows, live, self._copies, table.pools)
+        return rows, live
+
+    def _live(self) -> Tensor:
+        live, table = ~self._done, self.table
+        return live if table.pools == 1 else live.repeat_interleave(table.pools) & (table.counts[0] > 0)
+
     def _finish(self) -> None:
         table = self.table
-        rows = table.read(self._reports)  # (layer, pool, head, visual)
-        self._reports = []
-        if min(map(min, table.left)) < rows.shape[-1]:
-            rows = rows.masked_fill(~table.valid, 0.0)
-        live = ~self._done
-        if table.pools > 1:
-            live = live.repeat_interleave(table.pools) & (table.counts[0] > 0)
-        present = live
-        if self.policy.beam_state == "shared" and self._copies > 1:
-            rows, live = averaged(rows, live, self._copies, table.pools)
-        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step)
+        rows, live = self._read(self._reports, table.valid)
+        first = self.policy.restricts_from
+        if first is not None and self.step >= first and not self._asked:
+            raise ValueError(
+                f"policy={self.policy!r}: step {self.step} was computed beside the cache, where no query is restricted; expected "
+                "a decoder whose tokens are all read through it. Fix: another decoder (OPERA looks ahead), or another policy."
+            )
+        asked = self._read(self._asked, table.valid)[0] if self._asked else None
+        self._reports, self._asked = [], []
+        present = self._live()
+        learning = live if self.observes_only else None  # what is not pruned by itself must not learn from padding
+        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked, learning)
         self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
-        if any(self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
+        if not self.observes_only and any(
+            self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))
+        ):
             self._pending = (self.step, wishes & live)
 
     # Pruning.
+
+    def chosen(self) -> Tensor:
+        """Return which tokens the policy would keep now if every pool were pruned, bool (layer, batch, head, prompt)."""
+        pools = list(range(len(self.table.totals)))
+        return self.table.marked(self._memory.choose(self.table, pools)[0], len(self._prompt))
 
     def _settle(self, wanted: list[int] | None = None) -> None:
         """Do the pending prune; ``wanted`` are the pending wishes where the caller has read them already."""
@@ -266,8 +317,10 @@ class PrunableCache(ObservedCache):
 
     def _prune(self, step: int, pools: list[int]) -> None:
         table = self.table
-        left = [[self.policy.budget(n) if pool in pools else n for pool, n in enumerate(of_layer)] for of_layer in table.left]
-        keep = self._memory.choose(table.valid, left)
+        keep, left = self._memory.choose(table, pools)
+        pools = [pool for pool in pools if any(now[pool] < n[pool] for now, n in zip(left, table.left, strict=True))]
+        if not pools:
+            return
         self._memory.prune(pools, table, keep, left)
         slots = table.drop(keep, left, step, self._pruned[0].seen)
         for layer, remaining in zip(self._pruned, slots, strict=True):

@@ -98,6 +98,10 @@ class PrunableLayer(BlockLayer):
         visual = self._cache.table.visual_slots(self.place, self.length).to(self.device)
         return functools.partial(edit, visual=visual[:, :, None])
 
+    def focus(self) -> Callable[[Tensor], Tensor] | None:
+        """Return what hides slots from the newest query by its weights; None: nothing."""
+        return self._cache.focus(self)
+
     def wants_row(self) -> bool:
         """Say whether this forward's attention row is to be reported."""
         return self._cache.wants_row(self)

@@ -24,6 +24,7 @@ class ObservedCache(Cache):
         listeners: who hears of rows and beams; see `prunehal.core.listening`.
         edits: what changes a layer's scores, by its index in the model; see `prunehal.core.editing`.
         methods: ways of decoding that are attached; see `prunehal.decoding.base`.
+        observes_only: whether the policy watches and never prunes; see `prunehal.core.drafting`.
     """
 
     policy: Policy
@@ -32,6 +33,7 @@ class ObservedCache(Cache):
     listeners: list[Listener]
     edits: dict[int, ScoreEdit]
     methods: list[object]
+    observes_only: bool
     _trace: AttentionTrace | None
     _events: list[dict]
     _per_image: bool

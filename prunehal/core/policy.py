@@ -13,32 +13,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from prunehal.core.checks import check_choice, check_count, check_flag, check_fraction, refuse
+from prunehal.core.seen import Seen
 from prunehal.core.selection import ROUNDING_GUARD, fraction_of, keep_best, random_scores
 
 __all__ = ["NoPruning", "Policy", "PruneHal", "TopK"]
-
-
-def _refuse(name: str, value: object, expected: str, fix: str) -> ValueError:
-    return ValueError(f"{name}={value!r}: expected {expected}. {fix}")
-
-
-def _check_choice(policy: "Policy", name: str, choices: Sequence[str]) -> None:
-    value = getattr(policy, name)
-    if value not in choices:
-        known = ", ".join(map(repr, choices))
-        raise _refuse(name, value, f"one of {known}", f"Set {name}={choices[0]!r}, the default.")
-
-
-def _check_fraction(policy: "Policy", name: str, fix: str) -> None:
-    value = getattr(policy, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise _refuse(name, value, "a number in (0, 1]", fix)
-
-
-def _check_count(policy: "Policy", name: str, least: int, fix: str) -> None:
-    value = getattr(policy, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise _refuse(name, value, f"an integer of at least {least}", fix)
 
 
 @dataclass(frozen=True)
@@ -47,7 +26,8 @@ class Policy:
 
     A step m goes through ``score`` (what ranks the tokens), ``vote`` and ``triggered`` (when to prune), ``forced``
     (prune without a vote) and, at a prune, ``budget`` and ``choose`` (which tokens stay). ``enter`` keeps the
-    reference.
+    reference. ``judge``, ``learn``, ``rank``, ``scores`` and ``budgets`` stand around these, for a policy that needs more:
+    they see the whole step, and what they keep may have more axes, (layer, batch, ...) and (layer, batch, n * head, visual).
 
     Attributes:
         selection: "top" keeps the best-scored tokens; "random" and "lowest" are the controls of the paper.
@@ -63,12 +43,25 @@ class Policy:
     seed: int = field(default=0, kw_only=True)
 
     limit: ClassVar[int] = 0  # the largest number of prunes
+    needs_entropy: ClassVar[bool] = False  # of each attention row, in ``judge`` and ``learn``
+    restricts_from: ClassVar[int | None] = None  # the first step m whose queries see only what ``attended`` says
 
     def __post_init__(self) -> None:
-        _check_choice(self, "selection", ("top", "random", "lowest"))
-        _check_choice(self, "kept", ("layer", "shared", "head"))
-        _check_choice(self, "beam_state", ("own", "shared"))
-        _check_count(self, "seed", 0, "Set seed=0, the default.")
+        check_choice(self, "selection", ("top", "random", "lowest"))
+        check_choice(self, "kept", ("layer", "shared", "head"))
+        check_choice(self, "beam_state", ("own", "shared"))
+        check_count(self, "seed", 0, "Set seed=0, the default.")
+
+    def check_prompt(self, numbers: Tensor) -> None:
+        """Raise a ValueError if the policy cannot run on prompts whose tokens are in these pools, (batch, prompt); 0 is text."""
+
+    def rank(self, seen: Seen, level: Tensor, previous: Tensor | None) -> Tensor:
+        """Return what is kept of the steps so far to rank the tokens; ``level`` as ``judge`` gave it."""
+        return self.score(seen.rows, previous)
+
+    def scores(self, ranked: Tensor, numbers: Tensor) -> Tensor:
+        """Return the scores (layer, batch, head, visual) from what ``rank`` kept; numbers: of the tokens within their row."""
+        return ranked
 
     def score(self, rows: Tensor, previous: Tensor | None) -> Tensor:
         """Return what ranks the visual tokens; the method ranks by the attention of the latest step.
@@ -83,6 +76,15 @@ class Policy:
     def statistic_of(self, mass: Tensor, n_visual: Tensor) -> Tensor:
         """Return A_l from the attention mass on the visual tokens and their number, each (layer, batch)."""
         return mass / n_visual
+
+    def judge(self, seen: Seen, reference: Tensor, entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the level that A_l is compared with (nan without one), the threshold and the votes, each (layer, batch)."""
+        level = reference.masked_fill(entered == 0, math.nan)
+        return level, self.threshold(level), self.vote(seen.value, reference, entered)
+
+    def learn(self, seen: Seen, reference: Tensor, entered: Tensor) -> tuple[Tensor, Tensor]:
+        """Let this step enter the reference after its vote; return the new reference and count."""
+        return self.enter(seen.value, reference, entered, seen.step)
 
     def threshold(self, reference: Tensor) -> Tensor:
         """Return the value below which a layer votes, (layer, batch); nan for a policy that takes no votes."""
@@ -103,7 +105,7 @@ class Policy:
         return torch.zeros_like(vote[0])
 
     def enter(self, value: Tensor, reference: Tensor, entered: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Let this step's value enter the reference after its vote; return the new reference and count."""
+        """Let this step's value enter the reference; return the new reference and count."""
         return reference + (value - reference) / (entered + 1), entered + 1
 
     def restarts(self) -> bool:
@@ -117,6 +119,10 @@ class Policy:
     def budget(self, n: int) -> int:
         """Return how many of n visual tokens a prune leaves; n or more means that nothing is dropped."""
         return n
+
+    def budgets(self, scores: Tensor, valid: Tensor, left: list[list[int]]) -> list[list[int]]:
+        """Return ``budget`` by layer and row; where it depends on the scores, ``budget`` says the fewest that it may be."""
+        return [[self.budget(n) for n in of_layer] for of_layer in left]
 
     def choose(self, scores: Tensor, valid: Tensor, budget: Tensor, seeds: Sequence[Sequence[int]]) -> Tensor:
         """Mark the visual tokens that stay, bool (layer, batch, head, visual).
@@ -166,8 +172,8 @@ class TopK(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_count(self, "k", 1, "Keep at least one visual token, e.g. k=36; to keep all, use NoPruning().")
-        _check_count(self, "step", 1, "Set step=2, the default.")
+        check_count(self, "k", 1, "Keep at least one visual token, e.g. k=36; to keep all, use NoPruning().")
+        check_count(self, "step", 1, "Set step=2, the default.")
 
     def forced(self, step: int) -> bool:
         """Say whether step m is the one that prunes."""
@@ -226,19 +232,18 @@ class PruneHal(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_fraction(self, "r", "r is the fraction of visual tokens that stays, e.g. r=0.4.")
-        _check_count(self, "t", 0, "t is the largest number of prunes, e.g. t=3; t=0 prunes nothing.")
+        check_fraction(self, "r", "r is the fraction of visual tokens that stays, e.g. r=0.4.")
+        check_count(self, "t", 0, "t is the largest number of prunes, e.g. t=3; t=0 prunes nothing.")
         if self.factor is not None:
-            _check_fraction(self, "factor", "Leave factor=None for sqrt(r).")
-        _check_fraction(self, "majority", "Set majority=0.5 for more than half of the layers.")
-        _check_fraction(self, "decay", "Set decay=0.9, the default.")
-        if not isinstance(self.forced_first, bool):
-            raise _refuse("forced_first", self.forced_first, "True or False", "Set forced_first=True, the default.")
-        _check_choice(self, "statistic", ("mean", "sum"))
-        _check_choice(self, "first", ("prefill", "decode"))
-        _check_choice(self, "reference", ("mean", "first", "exponential", "previous"))
-        _check_choice(self, "after_prune", ("continue", "restart"))
-        _check_choice(self, "rounding", ("floor", "ceil"))
+            check_fraction(self, "factor", "Leave factor=None for sqrt(r).")
+        check_fraction(self, "majority", "Set majority=0.5 for more than half of the layers.")
+        check_fraction(self, "decay", "Set decay=0.9, the default.")
+        check_flag(self, "forced_first", "Set forced_first=True, the default.")
+        check_choice(self, "statistic", ("mean", "sum"))
+        check_choice(self, "first", ("prefill", "decode"))
+        check_choice(self, "reference", ("mean", "first", "exponential", "previous"))
+        check_choice(self, "after_prune", ("continue", "restart"))
+        check_choice(self, "rounding", ("floor", "ceil"))
 
     @classmethod
     def preset(cls, name: str, **options: object) -> Self:
@@ -252,7 +257,7 @@ class PruneHal(Policy):
         """
         if name not in cls.PRESETS:
             known = ", ".join(map(repr, cls.PRESETS))
-            raise _refuse("preset", name, f"one of {known}", "For another model give PruneHal(r=0.4, t=3).")
+            raise refuse("preset", name, f"one of {known}", "For another model give PruneHal(r=0.4, t=3).")
         r, t = cls.PRESETS[name]
         return cls(r, t, **options)
 

@@ -10,6 +10,8 @@ from transformers.cache_utils import DummyLayer
 from prunehal.core.attach import IMAGE_INPUTS, attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import PrunableCache
+from prunehal.core.discard import leave_only
+from prunehal.core.given import Keep
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.visual import generating
@@ -70,7 +72,7 @@ class SharedPrefill:
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         self._kept = [tuple(part[:, :, :-1].clone() for part in (layer.keys, layer.values)) for layer in layers]
         self.inputs = {name: value for name, value in inputs.items() if not any(part in name for part in IMAGE_INPUTS)}
-        apart = (self._first_logits(self.attach(NoPruning())) - whole).abs().max().item()
+        apart = (self._first_logits(SharedPrefill.attach(self, NoPruning())) - whole).abs().max().item()
         allowed = {torch.float32: 1e-3, torch.float64: 1e-3}.get(whole.dtype, 0.1) * max(1.0, whole.abs().max().item())
         if not apart <= allowed:
             raise ValueError(
@@ -82,20 +84,29 @@ class SharedPrefill:
         options = {"do_sample": False, "num_beams": 1, "output_logits": True, "return_dict_in_generate": True}
         return self._model.generate(**self.inputs, past_key_values=cache, max_new_tokens=1, **options).logits[0]
 
-    def attach(self, policy: Policy | None = None, *, copies: int = 1, **options: Any) -> PrunableCache:
+    def attach(
+        self, policy: Policy | None = None, *, copies: int = 1, keep: Tensor | None = None, **options: Any
+    ) -> PrunableCache:
         """Make a cache that goes on from the prompt; pass it to ``model.generate(**shared.inputs, past_key_values=cache)``.
 
         Args:
             policy: as in ``attach``.
             copies: rows that generate() makes of each input: num_beams, or num_return_sequences when sampling.
+            keep: drop all visual tokens but these before the last token is read, so that the first word can change: bool
+                (batch, prompt), or (layer, batch, prompt). It is no prune of the policy's, and no event. `Keep` drops them at
+                its own step instead.
             **options: of ``attach``.
 
         Raises:
-            ValueError: as ``attach`` does.
+            ValueError: as ``attach`` does; ``keep`` has another shape, or leaves a row without any visual token in a layer.
         """
+        if isinstance(policy, Keep):
+            options, keep = options | {"keep": keep}, None
         cache = attach(self._model, self._inputs, policy, **options)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         for layer, parts in zip(layers, self._kept, strict=True):
             keys, values = (part.repeat_interleave(copies, dim=0) for part in parts)
             BlockLayer.update(layer, keys, values)  # past the observation: these tokens are no step
+        if keep is not None:
+            leave_only(cache, keep)
         return cache

@@ -68,13 +68,14 @@ class VisualTable:
         )
         self._dropped = torch.zeros(layers, len(numbers), heads, self.width + 1, dtype=torch.int32, device=device)  # 0 = never
 
-    def read(self, reports: Sequence[Tensor]) -> Tensor:
-        """Take the visual tokens' entries, (layer, pool, head, visual), out of each layer's weights (batch, head, slot)."""
-        filled = zip(reports, self._filling, strict=True)
+    def read(self, reports: Sequence[Tensor], first: int = 0) -> Tensor:
+        """Take the visual tokens' entries, (layer, pool, head, visual), out of the layers' weights (batch, head, slot)."""
+        layers = slice(first, first + len(reports))
+        filled = zip(reports, self._filling[layers], strict=True)
         weights = torch.stack([torch.nn.functional.pad(row, (n, 0)) if n else row for row, n in filled])
         if self.pools > 1:
             weights = weights.repeat_interleave(self.pools, dim=1)
-        return weights.gather(3, self._slots)
+        return weights.gather(3, self._slots[layers])
 
     def scattered(self, rows: Tensor) -> Tensor:
         """Put rows (layer, pool, head, visual) back into prompt order, (layer, batch, visual); nan where dropped."""
@@ -82,10 +83,16 @@ class VisualTable:
         full = full.scatter(3, self._numbers, rows)[..., :-1].nanmean(2)
         return full.unflatten(1, (-1, self.pools)).nanmean(2)  # each token is in one pool
 
-    def visual_slots(self, layer: int, slots: int) -> Tensor:
-        """Mark a layer's slots that hold visual tokens, bool (batch, 1 or head, slot)."""
+    @property
+    def numbers(self) -> Tensor:
+        """Return each entry's number among its row's visual tokens, (layer, pool, head, visual); ``width`` where invalid."""
+        return self._numbers
+
+    def visual_slots(self, layer: int, slots: int, among: Tensor | None = None) -> Tensor:
+        """Mark a layer's slots that hold visual tokens, ``among`` (1, pool, head, visual), bool (batch, 1 or head, slot)."""
         filling = self._filling[layer]
-        marked = self._marked(filling + slots, self._slots[layer, None], self.valid[layer, None])[0, ..., filling:]
+        among = self.valid[layer, None] if among is None else among
+        marked = self._marked(filling + slots, self._slots[layer, None], among)[0, ..., filling:]
         return marked.unflatten(0, (-1, self.pools)).any(1)
 
     def marked(self, marks: Tensor, slots: int) -> Tensor:
@@ -107,8 +114,9 @@ class VisualTable:
         return torch.cat([positions, new], dim=-1)
 
     def chosen(self, keep: Tensor, left: list[list[int]], values: Tensor) -> Tensor:
-        """Take the kept entries of values (layer, pool, head, visual), as ``drop`` will order them."""
-        return values.gather(3, _marked_right(keep, max(map(max, left))))
+        """Take the kept entries of values (layer, pool, n * head, visual), as ``drop`` will order them."""
+        order = _marked_right(keep, max(map(max, left)))
+        return values.gather(3, order.repeat(1, 1, values.shape[2] // keep.shape[2], 1))
 
     def drop(self, keep: Tensor, left: list[list[int]], step: int, seen: int) -> list[Tensor]:
         """Drop the visual tokens that are not to be kept, and return which slots remain, in order.

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunehal.core import NoPruning, Policy, PruneHal, TopK
+from prunehal.core import Accumulated, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.loading import EMBEDDED
@@ -22,7 +22,9 @@ from prunehal.testbed.scenes import SPLITS
 __all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 
 TESTBED = "testbed"
-POLICIES: dict[str, type[Policy]] = {kind.__name__: kind for kind in (NoPruning, PruneHal, TopK)}
+POLICIES: dict[str, type[Policy]] = {
+    kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK)
+}
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "seed": 0}  # and the smallest value of each
 # Fields that hold a text, and whether they may be None.

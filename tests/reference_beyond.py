@@ -1,0 +1,231 @@
+"""Slow, loop-written twins of the policies beyond the paper; like tests/reference.py they share no code with prunehal."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import reference
+import torch
+
+__all__ = ["decider", "hidden_from_newest", "observer", "restricted"]
+
+
+@dataclass
+class Past:
+    """Hold what a pool saw: by step, layer and head the attention on each position; and by layer which steps count."""
+
+    rows: list[list[list[dict[int, float]]]] = field(default_factory=list)
+    counting: list[list[int]] = field(default_factory=list)
+    entropies: list[list[float]] = field(default_factory=list)
+    since: int = 0  # steps that the reference no longer holds
+
+
+def decider(policy, visual, draft=None):
+    """Return the twin of Accumulated, RobustVote or MassShare, as ``reference.generate`` takes it; visual: all positions.
+
+    With a list as ``draft`` nothing is pruned: the list is told after each step what each layer and head would keep.
+    """
+    pasts = {}
+
+    def decide(pool, _, weights, step):
+        past = pasts.setdefault(id(pool), Past(counting=[[] for _ in pool.kept]))
+        rows, values, masses, entropies = [], [], [], []
+        for index, heads in enumerate(pool.kept):
+            group = len(weights[index]) // len(heads)
+            rows.append([])
+            for head, kept in enumerate(heads):
+                part = weights[index][head * group : (head + 1) * group].tolist()
+                rows[-1].append({position: sum(w[position] for w in part) / group for position in kept})
+            masses.append(sum(sum(row.values()) for row in rows[-1]) / len(heads))
+            entropies.append(sum(reference.entropy(list(row.values())) for row in rows[-1]) / len(heads))
+            whole = getattr(policy, "statistic", "mean") == "sum"
+            values.append(masses[-1] if whole else masses[-1] / len(heads[0]))
+        past.rows.append(rows)
+        past.entropies.append(entropies)
+        votes = 0
+        for index, value in enumerate(values):
+            history = [earlier[index] for earlier in pool.values][past.since :]
+            if hasattr(policy, "z"):
+                near = [earlier[index] for earlier in past.entropies[past.since : -1]]
+                vote, level = _robust(value, history, entropies[index], near, policy)
+            else:
+                level = sum(history) / len(history) if history else None
+                factor = math.sqrt(policy.r) if getattr(policy, "factor", 0) is None else getattr(policy, "factor", 0)
+                vote = level is not None and value < factor * level
+            votes += vote and step >= getattr(policy, "wait", 2)
+            if not getattr(policy, "content", False) or level is None or value >= level:
+                past.counting[index].append(step)
+        pool.values.append(values)
+        pool.masses.append(masses)
+        if draft is not None:
+            scores = _accumulated(pool, past, policy, visual)
+            draft.append([[_best(policy, of_head, _budget(heads, policy)) for of_head in heads] for heads in scores])
+            return
+        forced = step == policy.wait and getattr(policy, "forced_first", True)
+        enough = votes > getattr(policy, "majority", 0.5) * len(values)
+        if not (enough or forced) or pool.prunes >= getattr(policy, "t", 1):
+            return
+        scores = _accumulated(pool, past, policy, visual)
+        budgets = [_budget(heads, policy) for heads in scores]
+        if all(budget >= len(heads[0]) for budget, heads in zip(budgets, pool.kept, strict=True)):
+            return
+        pool.prunes += 1
+        pool.events.append((step, "forced" if forced else "vote", budgets[0]))
+        for index, (heads, budget) in enumerate(zip(pool.kept, budgets, strict=True)):
+            heads[:] = [_best(policy, of_head, budget) for of_head in scores[index]]
+        if getattr(policy, "after_prune", "continue") == "restart":
+            past.since = step
+
+    return decide
+
+
+def _best(policy, scores, budget):
+    positions = sorted(scores)
+    ranked = [-scores[p] if policy.selection == "lowest" else scores[p] for p in positions]
+    return [positions[i] for i in reference.keep_best(ranked, budget)]
+
+
+def _accumulated(pool, past, policy, visual):
+    window, grid = (getattr(policy, name, default) for name, default in (("window", 1), ("grid", None)))
+    scores = []
+    for index, heads in enumerate(pool.kept):
+        steps = past.counting[index] if window is None else past.counting[index][-window:]
+        scores.append([])
+        for head, kept in enumerate(heads):
+            summed = {position: sum(past.rows[step - 1][index][head][position] for step in steps) for position in kept}
+            scores[-1].append(summed if grid is None else _smoothed(summed, visual, grid))
+    if policy.kept == "shared":
+        for head in range(len(scores[0])):
+            mean = {p: sum(of_layer[head][p] for of_layer in scores) / len(scores) for p in scores[0][head]}
+            for of_layer in scores:
+                of_layer[head] = mean
+    return scores
+
+
+def _smoothed(scores, visual, side):
+    smooth = {}
+    for position in scores:
+        tile, place = divmod(visual.index(position), side * side)
+        near = []
+        for other, score in scores.items():
+            its_tile, its_place = divmod(visual.index(other), side * side)
+            down, across = its_place // side - place // side, its_place % side - place % side
+            if its_tile == tile and abs(down) <= 1 and abs(across) <= 1:
+                near.append(score)
+        smooth[position] = sum(near) / len(near)
+    return smooth
+
+
+def _budget(heads, policy):
+    if hasattr(policy, "k"):
+        return min(policy.k, len(heads[0]))
+    if not hasattr(policy, "p"):
+        exact = round(policy.r * len(heads[0]), 6)
+        return max(1, math.ceil(exact) if policy.rounding == "ceil" else math.floor(exact))
+    most = 1
+    for scores in heads:
+        held, total, n = 0.0, sum(scores.values()), 0
+        for score in sorted(scores.values(), reverse=True):
+            if held >= policy.p * total:
+                break
+            held, n = held + score, n + 1
+        most = max(most, n)
+    return most
+
+
+def _robust(value, history, entropy, entropies, policy):
+    logs = [math.log(earlier) for earlier in history]
+    if policy.like is not None:
+        order = sorted(range(len(logs)), key=lambda i: (abs(entropies[i] - entropy), i))
+        logs = [logs[i] for i in order[: policy.like]]
+    if not logs:
+        return False, None
+    median = _lower_median(logs)
+    spread = 1.4826 * _lower_median([abs(x - median) for x in logs])
+    return len(history) >= policy.least and math.log(value) < median - policy.z * spread, math.exp(median)
+
+
+def _lower_median(values):
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+@contextmanager
+def restricted(layers, policy, visual, seen):
+    """Let each step's query attend to its own k visual tokens, by changing what eager attention returned; for one row.
+
+    ``visual`` are the positions of the visual tokens; ``seen[step - 1][layer][head]`` is told which of them each query saw.
+    """
+    totals: dict[tuple[int, int, int], float] = {}
+
+    def after(index):
+        def hook(module, args, kwargs, output):
+            if index == 0:
+                seen.append([])
+            weights = output[1][0, :, -1]  # (head, position)
+            values = kwargs["past_key_values"].layers[index].values[0].repeat_interleave(module.num_key_value_groups, dim=0)
+            heads = len(weights) // module.num_key_value_groups if policy.kept == "head" else 1
+            size, step = len(weights) // heads, len(seen)
+            seen[-1].append([])
+            new = weights.clone()
+            for head in range(heads):
+                part = weights[head * size : (head + 1) * size].tolist()
+                row = [sum(w[position] for w in part) / size for position in visual]
+                for place, value in enumerate(row):
+                    totals[index, head, place] = totals.get((index, head, place), 0.0) + value
+                scores = row if policy.by == "query" else [totals[index, head, place] for place in range(len(row))]
+                if policy.selection == "lowest":
+                    scores = [-score for score in scores]
+                best = reference.keep_best(scores, policy.k if step >= policy.step else len(row))
+                seen[-1][-1].append([visual[place] for place in best])
+                for i in range(head * size, (head + 1) * size):
+                    for place, position in enumerate(visual):
+                        if place not in best:
+                            new[i, position] = 0.0
+                    new[i] /= new[i].sum()
+            row = torch.stack([w @ v for w, v in zip(new, values, strict=True)]).flatten()
+            result, shown = output[0].clone(), output[1].clone()
+            result[0, -1], shown[0, :, -1] = module.o_proj(row), new
+            return (result, shown, *output[2:])
+
+        return hook
+
+    handles = [layer.self_attn.register_forward_hook(after(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def hidden_from_newest(layers, kept, visual):
+    """Hide visual tokens from the newest query of every forward, the prompt's last too; kept[layer][head] is what it sees."""
+
+    def before(index):
+        def hook(module, args, kwargs):
+            mask = kwargs["attention_mask"].expand(-1, module.config.num_attention_heads, -1, -1).clone()
+            size = mask.shape[1] // len(kept[index])
+            for head, positions in enumerate(kept[index]):
+                for position in visual:
+                    if position not in positions:
+                        mask[0, head * size : (head + 1) * size, -1, position] = -math.inf
+            return args, kwargs | {"attention_mask": mask}
+
+        return hook
+
+    handles = [layer.self_attn.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observer():
+    """Return a twin of a policy that never prunes, as ``reference.generate`` takes it: it notes the masses."""
+
+    def decide(pool, _, weights, step):
+        pool.masses.append([float(w[:, pool.kept[i][0]].sum(1).mean()) for i, w in sorted(weights.items())])
+        pool.values.append([mass / len(pool.kept[i][0]) for i, mass in enumerate(pool.masses[-1])])
+
+    return decide
