@@ -6,33 +6,66 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import torch
+from tqdm import tqdm
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes
 from prunehal.loading import load
-from prunehal.testbed.captions import parses
+from prunehal.testbed.captions import BRIEF, PROMPT, parses
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.questions import is_there, presence
 from prunehal.testbed.scenes import Scene, scene
 
-__all__ = ["evaluate", "write_card"]
+__all__ = ["answers", "evaluate", "write_card"]
 
 
-def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False) -> dict[str, float]:
+def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False, prompt: str = PROMPT) -> dict[str, float]:
     """Caption scenes greedily without pruning and score them.
 
     Returns:
-        chair_i, chair_s, recall, duplicates, parses (share of captions that the grammar accepts), tokens (mean length),
-        and chair_i_shuffled: the same captions against the truth of another scene, what a blind model would get.
+        chair_i, chair_s, recall, duplicates, parses (share of captions that the grammar accepts), words and tokens (mean
+        length), and chair_i_shuffled: the same captions against the truth of another scene, what a blind model would get.
     """
-    done = caption_scenes(model, processor, scenes, k=k, clutter=clutter, progress=True)
+    done = caption_scenes(model, processor, scenes, k=k, clutter=clutter, prompt=prompt, progress=True)
     truth = {s.image_id: set(s.names) for s in scenes}
     metrics = score(done.texts, truth).metrics
     shuffled = dict(zip(truth, [*list(truth.values())[1:], next(iter(truth.values()))], strict=True))
     return {key: metrics[key] for key in ("chair_i", "chair_s", "recall", "duplicates")} | {
         "parses": done.captions["caption"].map(parses).mean(),
-        "tokens": done.captions["tokens"].mean(),
         "chair_i_shuffled": score(done.texts, shuffled).metrics["chair_i"],
+        "words": done.captions["caption"].str.split().str.len().mean(),
+        "tokens": done.captions["tokens"].mean(),
     }
+
+
+def answers(model, processor, scenes: list[Scene], questions: int = 4, batch_size: int = 50) -> dict[str, float]:
+    """Ask of each scene whether things are there, half of them present ones, and score the answers.
+
+    Returns:
+        accuracy, yes (share of questions answered so) and the accuracy at absent objects that are usual in such a scene.
+    """
+    rows = []
+    for start in tqdm(range(0, len(scenes), batch_size), desc="questions", unit="batch"):
+        batch = [(s, *pair) for s in scenes[start : start + batch_size] for pair in presence(s, questions, _generator(s))]
+        images = [s.image() for s, *_ in batch]
+        text = [build_prompt(1, question) for _, question, _ in batch]
+        inputs = processor(images=images, text=text, padding=True, return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            made = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        said = processor.batch_decode(made, skip_special_tokens=True)
+        rows += [
+            (right == given, given == "Yes.", right == "No." and any(is_there(name) == question for name in s.type.objects))
+            for (s, question, right), given in zip(batch, said, strict=True)
+        ]
+    right, yes, usual = np.array(rows).T
+    return {"accuracy": right.mean(), "yes": yes.mean(), "accuracy_usual_absent": right[usual].mean()}
+
+
+def _generator(s: Scene) -> np.random.Generator:
+    return np.random.default_rng([s.image_id, 8])
 
 
 def write_card(folder: Path, n_images: int = 1000) -> Path:
@@ -49,6 +82,7 @@ def write_card(folder: Path, n_images: int = 1000) -> Path:
     splits = {name: [scene(name, i) for i in range(n_images)] for name in ("validation", "test")}
     rows = {name: evaluate(model, processor, scenes) for name, scenes in splits.items()}
     few = splits["test"][: max(1, n_images // 2)]
+    rows["test, asked to be brief"] = evaluate(model, processor, few, prompt=BRIEF)
     rows["test, 3 clean background tiles"] = evaluate(model, processor, few, k=3)
     rows["test, 3 cluttered background tiles"] = evaluate(model, processor, few, k=3, clutter=True)
     curve = pd.DataFrame(json.loads((folder / "training_curve.json").read_text(encoding="utf-8")))
