@@ -13,8 +13,8 @@ from prunehal.testbed.scenes import GRID, PATCH, SPLITS, TILE, coco_instances, s
 from prunehal.testbed.sprites import LOOKS, PLAIN, SIZES, Look, dressed, load_sprites
 from prunehal.testbed.world import CATEGORIES, NAMES, SCENES
 
-# sha256 over pixels, annotations, opacities, labels and traits of the patches of the first 20 scenes of each split. A change here means that
-# the embedded model was trained on other scenes than the tests show it: train it anew, and make the stored rows anew.
+# sha256 over pixels, annotations, opacities, labels and traits of patches, of the first 20 scenes of each split. A change here
+# means that the embedded model was trained on other scenes than the tests show it: train it anew, and make the stored rows anew.
 CHECKSUMS = {
     "train": "0ea56d1044e520b19ef38d0de23fda4914cce418e58e2b23b0913f00d3fdf78d",
     "validation": "36ad69ed8ceedc73e9d9605db9a42bb91d28860023012b7a28231057b1285d12",
@@ -143,7 +143,7 @@ def test_patch_labels_equal_their_loop_written_twin():
 
 def test_traits_are_those_of_the_object_that_a_patch_shows():
     for s in MANY[::10]:
-        by_name = {o.name: (*o.place, (16, 24, 40).index(o.size) if o.size in (16, 40) else 1, int(o.opacity < 0.5)) for o in s.objects}
+        by_name = {o.name: (*o.place, {16: 0, 40: 2}.get(o.size, 1), int(o.opacity < 0.5)) for o in s.objects}
         for label, traits in zip(s.patch_labels(), s.patch_traits().tolist(), strict=True):
             assert tuple(traits) == (by_name[NAMES[label]] if label < len(NAMES) else (-1,) * 4)
 

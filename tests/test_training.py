@@ -229,7 +229,7 @@ def test_samples_are_functions_of_their_number(processor):
 
 def test_a_sample_holds_its_texts_whole_and_in_detail_and_brief_always(processor):
     batch = collate([Samples(processor, 8, 0)[i] for i in range(8)])
-    assert batch["tokens"].shape == batch["targets"].shape == batch["places"].shape == batch["text"].shape == (8, ROWS, ROW_LENGTH)
+    assert {batch[key].shape for key in ("tokens", "targets", "places", "text")} == {(8, ROWS, ROW_LENGTH)}
     assert batch["pixels"].shape == (8, 3, 96, 96)
     assert batch["labels"].shape == (8, 144)
     assert batch["traits"].shape == (8, 144, 4)

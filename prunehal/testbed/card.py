@@ -85,21 +85,28 @@ def write_card(folder: Path, n_images: int = 1000) -> Path:
     rows["test, asked to be brief"] = evaluate(model, processor, few, prompt=BRIEF)
     rows["test, 3 clean background tiles"] = evaluate(model, processor, few, k=3)
     rows["test, 3 cluttered background tiles"] = evaluate(model, processor, few, k=3, clutter=True)
+    asked = {name: answers(model, processor, scenes) for name, scenes in splits.items()}
     curve = pd.DataFrame(json.loads((folder / "training_curve.json").read_text(encoding="utf-8")))
     _draw(curve, folder / "training_curve.png")
-    (folder / "figures.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    table = pd.DataFrame(rows).T
-    percent = table.drop(columns="tokens").mul(100).assign(tokens=table["tokens"])
-    lines = ["| split | " + " | ".join(percent.columns) + " |", "|---" * (len(percent.columns) + 1) + "|"]
-    for name, row in zip(percent.index, percent.to_numpy(), strict=True):
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
+    (folder / "figures.json").write_text(json.dumps(rows | {"questions": asked}, indent=1), encoding="utf-8")
     samples = curve.groupby("stage", sort=False)["samples"].max()
     trained = "; ".join(f"{name} {count:,} scenes" for name, count in samples.items())
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     card = folder / "README.md"
-    numbers = {"parameters": f"{parameters:.2f}", "trained": trained, "table": "\n".join(lines), "n": n_images, "few": len(few)}
-    card.write_text(_CARD.format(**numbers), encoding="utf-8")
+    numbers = {"parameters": f"{parameters:.2f}", "trained": trained, "table": _table(rows), "questions": _table(asked)}
+    card.write_text(_CARD.format(n=n_images, few=len(few), prompt=PROMPT, brief=BRIEF, **numbers), encoding="utf-8")
     return card
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table: a line for each split, in percent but for mean lengths."""
+    lengths = ("words", "tokens")
+    columns = list(next(iter(rows.values())))
+    lines = ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = (f"{value if key in lengths else 100 * value:.1f}" for key, value in row.items())
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _draw(curve: pd.DataFrame, path: Path) -> None:
@@ -120,16 +127,26 @@ _CARD = """# The embedded model
 A small multimodal LLM of LLaVA architecture (`LlavaForConditionalGeneration`: CLIP vision tower, patch 8, 96 x 96 pixels, 144
 visual tokens a tile; two-layer projector; Llama decoder of 6 layers x 192), {parameters} million parameters in bfloat16.
 Trained from scratch by `python -m prunehal train` on scenes and captions that this project renders and writes itself
-({trained}; every training scene is fresh; captions come four to a scene). License: Apache-2.0.
+({trained}; every training scene is fresh). License: Apache-2.0.
 It is a testbed, not a captioner of photos.
+
+It answers "{prompt}" with some 80 words that go over the scene from the top left to the bottom right, "{brief}"
+with one sentence, and "Is there a dog in the image?" with "Yes." or "No."; also "Where is the dog?" and "What is at the top
+left?". Each split draws its objects in looks of its own (tilts and tints that the others never have), so that validation and test show
+looks that training never saw.
 
 It hallucinates for the reason that real ones are said to: its training captions name, mostly late, objects that usually go with
 such a scene although they are absent.
 
-Greedy decoding, no pruning; percent, but tokens. {n} scenes of each split, {few} for the redundant conditions. `parses`: captions
-that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without looking.
+Greedy decoding, no pruning; percent, but words and tokens. {n} scenes of each split, {few} for the other conditions. `parses`:
+captions that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without looking.
 
 {table}
+
+Four questions a scene whether a thing is in the image, half of them about things that are; `accuracy_usual_absent`: at absent
+things that are usual in such a scene.
+
+{questions}
 
 ![loss of each stage against the scenes seen](training_curve.png)
 """

@@ -65,10 +65,11 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Build the untrained model, 3.5 million parameters.
+    """Build the untrained model, 3.3 million parameters.
 
     The start matters more than the size at this scale. An orthogonal value projection with its transpose as the output
     projection passes on what is attended to, which with tied embeddings is to copy it; query = key attends to what is alike.
+    Embeddings begin at the scale that they would grow to: else they leave the symbols that the projector was aligned with.
     """
     tokenizer = processor.tokenizer
     tower = CLIPVisionConfig(

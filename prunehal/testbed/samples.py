@@ -101,4 +101,3 @@ def packed(pairs: list[tuple[list[int], list[int]]], rows: int = ROWS, length: i
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack samples."""
     return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
-

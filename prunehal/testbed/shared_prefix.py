@@ -50,7 +50,9 @@ def shared_prefix_attention(
 
 
 def row_mask(text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what to add to the scores within rows of texts: nothing towards earlier tokens of the same text, else the lowest number.
+    """Return what to add to the scores within rows of texts: nothing where a token may look, else the lowest number.
+
+    A token looks at itself and at earlier tokens of its own text.
 
     Args:
         text: number of each token's text, (batch, n, length).

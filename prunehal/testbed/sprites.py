@@ -44,7 +44,8 @@ class Look:
 
 PLAIN = Look()
 
-# Each colour becomes (16 - share) / 16 of itself and share / 16 of its partner, the channel at this place or white (3), black (4).
+# Partner of each channel, and share: a channel becomes (16 - share) / 16 of itself and share / 16 of its partner, which is
+# another channel, white (3) or black (4).
 _TINTS: dict[str, tuple[tuple[int, int, int], int]] = {
     "plain": ((0, 1, 2), 0), "dark": ((4, 4, 4), 4), "warm": ((1, 2, 0), 3),
     "pale": ((3, 3, 3), 3), "cool": ((2, 0, 1), 3), "dusky": ((4, 4, 4), 2), "muted": ((1, 0, 1), 2),
