@@ -132,14 +132,15 @@ It is a testbed, not a captioner of photos.
 
 It answers "{prompt}" with some 80 words that go over the scene from the top left to the bottom right, "{brief}"
 with one sentence, and "Is there a dog in the image?" with "Yes." or "No."; also "Where is the dog?" and "What is at the top
-left?". Each split draws its objects in looks of its own (tilts and tints that the others never have), so that validation and test show
-looks that training never saw.
+left?". Each split draws its objects in looks of its own (tilts and tints that the others never have), so that validation and
+test show looks that training never saw.
 
 It hallucinates for the reason that real ones are said to: its training captions name, mostly late, objects that usually go with
 such a scene although they are absent.
 
 Greedy decoding, no pruning; percent, but words and tokens. {n} scenes of each split, {few} for the other conditions. `parses`:
-captions that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without looking.
+captions that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without
+looking.
 
 {table}
 
