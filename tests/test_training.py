@@ -88,20 +88,20 @@ def in_fp32(processor, monkeypatch):
     return Testbed(model, processor), stock.eval()
 
 
-HEAVY = "small medium large clear faint top bottom left right center Yes No"
+LIGHTER, HEAVY = "small medium large clear faint", "top bottom left right center Yes No"
 
 
 def weighted_loss(logits, targets, processor):
     """Mean cross-entropy over all answers, words that name objects weighing most; its mean at these; right yes and no."""
     ids = processor.tokenizer
     names = {i for name in NAMES for i in ids(name, add_special_tokens=False).input_ids}
-    heavy, answers = (set(ids(words, add_special_tokens=False).input_ids) for words in (HEAVY, "Yes No"))
+    lighter, heavy, answers = (set(ids(words, add_special_tokens=False).input_ids) for words in (LIGHTER, HEAVY, "Yes No"))
     total = weight = objects = named = right = asked = 0.0
     for given, expected in zip(logits, targets, strict=True):
         for row, token in zip(F.log_softmax(given, dim=-1), expected.tolist(), strict=True):
             if token < 0:
                 continue
-            share = stages._ANSWER_WEIGHT if token in heavy else stages._OBJECT_WEIGHT if token in names else 1.0
+            share = stages._ADJECTIVE_WEIGHT if token in lighter else stages._WEIGHT if token in heavy | names else 1.0
             total, weight = total - share * row[token], weight + share
             if token in names:
                 objects, named = objects - float(row[token].detach()), named + 1
@@ -127,6 +127,22 @@ def test_caption_loss_equals_stock_llava_on_the_processors_inputs(processor, in_
     total, numbers = weighted_loss(logits, expected, processor)
     assert float(loss.detach()) == pytest.approx(float(total), abs=2e-5)
     assert detail == pytest.approx(numbers, abs=2e-5)
+
+
+def test_align_loss_weighs_objects_and_background_alike_and_keeps_the_towers(processor, in_fp32):
+    testbed, _ = in_fp32
+    batch = collate([Samples(processor, 3, 50, texts=False)[i] for i in range(3)])
+    with torch.no_grad():
+        projected = testbed.model.model.multi_modal_projector(testbed.features(batch["pixels"]))
+        symbols = testbed.symbols(batch["labels"], batch["traits"])
+        loss, numbers = testbed.align_loss(batch)
+        tower, same = testbed.tower_loss(batch)
+    parts = {True: [], False: []}
+    for given, wanted, label in zip(projected.flatten(0, 1), symbols.flatten(0, 1), batch["labels"].flatten(), strict=True):
+        parts[bool(label < len(NAMES))].append((((given - wanted) ** 2).tolist(), wanted.tolist()))
+    far = [np.mean([d for d, _ in part]) / np.var([w for _, w in part], ddof=1) for part in (parts[True], parts[False])]
+    assert float(loss) == pytest.approx(float(tower) + sum(far), rel=1e-5)
+    assert numbers == pytest.approx(same | {"objects": far[0], "rest": far[1]}, rel=1e-5)
 
 
 def test_each_text_is_as_if_alone_after_the_prefix(processor, in_fp32):

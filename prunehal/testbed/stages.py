@@ -2,7 +2,7 @@
 
 1. tower: the vision tower names what every patch shows, and the traits of the object that it belongs to;
 2. align: the projector maps the tower's features onto symbols: the word embeddings of what each patch shows and of its traits,
-   plus a code of where it stands;
+   plus a code of where it stands; the tower learns with it, as it has to keep what the symbols say, its places above all;
 3. captions: projector and decoder learn from pixels; several texts share one visual prefix.
 
 Caption positions are shifted as if background tiles stood before and after the scene's tile, so that prompts of 288 or
@@ -29,9 +29,9 @@ __all__ = ["Testbed", "make_stages"]
 _VISUAL = GRID * GRID
 _LABELS = len(NAMES) + len(SCENES)
 _TRAITS = (3, 3, 3, 2)  # values of each trait of an object: column, row, size, faint
-_OBJECT_WEIGHT = 8.0  # weight of the loss at the words that name objects: the rest is mostly free choice of words
+_WEIGHT = 8.0  # of the loss at names of objects, places, yes and no: the rest is mostly free choice of words
+_ADJECTIVE_WEIGHT = 2.0  # of the loss at sizes and faintness
 _TRAIT_WEIGHT = 0.2  # of the loss at each trait
-_ANSWER_WEIGHT = 4.0  # weight at the words for traits, and at yes and no
 _TRAIT_SHARE = 0.5  # of each trait's word in a symbol, beside the name
 
 
@@ -66,8 +66,9 @@ class Testbed(nn.Module):
         yes_no[words("Yes No", add_special_tokens=False).input_ids] = 1.0
         self.register_buffer("names_object", named, persistent=False)  # (vocabulary,)
         self.register_buffer("yes_no", yes_no, persistent=False)
-        weight = 1.0 + (_OBJECT_WEIGHT - 1) * named
-        weight[(yes_no + self.trait_words.sum((0, 1, 2, 3))) > 0] = _ANSWER_WEIGHT
+        weight = torch.ones(len(words))
+        weight[(named + yes_no + self.trait_words.sum((0, 1, 2, 3))) > 0] = _WEIGHT
+        weight[[words.convert_tokens_to_ids(f"▁{word}") for kinds in ADJECTIVES for word in kinds]] = _ADJECTIVE_WEIGHT
         self.register_buffer("weight", weight, persistent=False)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -88,9 +89,29 @@ class Testbed(nn.Module):
         return F.embedding(labels, self.spelling @ words) + said + self.place_code * words.std()
 
     def tower_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
-        """Cross-entropy of what each patch shows."""
+        """Cross-entropy of what each patch shows, and of the traits of its object."""
         with self._mixed():
-            logits = self.patch_head(self.features(batch["pixels"])).float()
+            features = self.features(batch["pixels"])
+        return self._patch_loss(features, batch)
+
+    def align_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        """The tower's loss, and the distance of its projected features from the symbols, relative to the symbols' own spread.
+
+        Objects and background weigh the same.
+        """
+        with self._mixed():
+            features = self.features(batch["pixels"])
+            projected = self.model.model.multi_modal_projector(features).float()
+        with torch.no_grad():
+            target = self.symbols(batch["labels"], batch["traits"]).float()
+        shown = batch["labels"] < len(NAMES)
+        objects, background = (F.mse_loss(projected[where], target[where]) / target[where].var() for where in (shown, ~shown))
+        loss, numbers = self._patch_loss(features, batch)
+        return loss + objects + background, numbers | {"objects": float(objects.detach()), "rest": float(background.detach())}
+
+    def _patch_loss(self, features: torch.Tensor, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        with self._mixed():
+            logits = self.patch_head(features).float()
         logits, *said = logits.flatten(0, 1).split([_LABELS, *_TRAITS], dim=-1)
         labels, traits = batch["labels"].flatten(), batch["traits"].flatten(0, 1)
         shown = labels < len(NAMES)
@@ -104,15 +125,6 @@ class Testbed(nn.Module):
             loss = loss + _TRAIT_WEIGHT * F.cross_entropy(given[shown], traits[shown, trait])
             numbers[name] = float((given.argmax(-1) == traits[:, trait])[shown].float().mean())
         return loss, numbers
-
-    def align_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
-        """Distance of the projected features from the symbols, relative to the symbols' own spread."""
-        with torch.no_grad(), self._mixed():
-            features = self.features(batch["pixels"])
-            target = self.symbols(batch["labels"], batch["traits"]).float()
-        with self._mixed():
-            projected = self.model.model.multi_modal_projector(features).float()
-        return F.mse_loss(projected, target) / target.var(), {}
 
     def caption_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
         """Caption loss from pixels; the tower stays as it is."""
@@ -184,7 +196,8 @@ def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0)
     return [
         stage("tower", [core.vision_tower, testbed.patch_head], samples(57_600, 0, texts=False),
               testbed.tower_loss, 64, 0.02, 2e-3),
-        stage("align", [core.multi_modal_projector], samples(8_000, 2_000_000, texts=False), testbed.align_loss, 64, 0.02, 2e-3),
-        stage("captions", [core.language_model, core.multi_modal_projector], samples(40_000, 3_000_000),
+        stage("align", [core.vision_tower, testbed.patch_head, core.multi_modal_projector],
+              samples(19_200, 2_000_000, texts=False), testbed.align_loss, 64, 0.015, 2e-3),
+        stage("captions", [core.language_model, core.multi_modal_projector], samples(17_600, 3_000_000),
               testbed.caption_loss, 8, 0.015, 2e-3),
     ]  # fmt: skip
