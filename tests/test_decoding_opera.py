@@ -415,6 +415,14 @@ def test_calls_that_would_be_no_opera_are_refused():
             model.generate(**inputs, past_key_values=cache, max_new_tokens=2, **options)
 
 
+def test_a_cache_that_was_pruned_before_the_answer_is_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    first = ph.FirstToken(model, inputs)
+    cache = first.attach(TopK(3, step=1), copies=5)
+    with OPERA().on(model, inputs, cache) as options, pytest.raises(ValueError, match="dropped from the cache before the answer"):
+        model.generate(**first.inputs, past_key_values=cache, max_new_tokens=2, **options)
+
+
 def test_the_embedded_model_returns_and_prunes(returns):
     from prunehal.testbed.scenes import scene
 

@@ -190,8 +190,8 @@ def _check(opera: OPERA, cache: PrunableCache, config: GenerationConfig, model_k
         )
     if cache.table is not None and cache.table.positions is not None:
         raise ValueError(
-            "past_key_values: visual tokens were dropped from the cache before the answer (keep=, Draft or FirstToken), and OPERA "
-            "returns by the slots of a whole prompt; expected all of them. Fix: another decoder, or a policy that prunes later."
+            "past_key_values: visual tokens were dropped from the cache before the answer (by keep=, Draft or FirstToken), and "
+            "OPERA returns by the slots of a whole prompt; expected all. Fix: another decoder, or a policy that prunes later."
         )
     wanted = {"num_beams": opera.num_beams, "do_sample": False, "output_attentions": False, "output_hidden_states": False}
     for name, value in wanted.items():
