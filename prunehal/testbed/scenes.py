@@ -7,7 +7,7 @@ three splits come out bit for bit the same on every machine (tests hold a checks
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image
@@ -125,6 +125,7 @@ class Scene:
         return labels.ravel()
 
 
+@lru_cache(maxsize=10_000)  # rows are read by the scenes' ids and truth, again and again
 def scene(split: str, index: int) -> Scene:
     """Make scene number ``index`` of a split.
 
