@@ -10,7 +10,7 @@ import pandas as pd
 
 from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.named import STOCK, Decoding
+from prunehal.decoding.named import STOCK, Decoding, name_of
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
 from prunehal.inference import holm
 from prunehal.resources import data_path
@@ -24,16 +24,6 @@ POLICIES: dict[str, Policy] = {
     "PruneHal r = 0.9, t = 1": PruneHal(r=0.9, t=1),  # chosen on the validation split, notebook 03
 }
 CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebook 03
-
-
-def name_of(decoding: Decoding) -> str:
-    """Return the name of a way of decoding without its values.
-
-    >>> from prunehal.decoding import VCD
-    >>> name_of(VCD(alpha=0.5)), name_of("beam")
-    ('vcd', 'beam')
-    """
-    return type(decoding).__name__.lower() if isinstance(decoding, Decoder) else decoding
 
 
 def chosen_decoders(store: Store) -> dict[str, Chosen]:

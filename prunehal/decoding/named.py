@@ -16,7 +16,7 @@ from prunehal.decoding.opera import OPERA
 from prunehal.decoding.pai import PAI
 from prunehal.decoding.vcd import VCD
 
-__all__ = ["BEAMS", "DECODERS", "NAMES", "STOCK", "Decoding", "described", "named_decoding", "read_options"]
+__all__ = ["BEAMS", "DECODERS", "NAMES", "STOCK", "Decoding", "described", "name_of", "named_decoding", "read_options"]
 
 Decoding = str | Decoder
 
@@ -61,13 +61,22 @@ def named_decoding(decoding: Decoding, options: Mapping[str, Any] | None = None)
     return DECODERS[name](**lists)
 
 
+def name_of(decoding: Decoding) -> str:
+    """Return the name of a way of decoding without its values.
+
+    >>> name_of(VCD(alpha=0.5)), name_of("beam")
+    ('vcd', 'beam')
+    """
+    return decoding if isinstance(decoding, str) else type(decoding).__name__.lower()
+
+
 def described(decoding: Decoding) -> str | dict[str, Any]:
     """Return a way of decoding as JSON: its name, or a table with the decoder's name and all of its values.
 
     >>> described("greedy"), described(FastV())
     ('greedy', {'name': 'fastv', 'block': 2, 'ratio': 0.5})
     """
-    return decoding if isinstance(decoding, str) else {"name": type(decoding).__name__.lower()} | asdict(decoding)
+    return decoding if isinstance(decoding, str) else {"name": name_of(decoding)} | asdict(decoding)
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:

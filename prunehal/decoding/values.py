@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from prunehal.core.checks import refuse
+
 __all__ = ["check_count", "check_number"]
 
 
@@ -33,7 +35,7 @@ def check_number(name: str, value: object, within: str, fix: str) -> None:
         expected = f"a number in {within}"
         if high == math.inf:
             expected = f"a number {'of at least' if within[0] == '[' else 'above'} {low:g}"
-        raise ValueError(f"{name}={value!r}: expected {expected}. {fix}")
+        raise refuse(name, value, expected, fix)
 
 
 def check_count(name: str, value: object, least: int, fix: str, *, most: int | None = None, reason: str = "") -> None:
@@ -48,4 +50,4 @@ def check_count(name: str, value: object, least: int, fix: str, *, most: int | N
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-        raise ValueError(f"{name}={value!r}: expected {expected}{reason}. {fix}")
+        raise refuse(name, value, expected + reason, fix)

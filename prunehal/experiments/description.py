@@ -13,7 +13,7 @@ from typing import Any
 
 from prunehal.core import Accumulated, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.named import Decoding, described, named_decoding
+from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
 from prunehal.running.loop import DTYPES
@@ -146,7 +146,7 @@ class Experiment:
         parts = [self.split]
         parts += [f"{f.name}-{getattr(self, f.name)}" for f in fields(self) if f.name not in _SHORT and self._differs(f.name)]
         if isinstance(self.decoding, Decoder):
-            parts += [type(self.decoding).__name__.lower(), *_options(self.decoding)]
+            parts += [name_of(self.decoding), *_options(self.decoding)]
         elif self._differs("decoding"):
             parts.append(self.decoding)
         parts += [f"tiles{self.tiles}{'cluttered' if self.clutter else 'clean'}"] if self.tiles else []
