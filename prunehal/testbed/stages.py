@@ -198,6 +198,6 @@ def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0)
               testbed.tower_loss, 64, 0.02, 2e-3),
         stage("align", [core.vision_tower, testbed.patch_head, core.multi_modal_projector],
               samples(19_200, 2_000_000, texts=False), testbed.align_loss, 64, 0.015, 2e-3),
-        stage("captions", [core.language_model, core.multi_modal_projector], samples(17_600, 3_000_000),
+        stage("captions", [core.language_model, core.multi_modal_projector], samples(40_000, 3_000_000),
               testbed.caption_loss, 8, 0.015, 2e-3),
     ]  # fmt: skip
