@@ -6,20 +6,31 @@ the caption is about. Redundant tokens change the second more than the first.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_batch, mention_attention
-from prunehal.experiments import Experiment
-from prunehal.experiments.pictures import truth
+from prunehal.core import NoPruning
+from prunehal.experiments import Experiment, Store
+from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.prefill import batch_inputs, caches, object_marks
+from prunehal.loading import load
+from prunehal.marked import read_marked, write_marked
+from prunehal.redundancy import CELLS, all_rules, chosen_rules, with_rule
+from prunehal.resources import data_path
 
-__all__ = ["evidence"]
+__all__ = ["FILE", "evidence", "measure", "stored"]
+
+FILE = "evidence.csv.gz"  # among the shipped results
 
 
 def evidence(
@@ -83,3 +94,42 @@ def _of_row(maps: Tensor, marks: Tensor, begins: list[int]) -> dict[str, float]:
     seen = maps[-1].nan_to_num(0) > 0
     line |= {"kept": seen.float().mean().item(), "kept_objects": seen[:, marks].float().mean().item()}
     return line | {"objects": marks.float().mean().item()}
+
+
+def measure(out: Path, n_images: int = 100, progress: bool = True) -> pd.DataFrame:
+    """Measure every rule of `prunehal.redundancy` in every cell of the test split, and write the rows.
+
+    Args:
+        out: compressed file to write.
+        n_images: scenes of each cell.
+        progress: show a bar with the time left.
+
+    Returns:
+        The columns of :func:`evidence`, and: rule (its name, or "no pruning"), tiles, clutter.
+
+    Raises:
+        FileNotFoundError: the rows of the validation split, which choose the rules, are not stored.
+    """
+    model, processor = load()
+    rules = {"no pruning": ("decoding", NoPruning())} | all_rules(chosen_rules(Store.shipped()))
+    plain = Experiment(split="test", n_images=n_images)
+    jobs = [(name, tiles, clutter) for tiles, clutter in CELLS for name in rules]
+    parts = []
+    for name, tiles, clutter in tqdm(jobs, desc="evidence", unit="cell", disable=not progress):
+        experiment = with_rule(replace(plain, tiles=tiles, clutter=clutter), rules[name])
+        found = evidence(model, processor, experiment, image_keys(plain))
+        parts.append(found.assign(rule=name, tiles=tiles, clutter=clutter))
+    frame = pd.concat(parts, ignore_index=True).round(4)
+    write_marked(out, frame.to_csv(index=False), plain)
+    return frame
+
+
+def stored(path: Path | None = None) -> pd.DataFrame:
+    """Read the rows that :func:`measure` wrote; by default the shipped ones.
+
+    Raises:
+        FileNotFoundError, ValueError, BadInput: as `prunehal.marked.read_marked`.
+    """
+    path = data_path("results", FILE, must_exist=False) if path is None else path
+    _, table = read_marked(path, Experiment(split="test"), "python -m prunehal evidence")
+    return pd.read_csv(io.StringIO(table))
