@@ -5,10 +5,9 @@ A process loads a model once and keeps it; it does one task at a time.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,18 +19,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import Captioned, caption_batch, mention_attention
-from prunehal.core import PrunableCache, SharedPrefill, attach
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS
-from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.experiments.pictures import pictures, truth
+from prunehal.experiments.description import Experiment
+from prunehal.experiments.pictures import truth
+from prunehal.experiments.prefill import batch_inputs, caches
 from prunehal.experiments.sampling import KeyedSampling
 from prunehal.experiments.versions import MadeBy, made_by
 from prunehal.loading import load
-from prunehal.running.chat import encode, render, to_model
 from prunehal.running.loop import is_out_of_memory
-from prunehal.running.tasks import CAPTION_PROMPT
-from prunehal.testbed.captions import PROMPT
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
 
@@ -74,7 +70,8 @@ def same_prefill(experiment: Experiment) -> Experiment:
     True
     """
     plain = Experiment()
-    names = ("policy", "seed", "max_new_tokens", "n_images", *(() if experiment.one_input else ("decoding",)))
+    names = ["policy", "mode", "seed", "max_new_tokens", "min_new_tokens", "n_images"]
+    names += [] if experiment.one_input else ["decoding"]
     return replace(experiment, **{name: getattr(plain, name) for name in names})
 
 
@@ -105,8 +102,8 @@ def _halving(task: Task) -> Rows:
 def _worked(task: Task) -> Rows:
     first, keys = task.experiments[0], list(task.keys)
     model, processor = _loaded(first.model, first.revision, first.dtype)
-    inputs = _inputs(model, processor, first, keys)
-    made = _caches(model, inputs, [_seed(key) for key in keys], many=len(task.experiments) > 1)
+    inputs = batch_inputs(model, processor, first, keys)
+    made = caches(model, inputs, keys, many=len(task.experiments) > 1)
     truths = truth(first, keys)
     rows = {}
     for experiment in task.experiments:
@@ -114,6 +111,8 @@ def _worked(task: Task) -> Rows:
         decoder = experiment.decoding if isinstance(experiment.decoding, Decoder) else None
         with nullcontext({}) if decoder is None else decoder.on(model, inputs, cache) as options:
             options |= _search(experiment, keys, inputs) | {"max_new_tokens": experiment.max_new_tokens, "do_sample": False}
+            if experiment.min_new_tokens:
+                options["min_new_tokens"] = experiment.min_new_tokens
             done = caption_batch(model, processor, given, cache, keys, trace=True, **options)
         rows[experiment.key] = _rows(done, truths, getattr(experiment.policy, "majority", 0.5))
     return rows
@@ -125,37 +124,6 @@ def _loaded(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedMode
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
-def _inputs(
-    model: PreTrainedModel, processor: ProcessorMixin, experiment: Experiment, keys: Sequence[int | str]
-) -> dict[str, Tensor]:
-    text = experiment.prompt or (PROMPT if experiment.images == TESTBED else CAPTION_PROMPT)
-    prompt = render(processor, text, experiment.template, model.config.model_type)
-    if experiment.tiles:
-        prompt = prompt.replace(processor.image_token, processor.image_token * (experiment.tiles + 1))
-    return to_model(encode(processor, pictures(experiment, keys), [prompt] * len(keys)), model)
-
-
-def _caches(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], seeds: Sequence[int], many: bool
-) -> Callable[[Experiment], tuple[PrunableCache, Mapping[str, Tensor]]]:
-    """Return what makes an experiment's cache and the inputs of its generate(): from one prefill where the model allows it."""
-    shared = None
-    if many:
-        try:
-            shared = SharedPrefill(model, inputs)
-        except ValueError:  # some models cannot share a prompt; a prompt that is wrong is refused by attach() too
-            shared = None
-
-    def made(experiment: Experiment) -> tuple[PrunableCache, Mapping[str, Tensor]]:
-        decoding = experiment.decoding
-        if shared is None or getattr(decoding, "whole_prompt", False):
-            return attach(model, inputs, experiment.policy, seeds=seeds, entropy=True), inputs
-        copies = BEAMS if decoding == "beam" else getattr(decoding, "num_beams", 1)
-        return shared.attach(experiment.policy, copies=copies, seeds=seeds, entropy=True), shared.inputs
-
-    return made
-
-
 def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the options of generate() that a way of decoding without a decoder needs."""
     if experiment.decoding == "beam":
@@ -163,11 +131,6 @@ def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[s
     if experiment.decoding == "nucleus":
         return {"logits_processor": [KeyedSampling(keys, experiment.seed, inputs["input_ids"].shape[1])]}
     return {}
-
-
-def _seed(key: int | str) -> int:
-    """Return what keys the random selection of an image: the image, not its place in the batch."""
-    return key if isinstance(key, int) else int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
 
 
 def _rows(done: Captioned, truths: Mapping[Any, set[str]], majority: float) -> list[dict[str, Any]]:

@@ -1,0 +1,158 @@
+"""Experiments that change when the policy acts, positions or length: rows are those of the classes used by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from prunehal import load
+from prunehal.captioning import caption_batch
+from prunehal.core import Accumulated, Draft, FirstToken, Keep, MassShare, NoPruning, SharedPrefill, StepTopK, TopK, attach
+from prunehal.experiments import Experiment, Store, sweep
+from prunehal.experiments.prefill import batch_inputs
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.oracle import object_tokens
+from prunehal.testbed.scenes import scene
+
+PLAIN = Experiment(n_images=3, max_new_tokens=30)
+SCENES = [scene("validation", i) for i in range(3)]
+IDS = [each.image_id for each in SCENES]
+TOP, CONTENT = TopK(20), Accumulated(r=0.1, content=True)
+
+
+def by_hand(tiles, cache_of):
+    """Caption the scenes with the cache that a function makes from model and inputs."""
+    model, processor = load()
+    images = [image for each in SCENES for image in each.tiles(tiles)[0]]
+    inputs = processor(images=images, text=[build_prompt(tiles + 1)] * len(SCENES), return_tensors="pt")
+    keep = object_tokens(SCENES, inputs["input_ids"] == model.config.image_token_id, tiles)
+    cache, given = cache_of(model, inputs, keep)
+    done = caption_batch(model, processor, given, cache, IDS, trace=True, max_new_tokens=30, do_sample=False)
+    return done.texts, done.steps.groupby("image_id")["n_visual"].mean().round(2).to_dict()
+
+
+def prefilled(kind, policy, **options):
+    def cache_of(model, inputs, keep):
+        prefill = kind(model, inputs, **options)
+        given = {"keep": keep} if kind is SharedPrefill else {}
+        return prefill.attach(policy, seeds=IDS, **given), prefill.inputs
+
+    return cache_of
+
+
+CASES = {
+    "first token": (replace(PLAIN, mode="first-token", policy=TOP), prefilled(FirstToken, TOP)),
+    "draft": (replace(PLAIN, mode="draft", policy=CONTENT), prefilled(Draft, CONTENT, max_new_tokens=30)),
+    "objects, first token": (replace(PLAIN, mode="first-token", policy=Keep(), tiles=1), prefilled(SharedPrefill, NoPruning())),
+    "objects": (
+        replace(PLAIN, policy=Keep(), tiles=1),
+        lambda model, inputs, keep: (attach(model, inputs, Keep(), seeds=IDS, keep=keep), inputs),
+    ),
+    "as many random ones": (
+        replace(PLAIN, policy=Keep(selection="random")),
+        lambda model, inputs, keep: (attach(model, inputs, Keep(selection="random"), seeds=IDS, keep=keep), inputs),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Return the rows of all cases, and of no pruning, from one sweep."""
+    wanted = [PLAIN, replace(PLAIN, tiles=1), *(experiment for experiment, _ in CASES.values())]
+    return sweep(wanted, tmp_path_factory.mktemp("rows"), progress=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sweep_writes_what_the_classes_write_by_hand(store, name):
+    experiment, cache_of = CASES[name]
+    texts, held = by_hand(experiment.tiles, cache_of)
+    captions = store.captions(experiment).set_index("image_id")
+    assert captions["caption"].to_dict() == texts
+    assert captions["visual"].to_dict() == held
+    assert texts != store.captions(replace(PLAIN, tiles=experiment.tiles)).set_index("image_id")["caption"].to_dict()
+
+
+def test_no_case_writes_what_another_writes(store):
+    rows = [tuple(store.captions(experiment)[["caption", "visual"]].to_numpy().flat) for experiment, _ in CASES.values()]
+    assert len(set(rows)) == len(rows)
+
+
+def test_the_mode_is_part_of_the_key_and_the_default_leaves_keys_as_they_were():
+    kinds = [replace(PLAIN, tiles=1), replace(PLAIN, tiles=1, positions_only=True), replace(PLAIN, tiles=1, min_new_tokens=1)]
+    assert len({each.key for each in kinds}) == 3
+    assert all("positions_only" not in each.description or each.positions_only for each in kinds)
+    modes = [replace(PLAIN, policy=TOP), replace(PLAIN, policy=TOP, mode="first-token"), replace(PLAIN, policy=TOP, mode="draft")]
+    assert len({each.key for each in modes}) == 3
+    assert ["mode" in each.description for each in modes] == [False, True, True]
+    assert [Store.shipped().path(each).name.count("mode") for each in modes] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mode": "prefill"}, r"mode='prefill': expected one of 'decoding', 'first-token', 'draft'"),
+        ({"mode": "draft"}, r"mode='draft', policy=NoPruning\(.*never prunes; expected one that chooses tokens"),
+        ({"mode": "first-token", "policy": StepTopK(8)}, r"policy=StepTopK\(.*never prunes"),
+        ({"mode": "draft", "policy": Keep()}, r"mode='draft', policy=Keep.*expected mode='first-token' and Keep\(\)"),
+        ({"mode": "first-token", "policy": Keep(selection="random")}, r"what it keeps is given"),
+        ({"mode": "draft", "policy": MassShare(0.9), "decoding": "vcd"}, r"a mitigation decoder runs with mode='decoding' only"),
+        ({"positions_only": True}, r"positions_only=True, tiles=0: expected positions_only=True only with background tiles"),
+        ({"min_new_tokens": 101}, r"min_new_tokens=101: expected at most max_new_tokens=100; raise that too"),
+        ({"policy": Keep(), "images": "photos"}, r"known of the testbed's scenes only where their objects are"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_sweep(options, said):
+    with pytest.raises(ValueError, match=said):
+        Experiment(**options)
+
+
+def test_the_object_tokens_are_those_of_the_tile_that_holds_the_scene():
+    model, processor = load()
+    tiles, at = SCENES[0].tiles(2, True)
+    assert isinstance(tiles[at], Image.Image)
+    inputs = processor(images=tiles, text=build_prompt(3), return_tensors="pt")
+    visual = inputs["input_ids"] == model.config.image_token_id
+    marked = object_tokens(SCENES[:1], visual, 2, True)[visual].view(3, 144).any(1)
+    assert marked.tolist() == [tile == at for tile in range(3)]
+
+
+# Positions without their tiles, and captions that must go on.
+
+
+@pytest.mark.parametrize("clutter", [False, True])
+def test_positions_only_is_the_prompt_whose_background_tiles_nobody_sees(clutter):
+    experiment = Experiment(tiles=2, clutter=clutter, positions_only=True)
+    model, processor = load()
+    alone = batch_inputs(model, processor, experiment, IDS)
+    whole = batch_inputs(model, processor, replace(experiment, positions_only=False), IDS)
+    visual = whole["input_ids"] == model.config.image_token_id
+    hidden = torch.zeros_like(visual)
+    for row, each in enumerate(SCENES):
+        at = each.tiles(2, clutter)[1]
+        for number, place in enumerate(visual[row].nonzero().flatten().tolist()):
+            hidden[row, place] = number // 144 != at
+    length = visual.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden[:, None, None]
+    seen = seen | torch.eye(length, dtype=torch.bool)  # a query that sees nothing is no number
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.inference_mode():
+        expected = model(**whole | {"attention_mask": mask}).logits[:, -1]
+        found = model(**alone).logits[:, -1]
+    assert torch.allclose(found, expected, atol=1e-4)
+    del alone["position_ids"]
+    with torch.inference_mode():
+        assert not torch.allclose(model(**alone).logits[:, -1], expected, atol=1e-2)
+
+
+def test_positions_only_goes_on_counting_and_a_caption_that_must_go_on_does(tmp_path):
+    far = replace(PLAIN, tiles=2, positions_only=True, policy=TOP)
+    long = replace(PLAIN, min_new_tokens=30, policy=TOP)
+    store = sweep([far, replace(far, policy=NoPruning()), long, replace(PLAIN, policy=TOP)], tmp_path, progress=False)
+    model, processor = load()
+    inputs = batch_inputs(model, processor, far, IDS)
+    cache = attach(model, inputs, TOP, seeds=IDS)
+    by_hand_ = caption_batch(model, processor, inputs, cache, IDS, max_new_tokens=30, do_sample=False).texts
+    assert store.captions(far).set_index("image_id")["caption"].to_dict() == by_hand_
+    assert store.captions(long)["tokens"].tolist() == [30, 30, 30]
+    assert store.captions(replace(PLAIN, policy=TOP))["tokens"].min() < 30
