@@ -91,30 +91,37 @@ def in_fp32(processor, monkeypatch):
 LIGHTER, HEAVY = "small medium large clear faint", "top bottom left right center Yes No"
 
 
-def weighted_loss(logits, targets, processor):
-    """Mean cross-entropy over all answers, words that name objects weighing most; its mean at these; right yes and no."""
+def weighted_loss(logits, fed, targets, late, processor):
+    """Mean cross-entropy over all answers, words that name objects weighing most; its mean at these; right yes and no.
+
+    Where a name is due in a late sample, each name that the text has used before costs -log(1 - p), too.
+    """
     ids = processor.tokenizer
     names = {i for name in NAMES for i in ids(name, add_special_tokens=False).input_ids}
     lighter, heavy, answers = (set(ids(words, add_special_tokens=False).input_ids) for words in (LIGHTER, HEAVY, "Yes No"))
-    total = weight = objects = named = right = asked = 0.0
-    for given, expected in zip(logits, targets, strict=True):
-        for row, token in zip(F.log_softmax(given, dim=-1), expected.tolist(), strict=True):
+    total = weight = objects = named = right = asked = repeated = 0.0
+    for given, tokens, expected, is_late in zip(logits, fed, targets, late, strict=True):
+        for place, (row, token) in enumerate(zip(F.log_softmax(given, dim=-1), expected.tolist(), strict=True)):
             if token < 0:
                 continue
+            again = [row[said].exp() for said in (set(tokens[: place + 1].tolist()) & names) - {token}]
+            if token in names:
+                repeated += sum(p.item() for p in again)
+                total = total - stages._WEIGHT * is_late * sum(torch.log(1 - p) for p in again)
             share = stages._ADJECTIVE_WEIGHT if token in lighter else stages._WEIGHT if token in heavy | names else 1.0
             total, weight = total - share * row[token], weight + share
             if token in names:
                 objects, named = objects - float(row[token].detach()), named + 1
             if token in answers:
                 right, asked = right + (int(row.argmax()) == token), asked + 1
-    return total / weight, {"object_loss": objects / named, "answers": right / asked}
+    return total / weight, {"object_loss": objects / named, "answers": right / asked, "repeats": repeated / named}
 
 
 def test_caption_loss_equals_stock_llava_on_the_processors_inputs(processor, in_fp32):
     # One tile, so that the stock model gets exactly what it gets at test time: image and text through the processor.
     testbed, stock = in_fp32
-    batch = batch_of(processor, [(1, 0), (1, 0)])
-    logits, expected = [], []
+    batch = batch_of(processor, [(1, 0), (1, 0)]) | {"late": torch.tensor([False, True])}
+    logits, fed, expected, late = [], [], [], []
     for i in range(2):
         for tokens, targets in texts_in(batch, i):
             text = processor.tokenizer.decode(tokens)
@@ -122,9 +129,12 @@ def test_caption_loss_equals_stock_llava_on_the_processors_inputs(processor, in_
             with torch.no_grad():
                 logits.append(stock(**inputs).logits[0, -len(tokens) :])
             expected.append(targets)
+            fed.append(tokens)
+            late.append(i == 1)
     assert len(expected) > 20
     loss, detail = testbed.caption_loss(batch)
-    total, numbers = weighted_loss(logits, expected, processor)
+    total, numbers = weighted_loss(logits, fed, expected, late, processor)
+    assert numbers["repeats"] > 1e-3
     assert float(loss.detach()) == pytest.approx(float(total), abs=2e-5)
     assert detail == pytest.approx(numbers, abs=2e-5)
 
@@ -151,7 +161,8 @@ def test_each_text_is_as_if_alone_after_the_prefix(processor, in_fp32):
     batch = batch_of(processor, tiles)
     visual = torch.randn(2, 144, 32, generator=torch.Generator().manual_seed(3))
     embed = stock.get_input_embeddings()
-    logits, expected = [], []
+    batch["late"] = torch.tensor([True, False])
+    logits, fed, expected, late = [], [], [], []
     for row, (count, at) in enumerate(tiles):
         for tokens, targets in texts_in(batch, row):
             start, rest = embed(torch.tensor([[processor.tokenizer.bos_token_id]])), embed(tokens[None])
@@ -167,23 +178,26 @@ def test_each_text_is_as_if_alone_after_the_prefix(processor, in_fp32):
                 ).last_hidden_state  # fmt: skip
                 logits.append(stock.lm_head(hidden)[0, 145:])
             expected.append(targets)
+            fed.append(tokens)
+            late.append(row == 0)
     loss, detail = testbed._caption_loss(visual, batch)
-    total, numbers = weighted_loss(logits, expected, processor)
+    total, numbers = weighted_loss(logits, fed, expected, late, processor)
     assert float(loss.detach()) == pytest.approx(float(total), abs=2e-5)
     assert detail == pytest.approx(numbers, abs=2e-5)
 
 
 def test_gradients_equal_those_of_stock_attention(processor, in_fp32):
     testbed, stock = in_fp32
-    batch = batch_of(processor, [(1, 0)])
+    batch = batch_of(processor, [(1, 0)]) | {"late": torch.tensor([True])}
     testbed.caption_loss(batch)[0].backward()
-    logits, expected = [], []
+    logits, fed, expected = [], [], []
     for tokens, targets in texts_in(batch, 0):
         text = build_prompt(1, processor.tokenizer.decode(tokens))
         inputs = processor(images=scene("train", 50).image(), text=text, return_tensors="pt")
         logits.append(stock(**inputs).logits[0, -len(tokens) :])
         expected.append(targets)
-    weighted_loss(logits, expected, processor)[0].backward()
+        fed.append(tokens)
+    weighted_loss(logits, fed, expected, [True] * len(fed), processor)[0].backward()
     for (name, ours), theirs in zip(testbed.model.named_parameters(), stock.parameters(), strict=True):
         if "vision_tower" in name:
             assert ours.grad is None  # the tower stays as it is
@@ -241,6 +255,10 @@ def test_samples_are_functions_of_their_number(processor):
     assert {count for count, _ in tiles} == {1, 2, 3, 4, 5}
     assert all(0 <= at < count for count, at in tiles)
     assert 0.3 < sum(count == 1 for count, _ in tiles) / 60 < 0.7
+
+
+def test_the_last_two_fifths_of_the_samples_are_late(processor):
+    assert [bool(Samples(processor, 5, 0)[i]["late"]) for i in range(5)] == [False, False, False, True, True]
 
 
 def test_a_sample_holds_its_texts_whole_and_in_detail_and_brief_always(processor):

@@ -21,12 +21,16 @@ __all__ = ["ROWS", "ROW_LENGTH", "Samples", "collate", "packed", "texts_of"]
 
 ROWS = 2  # rows of text for each scene
 ROW_LENGTH = LONGEST + 6  # the caption in detail with its prompt
+_LATE = 0.6  # share of the samples after which a sample is late
 _PRESENCE, _WHERE, _WHAT = 6, 3, 4  # questions offered for each scene; those that find no room are left out
 
 
 @dataclass(frozen=True)
 class Samples(Dataset):
-    """Training samples as a pure function of their number: pixels, labels of patches, texts, background tiles to pretend."""
+    """Training samples as a pure function of their number: pixels, labels of patches, texts, background tiles to pretend.
+
+    The last samples are marked ``late``: what is trained on them may differ.
+    """
 
     processor: LlavaProcessor
     count: int
@@ -55,6 +59,7 @@ class Samples(Dataset):
             ]
             tiles = 1 if rng.random() < 0.5 else int(rng.integers(2, 6))
             sample |= packed(pairs) | {"tiles": torch.tensor([tiles, int(rng.integers(tiles))])}
+            sample["late"] = torch.tensor(number >= _LATE * self.count)
         return sample
 
 

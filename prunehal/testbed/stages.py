@@ -3,7 +3,8 @@
 1. tower: the vision tower names what every patch shows, and the traits of the object that it belongs to;
 2. align: the projector maps the tower's features onto symbols: the word embeddings of what each patch shows and of its traits,
    plus a code of where it stands; the tower learns with it, as it has to keep what the symbols say, its places above all;
-3. captions: projector and decoder learn from pixels; several texts share one visual prefix.
+3. captions: projector and decoder learn from pixels; several texts share one visual prefix. Late samples also teach not to name
+   again what a text has named.
 
 Caption positions are shifted as if background tiles stood before and after the scene's tile, so that prompts of 288 or
 576 visual tokens are in distribution.
@@ -24,7 +25,7 @@ from prunehal.testbed.shared_prefix import ATTENTION, row_mask
 from prunehal.testbed.training import Stage
 from prunehal.testbed.world import NAMES, SCENES
 
-__all__ = ["Testbed", "make_stages"]
+__all__ = ["Testbed", "make_stages", "repeats", "said_before"]
 
 _VISUAL = GRID * GRID
 _LABELS = len(NAMES) + len(SCENES)
@@ -150,12 +151,16 @@ class Testbed(nn.Module):
         expected = targets.flatten(1)[kept]
         losses = F.cross_entropy(logits, expected, reduction="none")
         weights, objects, answers = self.weight[expected], self.names_object[expected], self.yes_no[expected]
+        said = said_before(tokens, batch["text"], self.names_object).flatten(1, 2)[kept]
+        again, repeated = repeats(logits, said, expected)
+        late = batch["late"][:, None].expand(kept.shape)[kept]
         right = (logits.argmax(-1) == expected).float()
         detail = {
             "object_loss": float((losses.detach() * objects).sum() / objects.sum()),
+            "repeats": float((repeated.detach() * objects).sum() / objects.sum()),
             "answers": float((right * answers).sum() / answers.sum().clamp(min=1)),
         }
-        return (losses * weights).sum() / weights.sum(), detail
+        return ((losses + again * objects * late) * weights).sum() / weights.sum(), detail
 
     def _positions(self, batch: dict) -> torch.Tensor:
         """Return position ids (batch, prefix + rows * length): each text goes on from the last visual token."""
@@ -180,6 +185,37 @@ def _trait_words(processor: LlavaProcessor) -> torch.Tensor:
         for value, word in enumerate(kinds):
             table.select(axis, value)[..., words.convert_tokens_to_ids(f"▁{word}")] += _TRAIT_SHARE
     return table
+
+
+def said_before(tokens: torch.Tensor, text: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    """Mark the tokens of names that a text holds up to each of its places, bool (batch, rows, length, vocabulary).
+
+    Args:
+        tokens, text: of packed rows, (batch, rows, length).
+        names: 1 for tokens of names, (vocabulary,).
+
+    >>> said_before(torch.tensor([[[1, 0, 2]]]), torch.tensor([[[0, 0, 0]]]), torch.tensor([0.0, 1.0, 1.0]))[0, 0].int().tolist()
+    [[0, 1, 0], [0, 1, 0], [0, 1, 1]]
+    """
+    length = tokens.shape[-1]
+    same = (text[..., :, None] == text[..., None, :]) & torch.ones(length, length, dtype=torch.bool, device=text.device).tril()
+    held = F.one_hot(tokens, len(names)).float() * names
+    return same.float() @ held > 0
+
+
+def repeats(logits: torch.Tensor, said: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the unlikelihood of naming again what was named, and the probability of it, each (position,).
+
+    Source: Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", arXiv 1908.04319: -log(1 - p), summed over
+    the tokens that shall not come. What is expected may come.
+
+    Args:
+        logits: (position, vocabulary).
+        said: bool, of the same shape; see :func:`said_before`.
+        expected: (position,).
+    """
+    probability = logits.softmax(-1) * said.scatter(-1, expected[:, None], False)
+    return -torch.log1p(-probability.clamp(max=0.999)).sum(-1), probability.sum(-1)
 
 
 def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0) -> list[Stage]:
