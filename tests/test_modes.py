@@ -10,6 +10,7 @@ from prunehal import load
 from prunehal.captioning import caption_batch
 from prunehal.core import Accumulated, Draft, FirstToken, Keep, MassShare, NoPruning, SharedPrefill, StepTopK, TopK, attach
 from prunehal.experiments import Experiment, sweep
+from prunehal.experiments.description import MODES
 from prunehal.experiments.prefill import batch_inputs
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
@@ -80,7 +81,7 @@ def test_no_case_writes_what_another_writes(store):
 
 def test_mode_positions_and_least_length_are_part_of_the_key():
     kinds = [replace(PLAIN, tiles=1), replace(PLAIN, tiles=1, positions_only=True), replace(PLAIN, tiles=1, min_new_tokens=1)]
-    kinds += [replace(PLAIN, policy=TOP), replace(PLAIN, policy=TOP, mode="first-token"), replace(PLAIN, policy=TOP, mode="draft")]
+    kinds += [replace(PLAIN, policy=TOP, mode=mode) for mode in MODES]
     assert len({each.key for each in kinds}) == len({each.name for each in kinds}) == 6
 
 
