@@ -257,8 +257,24 @@ def test_samples_are_functions_of_their_number(processor):
     assert 0.3 < sum(count == 1 for count, _ in tiles) / 60 < 0.7
 
 
-def test_the_last_two_fifths_of_the_samples_are_late(processor):
+def test_the_last_two_fifths_of_the_samples_are_late_and_all_of_the_last_stage(processor):
     assert [bool(Samples(processor, 5, 0)[i]["late"]) for i in range(5)] == [False, False, False, True, True]
+    *_, captions, distinct = make_stages(Testbed(tiny(processor), processor), processor, scale=0.001)
+    assert [[bool(stage.data[i]["late"]) for i in (0, len(stage.data) - 1)] for stage in (captions, distinct)] == [
+        [False, True],
+        [True, True],
+    ]
+
+
+def test_naming_again_weighs_more_in_the_last_stage(processor, in_fp32):
+    testbed, _ = in_fp32
+    *_, captions, distinct = make_stages(testbed, processor)
+    batch = batch_of(processor, [(1, 0)])
+    plain = captions.loss(batch)[0]
+    assert distinct.loss(batch)[0] == plain  # nothing is late
+    batch["late"] = torch.tensor([True])
+    once, more = captions.loss(batch)[0] - plain, distinct.loss(batch)[0] - plain
+    assert float(more) == pytest.approx(4 * float(once), rel=1e-3)
 
 
 def test_a_sample_holds_its_texts_whole_and_in_detail_and_brief_always(processor):
@@ -303,7 +319,7 @@ def test_a_row_mask_lets_a_token_see_its_own_text_before_it():
 
 def test_no_stage_sees_a_scene_of_another_stage_or_split(processor):
     plan = make_stages(Testbed(tiny(processor), processor), processor)
-    assert [stage.name for stage in plan] == ["tower", "align", "captions"]
+    assert [stage.name for stage in plan] == ["tower", "align", "captions", "distinct"]
     ranges = sorted((stage.data.first, stage.data.first + len(stage.data)) for stage in plan)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
     assert {stage.data.split for stage in plan} == {"train"}
@@ -339,7 +355,7 @@ def often(monkeypatch):
     monkeypatch.setattr(training, "_LOG_EVERY", 2)
 
 
-@pytest.mark.parametrize("name", ["tower", "align", "captions"])
+@pytest.mark.parametrize("name", ["tower", "align", "captions", "distinct"])
 def test_a_resumed_run_equals_an_unbroken_one(name, processor, tmp_path, often):
     stage, unbroken = stage_of(name, processor)
     start = copy.deepcopy(unbroken.state_dict())

@@ -21,7 +21,6 @@ __all__ = ["ROWS", "ROW_LENGTH", "Samples", "collate", "packed", "texts_of"]
 
 ROWS = 2  # rows of text for each scene
 ROW_LENGTH = LONGEST + 6  # the caption in detail with its prompt
-_LATE = 0.6  # share of the samples after which a sample is late
 _PRESENCE, _WHERE, _WHAT = 6, 3, 4  # questions offered for each scene; those that find no room are left out
 
 
@@ -29,7 +28,7 @@ _PRESENCE, _WHERE, _WHAT = 6, 3, 4  # questions offered for each scene; those th
 class Samples(Dataset):
     """Training samples as a pure function of their number: pixels, labels of patches, texts, background tiles to pretend.
 
-    The last samples are marked ``late``: what is trained on them may differ.
+    The last samples are marked ``late``: they also teach not to repeat.
     """
 
     processor: LlavaProcessor
@@ -37,6 +36,7 @@ class Samples(Dataset):
     first: int  # number of the first training scene
     texts: bool = True
     split: str = "train"
+    late_from: float = 0.6  # share of the samples after which they are late
 
     def __len__(self) -> int:
         return self.count
@@ -59,7 +59,7 @@ class Samples(Dataset):
             ]
             tiles = 1 if rng.random() < 0.5 else int(rng.integers(2, 6))
             sample |= packed(pairs) | {"tiles": torch.tensor([tiles, int(rng.integers(tiles))])}
-            sample["late"] = torch.tensor(number >= _LATE * self.count)
+            sample["late"] = torch.tensor(number >= self.late_from * self.count)
         return sample
 
 

@@ -1,16 +1,19 @@
-"""The three stages that teach the embedded model to see, to map and to write what it sees.
+"""The four stages that teach the embedded model to see, to map and to write what it sees.
 
 1. tower: the vision tower names what every patch shows, and the traits of the object that it belongs to;
 2. align: the projector maps the tower's features onto symbols: the word embeddings of what each patch shows and of its traits,
    plus a code of where it stands; the tower learns with it, as it has to keep what the symbols say, its places above all;
 3. captions: projector and decoder learn from pixels; several texts share one visual prefix. Late samples also teach not to name
-   again what a text has named.
+   again what a text has named;
+4. distinct: a short stage of the same, in which naming again weighs more.
 
 Caption positions are shifted as if background tiles stood before and after the scene's tile, so that prompts of 288 or
 576 visual tokens are in distribution.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,7 @@ _VISUAL = GRID * GRID
 _LABELS = len(NAMES) + len(SCENES)
 _TRAITS = (3, 3, 3, 2)  # values of each trait of an object: column, row, size, faint
 _WEIGHT = 8.0  # of the loss at names of objects, places, yes and no: the rest is mostly free choice of words
+_AGAIN_WEIGHT = 4.0  # of the unlikelihood of naming again in the last stage
 _ADJECTIVE_WEIGHT = 2.0  # of the loss at sizes and faintness
 _TRAIT_WEIGHT = 0.2  # of the loss at each trait
 _TRAIT_SHARE = 0.5  # of each trait's word in a symbol, beside the name
@@ -127,15 +131,15 @@ class Testbed(nn.Module):
             numbers[name] = float((given.argmax(-1) == traits[:, trait])[shown].float().mean())
         return loss, numbers
 
-    def caption_loss(self, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
-        """Caption loss from pixels; the tower stays as it is."""
+    def caption_loss(self, batch: dict, again: float = 1.0) -> tuple[torch.Tensor, dict[str, float]]:
+        """Caption loss from pixels; the tower stays as it is. ``again`` weighs the unlikelihood of naming again."""
         with torch.no_grad(), self._mixed():
             features = self.features(batch["pixels"])
         with self._mixed():
             visual = self.model.model.multi_modal_projector(features)
-        return self._caption_loss(visual, batch)
+        return self._caption_loss(visual, batch, again)
 
-    def _caption_loss(self, visual: torch.Tensor, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
+    def _caption_loss(self, visual: torch.Tensor, batch: dict, again: float = 1.0) -> tuple[torch.Tensor, dict[str, float]]:
         tokens, targets = batch["tokens"], batch["targets"]  # (batch, rows, length)
         embed = self.model.get_input_embeddings()
         start = tokens.new_full((len(tokens), 1), self.model.config.text_config.bos_token_id)
@@ -152,7 +156,7 @@ class Testbed(nn.Module):
         losses = F.cross_entropy(logits, expected, reduction="none")
         weights, objects, answers = self.weight[expected], self.names_object[expected], self.yes_no[expected]
         said = said_before(tokens, batch["text"], self.names_object).flatten(1, 2)[kept]
-        again, repeated = repeats(logits, said, expected)
+        unlikely, repeated = repeats(logits, said, expected)
         late = batch["late"][:, None].expand(kept.shape)[kept]
         right = (logits.argmax(-1) == expected).float()
         detail = {
@@ -160,7 +164,7 @@ class Testbed(nn.Module):
             "repeats": float((repeated.detach() * objects).sum() / objects.sum()),
             "answers": float((right * answers).sum() / answers.sum().clamp(min=1)),
         }
-        return ((losses + again * objects * late) * weights).sum() / weights.sum(), detail
+        return ((losses + again * unlikely * objects * late) * weights).sum() / weights.sum(), detail
 
     def _positions(self, batch: dict) -> torch.Tensor:
         """Return position ids (batch, prefix + rows * length): each text goes on from the last visual token."""
@@ -236,4 +240,6 @@ def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0)
               samples(19_200, 2_000_000, texts=False), testbed.align_loss, 64, 0.015, 2e-3),
         stage("captions", [core.language_model, core.multi_modal_projector], samples(40_000, 3_000_000),
               testbed.caption_loss, 8, 0.015, 2e-3),
+        stage("distinct", [core.language_model, core.multi_modal_projector], samples(4_000, 4_000_000, late_from=0.0),
+              partial(testbed.caption_loss, again=_AGAIN_WEIGHT), 8, 0.005, 6e-4),
     ]  # fmt: skip
