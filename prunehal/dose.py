@@ -15,12 +15,29 @@ from prunehal.clustered import estimate, gap, matched_gap, mean
 from prunehal.inference import holm
 from prunehal.kinds import KINDS, kinds_of
 
-__all__ = ["DOUBLED", "FEWEST", "MOVED", "balance", "comparisons", "curves", "matched", "responses", "slopes", "strata"]
+__all__ = [
+    "DOUBLED",
+    "FEWEST",
+    "MOVED",
+    "balance",
+    "comparisons",
+    "curves",
+    "matched",
+    "reading",
+    "responses",
+    "slopes",
+    "strata",
+]
 
 FEWEST = 10  # mentions that an estimate needs
 DOUBLED = "odds of visual attention doubled"
 MOVED = "a quarter of the attention on text moved to the image"
 _MOVE = 0.25
+_LIKELIEST = {
+    "new": "likeliest is an object of the scene not named before",
+    "again": "likeliest is an object of the scene named before",
+}
+_NEW_OR_AGAIN = "hallucinated: not named before - named before"
 _KEYS = ["image_id", "index"]
 _BINS, _LAST = 10, 5  # bins of the baseline; place in the caption from which on all count as one
 
@@ -155,8 +172,8 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
 
     Returns:
         Indexed by intervention and group ("a - b" is a difference, "matched" one within strata): unit, n, images, estimate, low,
-        high, p, p_holm, rejected. A comparison of fewer than FEWEST mentions is not made: its numbers are nan, and it is no part
-        of the family.
+        high, p, p_holm, rejected. A comparison of fewer than FEWEST mentions is not made, and a share is not tested: their
+        numbers or p-values are nan, and they are no part of the family.
     """
     moved = _at(found, "move", "all", _MOVE)
     lines = []
@@ -172,9 +189,11 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
             (intervention, " - ".join(KINDS[:2]), unit, kinds, kinds["kind"] == KINDS[0]),
         ]
     bad = moved[moved["hallucinated"]]
-    for word, label in {"new": "not named before", "again": "named before"}.items():
+    for word, label in _LIKELIEST.items():
         switched = bad.assign(change=(bad["likeliest"] == word) * 1.0)
-        lines.append((MOVED, f"hallucinated: likeliest is an object of the scene {label}", "share", switched))
+        lines.append((MOVED, f"hallucinated: {label}", "share", switched))
+    taken = bad.assign(change=(bad["likeliest"] == "new") * 1.0 - (bad["likeliest"] == "again"))
+    lines.append((MOVED, _NEW_OR_AGAIN, "difference of shares", taken))
     for layers in ("early", "late"):
         part = _at(found, "move", layers, _MOVE)
         lines.append((f"{MOVED}, {layers} layers", "hallucinated", "nats", part[part["hallucinated"]]))
@@ -192,8 +211,46 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
             for name, group, unit, part, *more in lines
         ]
     ).set_index(["intervention", "group"])
+    table.loc[table["unit"] == "share", "p"] = np.nan
     table = table.join(holm(table[table["p"].notna()], "p")[["p_holm", "rejected"]])
     return table.assign(rejected=table["rejected"].eq(True))
+
+
+def reading(table: pd.DataFrame) -> list[str]:
+    """Return what the comparisons say, in sentences whose words follow the corrected p-values.
+
+    Args:
+        table: what :func:`comparisons` returns.
+    """
+    verbs = {-1: "lowers", 1: "raises", 0: "is not shown to change"}
+
+    def doubt(key: tuple[str, str]) -> str:
+        return "" if table.loc[key, "rejected"] else ", not shown to differ from 0"
+
+    def says(key: tuple[str, str]) -> tuple[str, str]:
+        line = table.loc[key]
+        if not np.isfinite(line["estimate"]):
+            return f"(too few mentions, {line['n']})", verbs[0]
+        interval = f"{line['estimate']:+.2f} nats [{line['low']:.2f}, {line['high']:.2f}]"
+        return interval, verbs[int(np.sign(line["estimate"])) if line["rejected"] else 0]
+
+    matching, between = (MOVED, "hallucinated - faithful, matched"), (MOVED, " - ".join(KINDS[:2]))
+    bad, lost = says((MOVED, "hallucinated")), says(("itself removed", "faithful"))
+    alike = says(("most alike removed", "hallucinated"))
+    new, again = (table.loc[(MOVED, f"hallucinated: {label}"), "estimate"] for label in _LIKELIEST.values())
+    new_or_again = table.loc[(MOVED, _NEW_OR_AGAIN)]
+    more = {-1: "more often it says again what it has said", 1: "more often it names what it had left out"}.get(
+        int(np.sign(new_or_again["estimate"])) if new_or_again["rejected"] else 0, "neither is shown to be more frequent"
+    )
+    return [
+        f"With {MOVED}, the log-probability of a hallucinated word changes by {bad[0]}: attention on the image {bad[1]} it.",
+        f"Hallucinated minus faithful words that were as likely and stood at the same place: {says(matching)[0]}{doubt(matching)}.",
+        f"The likeliest word is then an object of the scene that was not named before in {new:.0%} of the hallucinated mentions, "
+        f"and one that was named before in {again:.0%}: {more}.",
+        f"Prior-driven minus look-alike words: {says(between)[0]}{doubt(between)}.",
+        f"Hiding the patches of a word's own object {lost[1]} a faithful word: {lost[0]}. Hiding those of the object most alike "
+        f"{alike[1]} a hallucinated one: {alike[0]}.",
+    ]
 
 
 def _at(found: pd.DataFrame, what: str, part: str, dose: float | None = None) -> pd.DataFrame:

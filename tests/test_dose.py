@@ -130,6 +130,7 @@ def test_comparisons_say_what_was_put_in(found):
         (dose.MOVED, "faithful"): -0.1,
         (dose.MOVED, "hallucinated - faithful"): -0.1,
         (dose.MOVED, "hallucinated: likeliest is an object of the scene not named before"): 10 / 39,
+        (dose.MOVED, "hallucinated: not named before - named before"): 0.0,
         (f"{dose.MOVED}, early layers", "hallucinated"): 0.0,
         (f"{dose.MOVED}, late layers", "hallucinated"): -1.0,
         ("itself removed", "faithful"): -2.0,
@@ -137,13 +138,36 @@ def test_comparisons_say_what_was_put_in(found):
     }
     for key, value in expected.items():
         assert estimates[key] == pytest.approx(value, abs=1e-9), key
-    made = table["p"].notna()
-    assert table.loc[~made, ["estimate", "p_holm"]].isna().all(axis=None)
+    made, share = table["p"].notna(), table["unit"] == "share"
+    assert table.loc[~made, "p_holm"].isna().all()
+    assert (table.loc[~made, "estimate"].notna() == share[~made]).all()
+    assert not made[share].any()
     assert not table.loc[~made, "rejected"].any()
     assert np.isnan(estimates["background removed", "faithful"])  # no such rows
     assert (table.loc[made, "p_holm"] >= table.loc[made, "p"]).all()
     assert table.loc[(dose.MOVED, "hallucinated"), "rejected"]
     assert not table.loc[(f"{dose.MOVED}, early layers", "hallucinated"), "rejected"]
+
+
+def test_the_words_of_the_reading_follow_the_numbers(found):
+    table = dose.comparisons(found, n_resamples=200)
+    text = dose.reading(table)
+    assert "changes by -0.20 nats [-0.20, -0.20]: attention on the image lowers it" in text[0]
+    assert text[1].endswith(": -0.10 nats [-0.10, -0.10].")
+    assert (
+        "in 26% of the hallucinated mentions, and one that was named before in 26%: neither is shown to be more frequent."
+        in text[2]
+    )
+    assert "says again" in dose.reading(table.assign(estimate=-1.0, rejected=True))[2]
+    assert "had left out" in dose.reading(table.assign(estimate=1.0, rejected=True))[2]
+    assert "too few mentions" in text[3]
+    assert "lowers a faithful word: -2.00 nats" in text[4]
+    assert "is not shown to change a hallucinated one" in text[4]
+    turned = table.assign(estimate=-table["estimate"])
+    assert "raises it" in dose.reading(turned)[0]
+    doubted = dose.reading(table.assign(rejected=False))
+    assert "is not shown to change it" in doubted[0]
+    assert doubted[1].endswith(", not shown to differ from 0.")
 
 
 def test_matching_makes_baseline_and_place_alike():
