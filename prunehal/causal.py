@@ -7,6 +7,8 @@ attends to the image otherwise:
   multiplied by c. In heads that look at the image alone, or not at all, that moves little attention.
 * move: a share of the attention on text goes to the image in each head, or one of that on the image to the text, and within
   both the weights keep their proportions. So any dose can be reached, in all layers or in half of them.
+* withhold: the same share is taken from the text, but goes to the start token, which says nothing; the image keeps what it has.
+  What move does beyond this is the doing of the image.
 * remove: the visual tokens of one object are hidden.
 
 Nothing else changes, and no later step is touched.
@@ -35,11 +37,12 @@ from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.sprites import load_sprites
 from prunehal.testbed.world import NAMES
 
-__all__ = ["HALF_MOVES", "MOVES", "REMOVED", "SCALES", "Mention", "intervene", "likeness", "mentions_of"]
+__all__ = ["HALF_MOVES", "MOVES", "REMOVED", "SCALES", "WITHHELD", "Mention", "intervene", "likeness", "mentions_of"]
 
 SCALES = (0.0, 1 / 64, 1 / 8, 1.0, 8.0, 64.0)  # c; 1 changes nothing, 0 is blind
 MOVES = (-0.5, -0.25, 0.125, 0.25, 0.5, 1.0)  # share of the attention on text that goes to the image; negative: the other way
 HALF_MOVES = (-0.25, 0.25)  # the same in the first half of the layers ("early") or in the second ("late") alone
+WITHHELD = (0.125, 0.25, 0.5)  # share of the attention on text that goes to the start token
 REMOVED = ("itself", "most alike", "another", "background")
 
 
@@ -95,6 +98,7 @@ def intervene(
     scales: Sequence[float] = SCALES,
     moves: Sequence[float] = MOVES,
     half_moves: Sequence[float] = HALF_MOVES,
+    withheld: Sequence[float] = WITHHELD,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return the log-probability of each mention's first token under every intervention.
@@ -105,20 +109,21 @@ def intervene(
         scales: factors c on the weight of all visual tokens, in all layers.
         moves: shares in [-1, 1] of the attention on text that move to the image, in all layers; -1 is blind.
         half_moves: the same in half of the layers.
+        withheld: shares in (0, 1] of the attention on text, that on the start token aside, that move to the start token.
         seed: of the choice of another object and of background patches.
 
     Returns:
         One line for each mention and intervention: image_id, index, node, hallucinated; ambiguous (hallucinated, but the token
-        also begins the name of an object of the scene); what ("scale", "move" or "remove"), part (layers: "all", "early" or
-        "late"; or what is removed, as REMOVED names it), dose (nan where removed), patches (removed), mass (attention on visual
-        tokens at that query, mean of layers and heads), log_prob (nats), likeliest (of all tokens: the mention's "itself"; or one
-        that begins the name of an object of the scene that the caption has not named yet, "new", or has, "again"; that of an
-        "absent" object; or "none").
+        also begins the name of an object of the scene); what ("scale", "move", "withhold" or "remove"), part (layers: "all",
+        "early" or "late"; or what is removed, as REMOVED names it), dose (nan where removed), patches (removed), mass (attention
+        on visual tokens at that query, mean of layers and heads), log_prob (nats), likeliest (of all tokens: the mention's
+        "itself"; or one that begins the name of an object of the scene that the caption has not named yet, "new", or has,
+        "again"; that of an "absent" object; or "none").
 
     >>> from prunehal import load
     >>> model, processor = load()
     >>> some = mentions_of(Store.shipped(), Experiment(split="test", n_images=2), processor)[:2]
-    >>> frame = intervene(model, processor, some, scales=(0.0, 1.0), moves=(), half_moves=())
+    >>> frame = intervene(model, processor, some, scales=(0.0, 1.0), moves=(), half_moves=(), withheld=())
     >>> of_first = frame[(frame["what"] == "scale") & (frame["index"] == 0)].set_index("dose")
     >>> bool(of_first["log_prob"][0.0] < of_first["log_prob"][1.0]), float(of_first["mass"][0.0])
     (True, 0.0)
@@ -154,6 +159,9 @@ def intervene(
     for part, layers, doses in (("all", range(n_layers), moves), *((half, each, half_moves) for half, each in halves.items())):
         for dose in doses:
             ask(_moved(dose, padding), layers, "move", part, dose, [0] * len(mentions))
+    start = (~padding).cumsum(dim=1).eq(1) & ~padding
+    for dose in withheld:
+        ask(_moved(dose, padding, start), range(n_layers), "withhold", "all", dose, [0] * len(mentions))
     for kind in REMOVED:
         patches = [_patches(mention, kind, seed) for mention in mentions]
         hidden = torch.zeros_like(visual)
@@ -187,17 +195,22 @@ def _scaled(dose: float):
     return lambda scores, *, visual: scores + torch.zeros_like(scores).masked_fill(visual, shift)
 
 
-def _moved(share: float, padding: Tensor):
-    given = math.log1p(-abs(share)) if abs(share) < 1 else -math.inf  # what the side that gives keeps
+def _moved(share: float, padding: Tensor, start: Tensor | None = None):
+    """Return an edit that moves a share from text to image (from image to text if negative), or from text to the start token."""
+    kept = math.log1p(-abs(share)) if abs(share) < 1 else -math.inf  # of the weight of who gives
     taken = math.log(abs(share)) if share else -math.inf
 
     def edit(scores: Tensor, *, visual: Tensor) -> Tensor:
-        seen = scores.masked_fill(padding[:, None, None, : scores.shape[-1]], -math.inf)
-        taker = visual if share > 0 else ~visual
-        gives, takes = (seen.masked_fill(side, -math.inf).logsumexp(-1, keepdim=True) for side in (taker, ~taker))
-        # The side that takes had weight w and gets w + share (1 - w): times 1 + share (1 - w) / w.
+        size = scores.shape[-1]
+        seen = scores.masked_fill(padding[:, None, None, :size], -math.inf)
+        giver, taker = (~visual, visual) if share > 0 else (visual, ~visual)
+        if start is not None:
+            taker = start[:, None, None, :size]
+            giver = ~visual & ~taker
+        gives, takes = (seen.masked_fill(~side, -math.inf).logsumexp(-1, keepdim=True) for side in (giver, taker))
+        # Who takes had weight w and gets w + share g, where g is that of who gives: times 1 + share g / w.
         more = torch.logaddexp(torch.zeros_like(gives), taken + gives - takes)
-        return scores + torch.where(taker, more, given)
+        return torch.where(taker, scores + more, torch.where(giver, scores + kept, scores))
 
     return edit
 

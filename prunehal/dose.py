@@ -19,6 +19,8 @@ __all__ = [
     "DOUBLED",
     "FEWEST",
     "MOVED",
+    "TO_IMAGE",
+    "WITHHELD",
     "balance",
     "comparisons",
     "curves",
@@ -32,6 +34,8 @@ __all__ = [
 FEWEST = 10  # mentions that an estimate needs
 DOUBLED = "odds of visual attention doubled"
 MOVED = "a quarter of the attention on text moved to the image"
+WITHHELD = "the same given to the start token"
+TO_IMAGE = "to the image rather than to the start token"
 _MOVE = 0.25
 _LIKELIEST = {
     "new": "likeliest is an object of the scene not named before",
@@ -94,9 +98,9 @@ def curves(found: pd.DataFrame, groups: Mapping[str, pd.Series], n_resamples: in
         n_resamples: of the bootstrap over images.
 
     Returns:
-        Columns: what ("scale" or "move"), dose, group, n, mass (mean attention on visual tokens), change, low, high; new,
-        again and absent (shares of the mentions whose likeliest word becomes an object of the scene that was not named before,
-        one that was, or an object that is not there).
+        Columns: what ("scale", "move" or "withhold"), dose, group, n, mass (mean attention on visual tokens), change, low,
+        high; new, again and absent (shares of the mentions whose likeliest word becomes an object of the scene that was not named
+        before, one that was, or an object that is not there).
     """
     lines = []
     for (what, dose), at in found[(found["part"] == "all") & (found["what"] != "remove")].groupby(["what", "dose"]):
@@ -194,6 +198,16 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
         lines.append((MOVED, f"hallucinated: {label}", "share", switched))
     taken = bad.assign(change=(bad["likeliest"] == "new") * 1.0 - (bad["likeliest"] == "again"))
     lines.append((MOVED, _NEW_OR_AGAIN, "difference of shares", taken))
+    withheld = _at(found, "withhold", "all", _MOVE)
+    both = moved.merge(withheld[[*_KEYS, "change"]], on=_KEYS, suffixes=("", "_withheld"))
+    both["change"] -= both.pop("change_withheld")
+    for name, part in ((WITHHELD, withheld), (TO_IMAGE, both)):
+        lines += [
+            (name, "hallucinated", "nats", part[part["hallucinated"]]),
+            (name, "faithful", "nats", part[~part["hallucinated"]]),
+        ]
+        pairs = matched(part)
+        lines.append((name, "hallucinated - faithful, matched", "nats", pairs, pairs["hallucinated"], pairs["stratum"]))
     for layers in ("early", "late"):
         part = _at(found, "move", layers, _MOVE)
         lines.append((f"{MOVED}, {layers} layers", "hallucinated", "nats", part[part["hallucinated"]]))
@@ -236,15 +250,23 @@ def reading(table: pd.DataFrame) -> list[str]:
 
     matching, between = (MOVED, "hallucinated - faithful, matched"), (MOVED, " - ".join(KINDS[:2]))
     bad, lost = says((MOVED, "hallucinated")), says(("itself removed", "faithful"))
-    alike = says(("most alike removed", "hallucinated"))
+    alike, withheld, image = (says((name, "hallucinated")) for name in ("most alike removed", WITHHELD, TO_IMAGE))
     new, again = (table.loc[(MOVED, f"hallucinated: {label}"), "estimate"] for label in _LIKELIEST.values())
     new_or_again = table.loc[(MOVED, _NEW_OR_AGAIN)]
     more = {-1: "more often it says again what it has said", 1: "more often it names what it had left out"}.get(
         int(np.sign(new_or_again["estimate"])) if new_or_again["rejected"] else 0, "neither is shown to be more frequent"
     )
+    acts = {
+        (True, True): "Both act: that the text loses attention, and that the image gains it",
+        (True, False): "What acts is that the text loses attention; that the image gains it is not shown to matter",
+        (False, True): "What acts is that the image gains attention; that the text loses it is not shown to matter",
+        (False, False): "Neither what the text loses nor what the image gains is shown to act",
+    }[tuple(bool(table.loc[(name, "hallucinated"), "rejected"]) for name in (WITHHELD, TO_IMAGE))]
     return [
-        f"With {MOVED}, the log-probability of a hallucinated word changes by {bad[0]}: attention on the image {bad[1]} it.",
-        f"Hallucinated minus faithful words that were as likely and stood at the same place: {says(matching)[0]}{doubt(matching)}.",
+        f"With {MOVED}, the log-probability of a hallucinated word changes by {bad[0]}: that {bad[1]} it.",
+        f"With {WITHHELD} it changes by {withheld[0]}; the image's own part is the difference, {image[0]}, which {image[1]} it.",
+        f"{acts}.",
+        f"Hallucinated minus faithful words as likely and at the same place: {says(matching)[0]}{doubt(matching)}.",
         f"The likeliest word is then an object of the scene that was not named before in {new:.0%} of the hallucinated mentions, "
         f"and one that was named before in {again:.0%}: {more}.",
         f"Prior-driven minus look-alike words: {says(between)[0]}{doubt(between)}.",

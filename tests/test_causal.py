@@ -12,7 +12,7 @@ from transformers import AttentionInterface
 
 import prunehal as ph
 from prunehal import causal
-from prunehal.causal import HALF_MOVES, MOVES, REMOVED, SCALES, Mention, intervene, likeness, mentions_of
+from prunehal.causal import HALF_MOVES, MOVES, REMOVED, SCALES, WITHHELD, Mention, intervene, likeness, mentions_of
 from prunehal.experiments import Experiment, Store
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene_of
@@ -107,8 +107,26 @@ def test_a_move_gives_the_image_a_share_of_the_attention_on_text(embedded, menti
     assert np.allclose(whole["mass"], 1)
 
 
+def test_what_is_withheld_goes_to_the_start_token(embedded, mentions, frame):
+    withheld = frame[frame["what"] == "withhold"].set_index(["image_id", "index", "dose"])
+    for mention in mentions[::3]:
+        for dose in WITHHELD:
+
+            def change(row, layer, dose=dose):
+                weights = row.double().softmax(-1)
+                text = [place for place in range(len(weights)) if place not in VISUAL and place >= PREFIX]
+                weights[0] += dose * weights[text].sum()
+                weights[text] *= 1 - dose
+                row.copy_(weights.log().float())
+
+            log_probs, mass = alone(embedded, mention, change)
+            line = withheld.loc[(mention.image_id, mention.index, dose)]
+            assert line["log_prob"] == pytest.approx(log_probs[mention.token].item(), abs=1e-3)
+            assert line["mass"] == pytest.approx(mass, abs=1e-4)
+
+
 def test_to_move_all_attention_away_from_the_image_is_blindness(embedded, mentions):
-    frame = intervene(*embedded, mentions[:3], scales=(0.0, 1.0), moves=(-1.0, 0.0), half_moves=())
+    frame = intervene(*embedded, mentions[:3], scales=(0.0, 1.0), moves=(-1.0, 0.0), half_moves=(), withheld=())
     table = frame[frame["what"] != "remove"].pivot_table(index=["image_id", "index"], columns=["what", "dose"], values="log_prob")
     np.testing.assert_allclose(table["move"], table["scale"], atol=1e-5)
 
@@ -163,7 +181,7 @@ def test_a_word_that_also_begins_an_object_of_the_scene_is_ambiguous(embedded):
         return mention.hallucinated and mention.token in {begins[name] for name in scene_of(mention.image_id).names}
 
     some = [*[m for m in found if shared(m)][:2], *[m for m in found if not shared(m)][:2]]
-    frame = intervene(*embedded, some, scales=(1.0,), moves=(), half_moves=())
+    frame = intervene(*embedded, some, scales=(1.0,), moves=(), half_moves=(), withheld=())
     flagged = frame[frame["what"] == "scale"].set_index(["image_id", "index"])["ambiguous"]
     assert [bool(flagged[m.image_id, m.index]) for m in some] == [shared(m) for m in some]
     assert flagged.nunique() == 2

@@ -9,7 +9,7 @@ import reference_dose
 from scipy import stats
 
 from prunehal import clustered, dose
-from prunehal.causal import MOVES, SCALES, likeness
+from prunehal.causal import MOVES, SCALES, WITHHELD, likeness
 from prunehal.interventions import interventions
 from prunehal.kinds import KINDS, count_kinds, kinds_of, look_alike_from
 from prunehal.testbed.scenes import scene, scene_of
@@ -77,6 +77,8 @@ def made_up():
         for share in MOVES:
             over = ("new" if number % 4 == 1 else "again") if share == 0.25 and number % 2 else "itself"
             lines.append(line | {"what": "move", "dose": share, "log_prob": base - 0.8 * by * share, "likeliest": over})
+        for share in WITHHELD:
+            lines.append(line | {"what": "withhold", "dose": share, "log_prob": base - 0.2 * by * share})
         for part in ("early", "late"):
             lines.append(line | {"what": "move", "part": part, "dose": 0.25, "log_prob": base - (part == "late")})
         for part in ("most alike", "another") if bad else ("itself", "another"):
@@ -118,7 +120,7 @@ def test_curves_hold_each_dose_of_each_group_that_is_large_enough(found):
     line = table.set_index(["what", "dose"]).loc[("move", 0.25)]
     assert (line["n"], line["change"]) == (39, pytest.approx(-0.2))
     assert line[["new", "again", "absent"]].tolist() == pytest.approx([10 / 39, 10 / 39, 0])
-    assert len(table) == len(SCALES) + len(MOVES) + 2
+    assert len(table) == len(SCALES) + len(MOVES) + 2 + len(WITHHELD)
 
 
 def test_comparisons_say_what_was_put_in(found):
@@ -133,6 +135,9 @@ def test_comparisons_say_what_was_put_in(found):
         (dose.MOVED, "hallucinated: not named before - named before"): 0.0,
         (f"{dose.MOVED}, early layers", "hallucinated"): 0.0,
         (f"{dose.MOVED}, late layers", "hallucinated"): -1.0,
+        (dose.WITHHELD, "hallucinated"): -0.05,
+        ("to the image rather than to the start token", "hallucinated"): -0.15,
+        ("to the image rather than to the start token", "faithful"): -0.075,
         ("itself removed", "faithful"): -2.0,
         ("another removed", "hallucinated"): 0.0,
     }
@@ -152,22 +157,25 @@ def test_comparisons_say_what_was_put_in(found):
 def test_the_words_of_the_reading_follow_the_numbers(found):
     table = dose.comparisons(found, n_resamples=200)
     text = dose.reading(table)
-    assert "changes by -0.20 nats [-0.20, -0.20]: attention on the image lowers it" in text[0]
-    assert text[1].endswith(": -0.10 nats [-0.10, -0.10].")
-    assert (
-        "in 26% of the hallucinated mentions, and one that was named before in 26%: neither is shown to be more frequent."
-        in text[2]
-    )
-    assert "says again" in dose.reading(table.assign(estimate=-1.0, rejected=True))[2]
-    assert "had left out" in dose.reading(table.assign(estimate=1.0, rejected=True))[2]
-    assert "too few mentions" in text[3]
-    assert "lowers a faithful word: -2.00 nats" in text[4]
-    assert "is not shown to change a hallucinated one" in text[4]
+    assert "changes by -0.20 nats [-0.20, -0.20]: that lowers it" in text[0]
+    assert "start token it changes by -0.05" in text[1]
+    assert "the difference, -0.15 nats [-0.15, -0.15], which lowers it" in text[1]
+    assert text[3].endswith(": -0.10 nats [-0.10, -0.10].")
+    assert "in 26% of the hallucinated mentions, and one that was named before in 26%: neither is shown" in text[4]
+    assert text[2] == "Both act: that the text loses attention, and that the image gains it."
+    assert "says again" in dose.reading(table.assign(estimate=-1.0, rejected=True))[4]
+    assert "had left out" in dose.reading(table.assign(estimate=1.0, rejected=True))[4]
+    assert "too few mentions" in text[5]
+    assert "lowers a faithful word: -2.00 nats" in text[6]
+    assert "is not shown to change a hallucinated one" in text[6]
+    lost = table.assign(rejected=table["rejected"] & (table.index.get_level_values(0) != dose.TO_IMAGE))
+    assert dose.reading(lost)[2].startswith("What acts is that the text loses attention; that the image gains it is not shown")
     turned = table.assign(estimate=-table["estimate"])
     assert "raises it" in dose.reading(turned)[0]
     doubted = dose.reading(table.assign(rejected=False))
     assert "is not shown to change it" in doubted[0]
-    assert doubted[1].endswith(", not shown to differ from 0.")
+    assert doubted[2].startswith("Neither")
+    assert doubted[3].endswith(", not shown to differ from 0.")
 
 
 def test_matching_makes_baseline_and_place_alike():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks.files import BadInput
-from prunehal.causal import HALF_MOVES, MOVES, SCALES
+from prunehal.causal import HALF_MOVES, MOVES, SCALES, WITHHELD
 from prunehal.experiments import Experiment, Store
 from prunehal.interventions import CAPTIONED, FILE, interventions, measure
 from prunehal.resources import data_path
@@ -48,6 +48,7 @@ def test_every_first_mention_of_the_shipped_captions_has_all_its_rows():
     pd.testing.assert_frame_equal(*(x.sort_values(keys, ignore_index=True)[keys] for x in (of_rows, mentions)))
     doses = rows[rows["what"] != "remove"].groupby(["what", "part"])["dose"].agg(lambda x: tuple(sorted(set(x))))
     expected = {("scale", "all"): SCALES, ("move", "all"): MOVES, ("move", "early"): HALF_MOVES, ("move", "late"): HALF_MOVES}
+    expected |= {("withhold", "all"): WITHHELD}
     assert doses.to_dict() == {key: tuple(sorted(value)) for key, value in expected.items()}
     assert (rows[rows["what"] != "remove"].groupby(["what", "part", "dose"]).size() == len(of_rows)).all()
     assert data_path("results", FILE).stat().st_size <= 400_000
