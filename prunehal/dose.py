@@ -61,7 +61,7 @@ def responses(rows: pd.DataFrame) -> pd.DataFrame:
 
     >>> from prunehal.interventions import interventions
     >>> found = responses(interventions(n_images=20))
-    >>> found.query("what == 'scale' and dose == 1")["change"].abs().max()
+    >>> float(found.query("what == 'scale' and dose == 1")["change"].abs().max())
     0.0
     """
     plain = rows[(rows["what"] == "scale") & (rows["dose"] == 1)]

@@ -50,7 +50,7 @@ def interventions(n_images: int = CAPTIONED.n_images, path: Path | None = None) 
 
     >>> frame = interventions(n_images=20)
     >>> frame["image_id"].nunique() <= 20, sorted(frame["what"].unique())
-    (True, ['remove', 'scale'])
+    (True, ['move', 'remove', 'scale', 'withhold'])
     """
     path = data_path("results", FILE, must_exist=False) if path is None else path
     if not path.exists():

@@ -15,7 +15,7 @@ from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
-from prunehal.dose import DOUBLED, comparisons, reading, responses
+from prunehal.dose import comparisons, reading, responses
 from prunehal.experiments import Experiment, Store, graded, grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
@@ -187,11 +187,9 @@ def causal() -> str:
     rows = interventions()
     table = comparisons(responses(rows), N_RESAMPLES)
     lines = ["| intervention | mentions | n | change, nats | p (Holm) |", "|---" * 5 + "|"]
-    shown = table[table["p"].notna() & table["unit"].str.startswith("nats")]
-    for (name, group), line in shown.iterrows():
-        digits = 3 if name == DOUBLED else 2
-        numbers = [f"{line[key]:.{digits}f}" for key in ("low", "high")]
-        change = f"{line['estimate']:+.{digits}f} [{', '.join(numbers)}]"
+    groups = table.index.get_level_values("group").isin(["hallucinated", "faithful", "hallucinated - faithful, matched"])
+    for (name, group), line in table[groups & table["p"].notna()].iterrows():
+        change = f"{line['estimate']:+.3f} [{line['low']:.3f}, {line['high']:.3f}]"
         lines.append(f"| {name} | {group} | {line['n']:,} | {change} | {_p(line['p_holm'])} |")
     what = (
         f"{rows['image_id'].nunique()} images; log-probability of the word; 95% BCa intervals over images; Holm's correction over"
