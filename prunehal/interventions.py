@@ -1,30 +1,25 @@
-"""The rows of interventions on attention: made once, and kept in one compressed file that says what made it.
+"""The rows of interventions on attention: made once, and kept in one compressed file that says what made it (`prunehal.marked`).
 
-The file is CSV below a first line, ``# `` and JSON, that holds the experiment whose captions were taken and the versions that
-made the rows (`prunehal.experiments.versions`). A line of the CSV is a mention, a column one quantity under one intervention:
-that takes two thirds of the room of one line for each intervention.
+A line of the CSV is a mention, a column one quantity under one intervention: that takes two thirds of the room of one line for
+each intervention.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import math
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from prunehal.benchmarks.files import BadInput
 from prunehal.causal import intervene, mentions_of
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import image_keys
-from prunehal.experiments.versions import made_by, refuse_other_versions
 from prunehal.loading import load
-from prunehal.resources import data_path, written
+from prunehal.marked import read_marked, write_marked
+from prunehal.resources import data_path
 
 __all__ = ["CAPTIONED", "FILE", "interventions", "measure"]
 
@@ -53,23 +48,13 @@ def interventions(n_images: int = CAPTIONED.n_images, path: Path | None = None) 
     (True, ['move', 'remove', 'scale', 'withhold'])
     """
     path = data_path("results", FILE, must_exist=False) if path is None else path
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there are no rows of interventions; make them by: python -m prunehal causal")
-    fix = "Restore the file, or remove it and make it again by: python -m prunehal causal"
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            first, rest = file.readline(), file.read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BadInput(path, [f"it cannot be unpacked ({error})"], fix) from error
-    try:
-        header = json.loads(first.removeprefix("# "))
-        stored, before = header["experiment"]["n_images"], header["made_by"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(path, [f"line 1: {first[:40]!r}; expected '# ' and what made the rows, as JSON"], fix) from error
-    refuse_other_versions(path, before, made_by(CAPTIONED))
+    described, table = read_marked(path, CAPTIONED, "python -m prunehal causal")
+    stored = described["n_images"]
     if not 2 <= n_images <= stored:
         raise ValueError(f"n_images={n_images}: expected 2 to {stored}, of which {path.name} has rows; ask for fewer")
-    wide = pd.read_csv(io.StringIO(rest), header=[0, 1], index_col=[*range(len(_MENTION))], keep_default_na=False, na_values=[""])
+    wide = pd.read_csv(
+        io.StringIO(table), header=[0, 1], index_col=[*range(len(_MENTION))], keep_default_na=False, na_values=[""]
+    )
     asked = image_keys(replace(CAPTIONED, n_images=n_images))
     return _long(wide[wide.index.get_level_values("image_id").isin(asked)])
 
@@ -93,9 +78,7 @@ def measure(out: Path, n_images: int = CAPTIONED.n_images, batch_size: int = 50,
     parts = [mentions[start : start + batch_size] for start in range(0, len(mentions), batch_size)]
     bar = tqdm(parts, desc="interventions", unit="batch", disable=not progress)
     frame = pd.concat([intervene(model, processor, part) for part in bar], ignore_index=True).round(_DECIMALS)
-    header = json.dumps({"experiment": {"n_images": n_images} | experiment.description, "made_by": made_by(experiment)})
-    with written(out) as part:
-        part.write_bytes(gzip.compress(f"# {header}\n{_wide(frame).to_csv()}".encode(), mtime=0))
+    write_marked(out, _wide(frame).to_csv(), experiment)
     return frame
 
 
