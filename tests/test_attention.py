@@ -94,6 +94,9 @@ class Layer:
     def focus(self):
         return None
 
+    def aside(self, mask, window):
+        return None
+
     def score_edit(self):
         return self.edit
 

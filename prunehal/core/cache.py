@@ -11,15 +11,15 @@ nothing is read; with beams, their new order is.
 """
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from prunehal.core.attention import Aside
 from prunehal.core.discard import entries_of
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
@@ -56,6 +56,8 @@ class PrunableCache(ObservedCache):
         >>> [len(positions) for positions in cache.kept(0, step=2)]
         [144]
     """
+
+    _kind_of_table: ClassVar[type[VisualTable]] = VisualTable
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class PrunableCache(ObservedCache):
         numbers = self._prompt.numbers.repeat_interleave(self._copies, dim=0)
         heads, layers = self._kv_heads if self.policy.kept == "head" else 1, len(self._pruned)
         device = key.device
-        self.table = VisualTable(numbers, layers, heads, device)
+        self.table = self._kind_of_table(numbers, layers, heads, device)
         # What keys a random draw: the row's seed, and the image's number where a row has several pools.
         images = [(image,) for image in range(self.table.pools)] if self._per_image else [()]
         keys = [(seed, *image) for seed in self._seeds for _ in range(self._copies) for image in images]
@@ -241,22 +243,12 @@ class PrunableCache(ObservedCache):
             self._finish()
 
     def focus(self, layer: PrunableLayer) -> Callable[[Tensor], Tensor] | None:
-        """Return what hides slots from a layer's newest query in this forward, where the policy restricts it."""
-        first = self.policy.restricts_from
-        if first is None or not self._observing or self.step < first:
-            return None
-        return functools.partial(self._hidden, layer)
+        """Return what hides slots from a layer's newest query; None here, see `prunehal.core.restricting`."""
+        return None
 
-    def _hidden(self, layer: PrunableLayer, weights: Tensor) -> Tensor:
-        # Which slots the newest query must not see, bool (batch, 1 or kv_head, 1, slot), by its weights on all of them.
-        report = self._report(weights.detach())
-        if self._awaited is layer:
-            self._asked.append(report)
-        valid = self.table.valid[layer.place, None]
-        rows, _ = self._read([report], valid, layer.place)
-        keep = self._memory.attended(rows, valid, layer.place, self.step)
-        hidden = self.table.visual_slots(layer.place, layer.length, valid & ~keep)
-        return hidden[:, :, None].to(weights.device)
+    def aside(self, layer: PrunableLayer, mask: Tensor | None, window: int | None) -> Aside | None:
+        """Return keys that a layer's newest query is compared with; None here, see `prunehal.core.banking`."""
+        return None
 
     def _report(self, weights: Tensor) -> Tensor:
         report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
@@ -280,22 +272,18 @@ class PrunableCache(ObservedCache):
     def _finish(self) -> None:
         table = self.table
         rows, live = self._read(self._reports, table.valid)
-        first = self.policy.restricts_from
-        if first is not None and self.step >= first and not self._asked:
-            raise ValueError(
-                f"policy={self.policy!r}: step {self.step} was computed beside the cache, where no query is restricted; expected "
-                "a decoder whose tokens are all read through it. Fix: another decoder (OPERA looks ahead), or another policy."
-            )
         asked = self._read(self._asked, table.valid)[0] if self._asked else None
         self._reports, self._asked = [], []
         present = self._live()
         learning = live if self.observes_only else None  # what is not pruned by itself must not learn from padding
         summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked, learning)
         self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
-        if not self.observes_only and any(
-            self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))
-        ):
+        if not self.observes_only and any(self._may_act(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
             self._pending = (self.step, wishes & live)
+
+    def _may_act(self, pool: int, left: Sequence[int]) -> bool:
+        # Whether a wish of this pool, of which each layer holds so many tokens, could change anything.
+        return self._memory.may_prune(pool, left)
 
     # Pruning.
 
@@ -309,7 +297,9 @@ class PrunableCache(ObservedCache):
         if self._pending is None:
             return
         (step, wishes), self._pending = self._pending, None
-        wanted = wishes.tolist() if wanted is None else wanted  # the one host read of a step
+        self._act(step, wishes.tolist() if wanted is None else wanted)  # the one host read of a step
+
+    def _act(self, step: int, wanted: list[int]) -> None:
         left = zip(*self.table.left, strict=True)  # for each pool its tokens by layer
         pools = [pool for pool, of_pool in enumerate(left) if wanted[pool] and self._memory.may_prune(pool, of_pool)]
         if pools:
@@ -325,11 +315,13 @@ class PrunableCache(ObservedCache):
         slots = table.drop(keep, left, step, self._pruned[0].seen)
         for layer, remaining in zip(self._pruned, slots, strict=True):
             layer.take(remaining)
-        reason = "forced" if self.policy.forced(step) else "vote"
         for pool in pools:
-            row, image = divmod(pool, table.pools)
-            kept = [of_layer[pool] for of_layer in left]
-            self._events.append({"row": row, "image": image, "step": step, "reason": reason, "kept": kept})
+            self._events.append(self._event(pool, step, "forced" if self.policy.forced(step) else "vote"))
+
+    def _event(self, pool: int, step: int, reason: str) -> dict:
+        row, image = divmod(pool, self.table.pools)
+        kept = [of_layer[pool] for of_layer in self.table.left]
+        return {"row": row, "image": image, "step": step, "reason": reason, "kept": kept}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let every row's K, V and state follow its beam; a pending prune is done first, by the rows that voted."""
