@@ -113,16 +113,25 @@ def _swap(pool, whole, joint, policy, step):
 
 
 @contextmanager
-def unhidden(layers, joint):
+def unhidden(layers, joint, gone):
     """Tell ``joint`` each layer's weights of the newest query, (head, position), by eager attention on a copy of its cache.
 
-    To be entered before what hides positions, so that it sees the model's own masks; for one row.
+    To be entered before what hides positions, so that it sees the model's own masks; for one row. ``gone`` are positions by
+    layer that take no part.
     """
+    seen = 0
 
     def before(index):
         def hook(module, args, kwargs):
+            nonlocal seen
+            seen += kwargs["hidden_states"].shape[1] if index == 0 else 0
             again = kwargs | {"past_key_values": copy.deepcopy(kwargs["past_key_values"])}
-            joint[index] = type(module).forward(module, *args, **again)[1][0, :, -1]
+            weights = type(module).forward(module, *args, **again)[1][0, :, -1]
+            weights = torch.nn.functional.pad(weights, (seen - weights.shape[1], 0))  # a window may have lost the oldest
+            if gone.get(index):
+                weights[:, gone[index]] = 0
+                weights = weights / weights.sum(1, keepdim=True)
+            joint[index] = weights
 
         return hook
 

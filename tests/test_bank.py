@@ -2,18 +2,19 @@
 
 import copy
 import functools
-from dataclasses import replace
+import itertools
+from dataclasses import fields, replace
 
 import models
 import pytest
 import reference
 import reference_beyond
+import reference_cache
 import torch
 from decode import SEED, TOLERANCE, compare, difference, forcing, masked, paddings, run, second_turn
 
 import prunehal as ph
-from prunehal.core import Accumulated, Bank, Draft, NoPruning, PruneHal, SharedPrefill, TopK, attach
-from prunehal.core.bank_table import BankTable
+from prunehal.core import Accumulated, Bank, Draft, NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.core.vault import decoded, encoded
 from prunehal.decoding import OPERA, PAI, VCD, FastV, KVSmooth
 from prunehal.testbed.scenes import scene
@@ -38,18 +39,51 @@ KEYS = [
 ]
 
 
-def slow(model, layers, single, policy, steps=14, placeholders=(models.IMAGE, models.VIDEO), per_image=False):
+def short(value):
+    """Return what differs from the policy's defaults, as a test's name."""
+    if not isinstance(value, Bank):
+        return str(value)
+    return "-".join(f"{f.name}={getattr(value, f.name)}" for f in fields(value) if getattr(value, f.name) != f.default)
+
+
+def slow(model, layers, single, policy, steps=14, placeholders=(models.IMAGE, models.VIDEO), per_image=False, fastv=None):
+    """Return the twin's run; its ``history`` is what each step's query saw, by pool, layer and head."""
     visual = [position for position, token in enumerate(single["input_ids"][0].tolist()) if token in placeholders]
-    joint = {}
+    joint, gone, history = {}, {}, {}
     decide = reference_beyond.decider(policy, visual, joint=joint)
-    with reference_beyond.unhidden(layers, joint):
-        return reference.generate(model, layers, single, policy, placeholders, steps, per_image, decide=decide)
+
+    def noting(pool, *args):
+        history.setdefault(id(pool), []).append(copy.deepcopy(pool.kept))
+        decide(pool, *args)
+
+    def prefill(run, index, row):
+        fastv(run, index, row)
+        gone.update({i: [p for p in visual if p not in kept[0]] for i, kept in enumerate(run.whole.kept)})
+
+    with reference_beyond.unhidden(layers, joint, gone):
+        done = reference.generate(
+            model, layers, single, policy, placeholders, steps, per_image, fastv and prefill, decide=noting
+        )
+    done.history = [history[id(pool)] for pool in done.pools]
+    return done
 
 
 @functools.cache
-def twin(family, policy, row, per_image=False, **prompt):
+def twin(family, policy, row, per_image=False, fastv=None, **prompt):
     model, single = models.build(family, "eager"), models.rows_of(models.inputs_for(family, **prompt))[row]
-    return slow(model, models.FAMILIES[family].decoder(model), single, policy, per_image=per_image)
+    dropping = fastv and reference_cache.fastv(*fastv)
+    return slow(model, models.FAMILIES[family].decoder(model), single, policy, per_image=per_image, fastv=dropping)
+
+
+def check(alone, ours, cache, row=0, padding=0):
+    """Check a row against its twin, and what the cache says of each step."""
+    compare(alone, ours, cache, row, padding, ROUNDING)
+    frame = cache.trace.frame().query("row == @row")
+    for (place, layer), step in itertools.product(enumerate(sorted(set(frame["layer"]))), range(1, 15)):
+        by_head = list(zip(*(pool[step - 1][place] for pool in alone.history), strict=True))
+        seen = [sorted(itertools.chain(*images)) for images in by_head]
+        assert (cache.kept(layer, step)[row] - padding).reshape(len(seen), -1).tolist() == seen, (layer, step)
+        assert frame.query("layer == @layer and step == @step")["n_visual"].sum() == len(seen[0])
 
 
 def reasons(runs):
@@ -57,12 +91,278 @@ def reasons(runs):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("policy", FALLS + KEYS, ids=repr)
+@pytest.mark.parametrize("policy", FALLS + KEYS, ids=short)
 def test_a_batch_equals_the_masked_full_cache(family, policy):
     model, inputs = models.build(family), models.inputs_for(family, **THREE)
     runs = [twin(family, policy, row, **THREE) for row in range(3)]
     for store in ("device", "cpu"):
-        ours, cache = run(model, inputs, replace(policy, store=store))
+        ours, cache = run(model, inputs, replace(policy, store=store), attach_options={"maps": True})
         for row, (alone, padding) in enumerate(zip(runs, paddings(inputs), strict=True)):
-            compare(alone, ours, cache, row, padding, ROUNDING)
-    assert ("returned" if policy.back == "fall" else "swapped") in reasons(runs)
+            check(alone, ours, cache, row, padding)
+        known = cache.trace.frame().pivot(index="step", columns=["layer", "row"], values="n_visual").sort_index(axis=1).to_numpy()
+        if policy.kept != "head":  # with heads the map is a mean over those that hold the token
+            assert ((~cache.trace.maps.isnan()).sum(-1).flatten(1).numpy() == known).all()
+    back = "returned" if policy.back == "fall" else "swapped"
+    assert {back, "vote"} <= reasons(runs)
+    steps = [[step for step, reason, _ in alone.whole.events if reason == back] for alone in runs]
+    assert len(set(map(tuple, steps))) > 1 or back == "swapped", "rows should return at different steps"
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], FALLS[1], KEYS[0], KEYS[1]], ids=short)
+def test_each_image_by_itself(policy):
+    prompt = THREE | {"images": 2}
+    model, inputs = models.build("llava"), models.inputs_for("llava", **prompt)
+    ours, cache = run(model, inputs, policy, attach_options={"per_image": True})
+    for row, padding in enumerate(paddings(inputs)):
+        check(twin("llava", policy, row, per_image=True, **prompt), ours, cache, row, padding)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava_window", "gemma4", "llava_sinks", "paligemma2", "llama4", "instructblip"])
+@pytest.mark.parametrize("policy", [FALLS[1], KEYS[0], KEYS[1]], ids=short)
+def test_other_kinds_of_attention(family, policy):
+    # A window hides banked tokens too; sinks take their part of both softmaxes.
+    model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4), seed=SEED)
+    ours, cache = run(model, inputs, policy)
+    for row, padding in enumerate(paddings(inputs)):
+        check(twin(family, policy, row, before=(3, 6), after=(5, 4), seed=SEED), ours, cache, row, padding)
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], FALLS[3], KEYS[0], KEYS[3]], ids=short)
+def test_layers_that_hold_different_numbers(policy):
+    # FastV has dropped half of the tokens from block 2 on for good: they are not in the bank, and its layers store less.
+    model, inputs = models.build("llava"), models.inputs_for("llava", **THREE)
+    cache = attach(model, inputs, policy)
+    with FastV(2, 0.5).on(model, inputs, cache) as options:
+        ours, _ = run(model, inputs, past_key_values=cache, **options)
+    runs = [twin("llava", policy, row, fastv=(2, 0.5), **THREE) for row in range(3)]
+    for row, (alone, padding) in enumerate(zip(runs, paddings(inputs), strict=True)):
+        check(alone, ours, cache, row, padding)
+    assert reasons(runs) & {"returned", "swapped"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", [FALLS[0], FALLS[4], KEYS[0], replace(KEYS[1], store="int8")], ids=short)
+def test_a_beam_equals_its_sequence_alone(family, policy):
+    model, inputs = models.build(family), models.inputs_for(family, seed=SEED)
+    beams, cache = run(model, inputs, policy, num_beams=4, num_return_sequences=4, steps=10, output_scores=True)
+    assert {"returned", "swapped"} & set(cache.events["reason"])
+    paths = beams.beam_indices.tolist()
+    assert any(len(set(path)) > 1 for path in paths), "a sequence should change its beam"
+    for path, sequence in zip(paths, beams.sequences[:, -10:].tolist(), strict=True):
+        alone, _ = run(model, inputs, policy, steps=10, prefix_allowed_tokens_fn=forcing(sequence))
+        for step, row in enumerate(path):
+            assert (beams.logits[step][row] - alone.logits[step][0]).abs().max() <= TOLERANCE, step
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_the_past_follows_the_beams(policy):
+    model, inputs = models.build("llava"), models.inputs_for("llava", **THREE)
+    _, cache = run(model, inputs, policy)
+    before = [[cache.kept(0, step)[row].tolist() for row in range(3)] for step in range(1, 15)]
+    cache.reorder_cache(torch.tensor([2, 0, 1]))
+    after = [[cache.kept(0, step)[row].tolist() for row in range(3)] for step in range(1, 15)]
+    assert after == [[rows[2], rows[0], rows[1]] for rows in before]
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_beams_that_decide_together(policy):
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    _, cache = run(model, inputs, replace(policy, beam_state="shared"), num_beams=3, steps=10)
+    kept = cache.kept(0)
+    for start in (0, 3):
+        assert len({tuple(each.tolist()) for each in kept[start : start + 3]}) == 1
+    assert {"returned", "swapped"} & set(cache.events["reason"])
+
+
+@functools.cache
+def embedded():
+    model, processor = ph.load()
+    model.set_attn_implementation("eager")
+    inputs = processor(images=scene("test", 3).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
+    return model, inputs
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Bank(r=0.4, t=2, factor=0.9), Bank(r=0.25, t=1, back="key"), Bank(r=0.4, t=2, back="key", every=4, window=None, grid=12)],
+    ids=short,
+)
+def test_the_embedded_model_equals_the_twin(policy):
+    model, inputs = embedded()
+    ours, cache = run(model, inputs, policy)
+    expected = slow(model, model.model.language_model.layers, inputs, policy, placeholders=[model.config.image_token_id])
+    check(expected, ours, cache)
+    assert {"returned", "swapped"} & set(cache.events["reason"])
+
+
+def test_pruning_without_a_return_is_the_method():
+    # Before a token returns, a bank is PruneHal, and Accumulated with the same options.
+    model, inputs = models.build("llava"), models.inputs_for("llava", **THREE)
+    options = VOTING | {"forced_first": False, "t": 3}
+    plain, own = run(model, inputs, PruneHal(**options))
+    ours, cache = run(model, inputs, Bank(**options, back="key", every=99))
+    assert own.events.equals(cache.events.drop(columns="returned"))
+    assert difference(plain, ours) <= TOLERANCE
+    late, wanted = run(model, inputs, Bank(**VOTING, back="key", every=99, window=None, wait=5)), Accumulated(**VOTING, wait=5)
+    assert late[1].events.drop(columns="returned").equals(run(model, inputs, wanted)[1].events)
+
+
+# What the bank stores.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_integers_are_near(dtype):
+    torch.manual_seed(0)
+    whole = (torch.randn(2, 3, 50, 16) * torch.logspace(-3, 2, 50)[:, None]).to(dtype)
+    whole[0, 0, 0] = 0
+    parts = encoded(whole, "int8")
+    assert (parts[0].dtype, parts[1].shape) == (torch.int8, (2, 3, 50, 1))
+    apart = (decoded(parts, whole).double() - whole.double()).abs()
+    step = whole.double().abs().amax(-1, keepdim=True) / 127
+    rounding = torch.finfo(dtype).eps * whole.double().abs().amax(-1, keepdim=True)
+    assert (apart <= step / 2 * (1 + 1e-5) + rounding).all()
+    assert apart.max() > 0
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_a_token_is_rounded_once(policy):
+    # Swapped in and out again and again, a token's K and V are those that its first stay in the bank made of them.
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    exact, full = run(model, inputs, NoPruning())
+    ours, cache = run(model, inputs, replace(policy, store="int8"))
+    stayed = set.intersection(*(set(cache.kept(0, step)[0].tolist()) for step in range(1, 15)))
+    assert len(stayed) < len(cache.kept(0)[0])
+    positions = cache.layers[0].slot_positions()[0, 0].tolist()
+    for position in cache.kept(0)[0].tolist():
+        for ours_part, part in ((cache.layers[0].keys, full.layers[0].keys), (cache.layers[0].values, full.layers[0].values)):
+            original = part[:, :, position : position + 1]
+            wanted = original if position in stayed else decoded(encoded(original, "int8"), original)
+            slot = positions.index(position)
+            assert torch.allclose(ours_part[:, :, slot : slot + 1], wanted, atol=1e-6), position
+    assert exact.logits[0].equal(ours.logits[0])
+
+
+@pytest.mark.parametrize("back", ["fall", "key"])
+def test_memory_leaves_the_layers_and_is_counted(back):
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    heads, dim = 2, model.config.get_text_config().head_dim
+    _, whole = run(model, inputs, NoPruning(), steps=3)
+    sizes = {"device": 2 * 4 * dim, "cpu": 2 * 4 * dim, "int8": 2 * (dim + 4)}
+    for store, size in sizes.items():
+        options = {"r": 0.25, "t": 1, "back": back, "store": store}
+        _, cache = run(model, inputs, Bank(**options, **({"every": 99} if back == "key" else {"factor": 1e-6})), steps=3)
+        assert [len(kept) for kept in map(lambda i: cache.kept(i)[0], range(4))] == [4] * 4
+        for layer, full in zip(cache.layers, whole.layers, strict=True):
+            assert layer.length == full.length - 12
+            assert full.nbytes() - layer.nbytes() == (12 - 1) * heads * 2 * 4 * dim  # all K and V but those of step 2 are copied
+        assert cache.bank_bytes == 4 * 12 * heads * size
+        cache.release()
+        assert cache.bank_bytes == 0
+
+
+def test_the_bank_empties():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    _, cache = run(model, inputs, Bank(r=0.6, t=1, factor=1.0))
+    assert cache.events["reason"].tolist() == ["forced", "returned"]
+    assert cache.events["returned"].tolist() == [[0] * 4, [7] * 4]
+    assert cache.bank_bytes == 0
+    _, whole = run(model, inputs, NoPruning())
+    assert [layer.length for layer in cache.layers] == [layer.length for layer in whole.layers]
+
+
+@pytest.mark.parametrize("kept", ["layer", "shared"])
+def test_swaps_equal_one_exchange_after_the_other(kept):
+    generator = torch.Generator().manual_seed(3)
+    policy = Bank(back="key", kept=kept)
+    for _ in range(50):
+        weights = torch.randint(0, 4, (2, 3, 1, 9), generator=generator).float()
+        present = torch.rand(1, 3, 1, 9, generator=generator).gt(0.2).expand_as(weights)
+        valid = torch.rand(1, 3, 1, 9, generator=generator).gt(0.5).expand_as(weights) & present
+        keep = policy.swapped(weights, valid, present)
+        for layer, row in itertools.product(range(2), range(3)):
+            w = weights.mean(0) if kept == "shared" else weights[layer]
+            w = w[row, 0].tolist()
+            held = valid[layer, row, 0].nonzero().flatten().tolist()
+            bank = [p for p in present[layer, row, 0].nonzero().flatten().tolist() if p not in held]
+            while bank and held:
+                best, worst = min(bank, key=lambda p: (-w[p], p)), max(held, key=lambda p: (-w[p], p))
+                if w[best] <= w[worst]:
+                    break
+                bank.remove(best)
+                held[held.index(worst)] = best
+            assert keep[layer, row, 0].nonzero().flatten().tolist() == sorted(held)
+
+
+# Beside other parts.
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_a_second_turn_and_a_copy_go_on(policy):
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    first, cache = run(model, inputs, policy, steps=8)
+    other = copy.deepcopy(cache)
+    ours, again = (second_turn(model, inputs, each, first) for each in (cache, other))
+    assert difference(ours, again) == 0
+    assert cache.step == 8 + 6
+    assert cache.events["step"].max() > 8
+    assert cache.events.equals(other.events)
+    cache.reset()
+    anew, _ = run(model, inputs, steps=8, past_key_values=cache)
+    assert difference(first, anew) == 0
+
+
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_a_shared_prefill_and_a_draft(policy):
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    plain, cache = run(model, inputs, policy)
+    shared = SharedPrefill(model, inputs)
+    own = shared.attach(policy)
+    ours, _ = run(model, shared.inputs, steps=14, past_key_values=own)
+    assert difference(plain, ours) <= TOLERANCE
+    assert cache.events.equals(own.events)
+    # What keep= drops is no token of the bank.
+    marks = (inputs["input_ids"] == models.IMAGE) & (torch.arange(inputs["input_ids"].shape[1]) % 2 == 0)
+    few = shared.attach(policy, keep=marks)
+    run(model, shared.inputs, past_key_values=few)
+    assert {"returned", "swapped"} & set(few.events["reason"])
+    assert all(set(kept.tolist()) <= set(mark.nonzero().flatten().tolist()) for kept, mark in zip(few.kept(0), marks, strict=True))
+    # A draft only asks what the policy would keep.
+    drafted = Draft(model, inputs, max_new_tokens=6)
+    second = drafted.attach(policy, then=policy)
+    run(model, drafted.inputs, past_key_values=second, steps=6)
+    assert drafted.draft.events.empty
+    assert second.trace.frame()["n_visual"].iloc[0] == 9
+
+
+@pytest.mark.parametrize("method", [VCD(), PAI(), KVSmooth(0.5, 0.1)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_decoders_stand_beside_it(method, policy):
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    cache = attach(model, inputs, policy)
+    with method.on(model, inputs, cache) as options:
+        run(model, inputs, past_key_values=cache, steps=10, **options)
+    assert {"returned", "swapped"} & set(cache.events["reason"])
+
+
+def test_a_search_that_takes_steps_back_is_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    cache = attach(model, inputs, Bank())
+    with pytest.raises(ValueError, match="OPERA takes steps back.*Fix: PruneHal"), OPERA().on(model, inputs, cache):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: Bank(back="vote"), ["back='vote'", "'fall'", "'key'"]),
+        (lambda: Bank(store="disk"), ["store='disk'", "'int8'"]),
+        (lambda: Bank(back="key", every=0), ["every=0", "at least 1"]),
+        (lambda: Bank(every=2), ["every=2", "leave it out"]),
+        (lambda: Bank(back="key", selection="random"), ["selection='random'", "leave it out"]),
+        (lambda: Bank(r=2), ["r=2", "(0, 1]"]),
+    ],
+)
+def test_bad_settings_are_named(make, parts):
+    with pytest.raises(ValueError, match="expected") as error:
+        make()
+    assert all(part in str(error.value) for part in parts), error.value
