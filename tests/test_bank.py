@@ -11,7 +11,7 @@ import reference
 import reference_beyond
 import reference_cache
 import torch
-from decode import SEED, TOLERANCE, compare, difference, forcing, masked, paddings, run, second_turn
+from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run, second_turn
 
 import prunehal as ph
 from prunehal.core import Accumulated, Bank, Draft, NoPruning, PruneHal, SharedPrefill, attach
@@ -61,9 +61,7 @@ def slow(model, layers, single, policy, steps=14, placeholders=(models.IMAGE, mo
         gone.update({i: [p for p in visual if p not in kept[0]] for i, kept in enumerate(run.whole.kept)})
 
     with reference_beyond.unhidden(layers, joint, gone):
-        done = reference.generate(
-            model, layers, single, policy, placeholders, steps, per_image, fastv and prefill, decide=noting
-        )
+        done = reference.generate(model, layers, single, policy, placeholders, steps, per_image, fastv and prefill, decide=noting)
     done.history = [history[id(pool)] for pool in done.pools]
     return done
 
@@ -325,7 +323,9 @@ def test_a_shared_prefill_and_a_draft(policy):
     few = shared.attach(policy, keep=marks)
     run(model, shared.inputs, past_key_values=few)
     assert {"returned", "swapped"} & set(few.events["reason"])
-    assert all(set(kept.tolist()) <= set(mark.nonzero().flatten().tolist()) for kept, mark in zip(few.kept(0), marks, strict=True))
+    assert all(
+        set(kept.tolist()) <= set(mark.nonzero().flatten().tolist()) for kept, mark in zip(few.kept(0), marks, strict=True)
+    )
     # A draft only asks what the policy would keep.
     drafted = Draft(model, inputs, max_new_tokens=6)
     second = drafted.attach(policy, then=policy)
@@ -347,7 +347,7 @@ def test_decoders_stand_beside_it(method, policy):
 def test_a_search_that_takes_steps_back_is_refused():
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
     cache = attach(model, inputs, Bank())
-    with pytest.raises(ValueError, match="OPERA takes steps back.*Fix: PruneHal"), OPERA().on(model, inputs, cache):
+    with pytest.raises(ValueError, match=r"OPERA takes steps back.*Fix: PruneHal"), OPERA().on(model, inputs, cache):
         pass
 
 

@@ -56,7 +56,9 @@ class Bank(Accumulated):
         if self.back == "fall" and self.every != 1:
             raise refuse("every", self.every, "1 with back='fall'", "It is of back='key': leave it out.")
         if self.back == "key" and self.selection != "top":
-            raise refuse("selection", self.selection, "'top' with back='key'", "Tokens are swapped by their weight: leave it out.")
+            raise refuse(
+                "selection", self.selection, "'top' with back='key'", "Tokens are swapped by their weight: leave it out."
+            )
 
     def swapped(self, weights: Tensor, valid: Tensor, present: Tensor) -> Tensor:
         """Mark as many tokens as are kept, of those with the most weight; of equal weights the kept one wins, then the lower.

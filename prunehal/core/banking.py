@@ -1,6 +1,5 @@
 """Bank: a KV cache whose dropped visual tokens go to a bank instead of nowhere, and return when the policy says so."""
 
-import functools
 from collections.abc import Sequence
 
 import pandas as pd

@@ -79,9 +79,7 @@ class Vault:
     def reorder(self, rows: list[int]) -> None:
         """Let the rows follow their beams."""
         if self._parts is not None:
-            self._parts = tuple(
-                tuple(part.index_select(0, sent(rows, part.device)) for part in parts) for parts in self._parts
-            )
+            self._parts = tuple(tuple(part.index_select(0, sent(rows, part.device)) for part in parts) for parts in self._parts)
 
     def nbytes(self) -> int:
         """Return the memory that the bank takes, wherever it is, with dead slots and scales."""
