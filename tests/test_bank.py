@@ -11,7 +11,7 @@ import reference
 import reference_beyond
 import reference_cache
 import torch
-from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run, second_turn
+from decode import END_WORD, SEED, TOLERANCE, compare, difference, forcing, paddings, run, second_turn
 
 import prunehal as ph
 from prunehal.core import Accumulated, Bank, Draft, NoPruning, PruneHal, SharedPrefill, attach
@@ -115,6 +115,27 @@ def test_each_image_by_itself(policy):
         check(twin("llava", policy, row, per_image=True, **prompt), ours, cache, row, padding)
 
 
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("policy", [FALLS[0], KEYS[0]], ids=short)
+def test_rows_with_different_numbers_of_images_equal_rows_alone(policy, per_image):
+    model, many = models.build("llava"), models.inputs_for("llava", (3, 3), (5, 5), seed=SEED, images=2)
+    ids, mask, pixels = many["input_ids"].clone(), many["attention_mask"].clone(), many["pixel_values"]
+    ids[1, :20], mask[1, :20] = models.PAD, 0
+    ids[1, 20:23] = torch.tensor([4, 5, 6])
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels[[0, 1, 3]]}
+    ours, cache = run(model, inputs, policy, attach_options={"per_image": per_image})
+    singles = [
+        {"input_ids": ids[:1], "attention_mask": mask[:1], "pixel_values": pixels[:2]},
+        {"input_ids": ids[1:, 20:], "attention_mask": mask[1:, 20:], "pixel_values": pixels[3:]},
+    ]
+    for row, single in enumerate(singles):
+        alone, own = run(model, single, policy, attach_options={"per_image": per_image})
+        assert max((a[row] - b[0]).abs().max() for a, b in zip(ours.logits, alone.logits, strict=True)) <= TOLERANCE
+        mine = cache.events[cache.events["row"] == row].drop(columns="row")
+        assert mine.to_numpy().tolist() == own.events.drop(columns="row").to_numpy().tolist()
+        assert {"returned", "swapped"} & set(mine["reason"])
+
+
 @pytest.mark.parametrize("family", ["gemma3", "llava_window", "gemma4", "llava_sinks", "paligemma2", "llama4", "instructblip"])
 @pytest.mark.parametrize("policy", [FALLS[1], KEYS[0], KEYS[1]], ids=short)
 def test_other_kinds_of_attention(family, policy):
@@ -203,6 +224,26 @@ def test_pruning_without_a_return_is_the_method():
     assert difference(plain, ours) <= TOLERANCE
     late, wanted = run(model, inputs, Bank(**VOTING, back="key", every=99, window=None, wait=5)), Accumulated(**VOTING, wait=5)
     assert late[1].events.drop(columns="returned").equals(run(model, inputs, wanted)[1].events)
+
+
+def test_rows_that_have_ended_swap_nothing():
+    model, inputs = models.build("llava", eos=END_WORD), models.inputs_for("llava", **THREE)
+    for policy in (FALLS[0], KEYS[0]):
+        _, cache = run(model, inputs, policy, prefix_allowed_tokens_fn=forcing([5] * 13, [6, 7, 8, END_WORD], [9] * 13))
+        last = cache.events.groupby("row")["step"].max()
+        assert last[1] <= 4
+        assert min(last[0], last[2]) > 4
+
+
+def test_a_window_of_flash_attention_hides_banked_tokens(monkeypatch):
+    # Its masks do not contain the window, so that positions decide.
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    _, cache = run(model, inputs, KEYS[0], steps=4)
+    monkeypatch.setattr(cache, "wants_row", lambda layer: True)
+    layer, positions = cache.layers[1], cache.table.bank_positions(1)
+    seen = cache.aside(layer, None, 17).mask[:, :, 0]
+    assert torch.equal(seen, (positions > layer.seen - 1 - 17) & (positions >= 0))
+    assert 0 < seen.sum() < (positions >= 0).sum()
 
 
 # What the bank stores.

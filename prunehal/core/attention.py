@@ -150,7 +150,8 @@ def _check_plain(stock: Tensor, ours: Tensor) -> None:
     if not apart <= allowed * max(1.0, ours.abs().max().item()):
         raise ValueError(
             f"attention: the model's own function is no plain softmax of the scores (outputs differ by {apart:.2g}; expected at "
-            f"most {allowed:.2g}), so that they cannot be edited. Fix: model.set_attn_implementation('sdpa'), or another model."
+            f"most {allowed:.2g}), so that they can be neither edited nor compared with others. "
+            "Fix: model.set_attn_implementation('sdpa'), or another model."
         )
 
 

@@ -23,7 +23,7 @@ class Bank(Accumulated):
 
     Text that was decoded without a token stays as it is when the token returns. Options and defaults are those of PruneHal
     besides; window, wait, content and grid are those of `Accumulated`, to rank by more than the latest step's attention. While
-    in the bank a token gathers none.
+    in the bank a token gathers none. The cache's ``events`` tell of returns too, and ``bank_bytes`` how large the bank is.
 
     Attributes:
         back: what brings tokens back, "fall" or "key".
@@ -37,7 +37,7 @@ class Bank(Accumulated):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Bank(r=0.4, t=1))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=12)
+    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=16)
     >>> cache.events["reason"].tolist(), len(cache.kept(0)[0])
     (['forced', 'returned'], 144)
     """
