@@ -27,7 +27,7 @@ class Bank(Accumulated):
 
     Attributes:
         back: what brings tokens back, "fall" or "key".
-        every: with back="key", swap at each so many-th step.
+        every: with back="key", swap at each so many-th step. 1, since what one query wants suits the next step best and ages.
         store: where the bank is. "device" keeps K and V as they are, so that the device holds as much as without pruning; "cpu"
             moves them to the CPU (with back="key" only V, since K is needed at each step); "int8" leaves them on the device as
             8-bit integers with a scale for each head and token, so that what returns is rounded.
