@@ -61,7 +61,7 @@ class BankingCache(PrunableCache):
     def aside(self, layer: PrunableLayer, mask: Tensor | None, window: int | None) -> Aside | None:
         """Return the bank's keys at a step that compares them with the newest query."""
         policy, table = self.policy, self.table
-        due = policy.back == "key" and self.wants_row(layer) and self.step % policy.every == 0 and not self.observes_only
+        due = policy.back == "key" and self.wants_row(layer) and self.step % policy.every == 0
         if not due or not table.bank_width:
             return None
         positions = table.bank_positions(layer.place).to(layer.device)
