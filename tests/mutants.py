@@ -20,7 +20,19 @@ __all__ = ["MUTANTS", "TABLE", "Mutant"]
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "MUTANTS.md"
-TESTS = ("policy", "attention", "cache", "generate", "images", "families", "family_search", "pruning", "bad_input", "sync")
+TESTS = (
+    "policy",
+    "attention",
+    "cache",
+    "generate",
+    "images",
+    "families",
+    "family_search",
+    "pruning",
+    "bad_input",
+    "sync",
+    "bank",
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,8 @@ MUTANTS = [
         "self.left, self.counts = [list(of_layer) for of_layer in left], sent(left, keep.device)",
         "self.left = [list(of_layer) for of_layer in left]",
     ),
+    Mutant("banked tokens do not follow their beam", "banking.py", "vault.reorder(rows)", "pass"),
+    Mutant("a layer that stores less is read at the others' slots", "bank_table.py", "(1, filling - self._front)", "(1, 0)"),
 ]
 
 
