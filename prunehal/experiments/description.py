@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunehal.core import Accumulated, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
+from prunehal.core import Accumulated, Keep, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.loading import EMBEDDED
@@ -19,16 +19,17 @@ from prunehal.running.chat import check_template
 from prunehal.running.loop import DTYPES
 from prunehal.testbed.scenes import SPLITS
 
-__all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
+__all__ = ["MODES", "POLICIES", "TESTBED", "Experiment", "policy_from"]
 
 TESTBED = "testbed"
 POLICIES: dict[str, type[Policy]] = {
-    kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK)
+    kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep)
 }
+MODES = ("decoding", "first-token", "draft")
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "seed": 0}  # and the smallest value of each
 # Fields that hold a text, and whether they may be None.
-_TEXTS = {"model": False, "dtype": False, "images": False, "split": False}
+_TEXTS = {"model": False, "dtype": False, "images": False, "split": False, "mode": False}
 _TEXTS |= {"revision": True, "questions": True, "prompt": True, "template": True}
 _NOT_IN_KEY = ("n_images",)  # more images of the same experiment only add rows
 
@@ -54,7 +55,10 @@ class Experiment:
             `prunehal.decoding`, or its name for its published values; it searches greedily (OPERA by its beams).
         policy: when and what to prune; ``NoPruning()`` only observes. Whole numbers among the real options of policy and decoder
             become floats, so that equal experiments have the same key.
-        max_new_tokens: longest caption.
+        mode: when the policy acts: while ``"decoding"``; before the ``"first-token"`` is chosen, by the attention of the prompt's
+            last query (`prunehal.FirstToken`); or after a greedy ``"draft"`` of the same caption (`prunehal.Draft`). ``Keep()``
+            keeps the patches of a scene's objects, and in the first-token mode from the first token on.
+        max_new_tokens: longest caption, and draft.
         seed: of sampling. A draw depends on it, on the image and on the step, not on the batch or the policy.
 
     Raises:
@@ -80,6 +84,7 @@ class Experiment:
     template: str | None = None
     decoding: Decoding = "greedy"
     policy: Policy = field(default_factory=NoPruning)
+    mode: str = "decoding"
     max_new_tokens: int = 100
     seed: int = 0
 
@@ -121,6 +126,31 @@ class Experiment:
         if not re.fullmatch(r"[\w\-]+", self.split):
             raise ValueError(f"split={self.split!r}: expected a name of letters, digits, - and _")
         check_template(self.template)
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        keeps = isinstance(self.policy, Keep)
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r}: expected one of {', '.join(map(repr, MODES))}")
+        if keeps and self.images != TESTBED:
+            raise ValueError(
+                f"policy={self.policy!r}: it is known of the testbed's scenes only where their objects are; expected "
+                f"images={TESTBED!r}, or another policy"
+            )
+        if self.mode == "decoding":
+            return
+        if isinstance(self.decoding, Decoder):
+            raise ValueError(
+                f"mode={self.mode!r}, decoding={self.decoding!r}: a mitigation decoder runs with mode='decoding' only; expected "
+                "'greedy', 'beam' or 'nucleus'"
+            )
+        if self.policy.limit == 0:
+            raise ValueError(f"mode={self.mode!r}, policy={self.policy!r}: never prunes; expected one that chooses tokens")
+        if keeps and (self.mode == "draft" or self.policy != Keep()):
+            raise ValueError(
+                f"mode={self.mode!r}, policy={self.policy!r}: what it keeps is given; expected mode='first-token' and Keep(), or "
+                "mode='decoding'"
+            )
 
     @property
     def one_input(self) -> bool:
@@ -129,8 +159,10 @@ class Experiment:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All fields as JSON, policy and decoder with their names."""
+        """All fields as JSON, policy and decoder with their names; the mode only where the policy acts before the decoding."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.mode == "decoding":
+            del found["mode"]
         policy = {"name": type(self.policy).__name__} | asdict(self.policy)
         return found | {"decoding": described(self.decoding), "policy": policy}
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import Captioned, caption_batch, mention_attention
-from prunehal.core import PrunableCache, SharedPrefill, attach
+from prunehal.core import Draft, FirstToken, Keep, NoPruning, PrunableCache, SharedPrefill, attach
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS
 from prunehal.experiments.description import TESTBED, Experiment
@@ -32,6 +32,8 @@ from prunehal.running.chat import encode, render, to_model
 from prunehal.running.loop import is_out_of_memory
 from prunehal.running.tasks import CAPTION_PROMPT
 from prunehal.testbed.captions import PROMPT
+from prunehal.testbed.oracle import object_tokens
+from prunehal.testbed.scenes import scene_of
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
 
@@ -74,7 +76,7 @@ def same_prefill(experiment: Experiment) -> Experiment:
     True
     """
     plain = Experiment()
-    names = ("policy", "seed", "max_new_tokens", "n_images", *(() if experiment.one_input else ("decoding",)))
+    names = ("policy", "mode", "seed", "max_new_tokens", "n_images", *(() if experiment.one_input else ("decoding",)))
     return replace(experiment, **{name: getattr(plain, name) for name in names})
 
 
@@ -106,7 +108,7 @@ def _worked(task: Task) -> Rows:
     first, keys = task.experiments[0], list(task.keys)
     model, processor = _loaded(first.model, first.revision, first.dtype)
     inputs = _inputs(model, processor, first, keys)
-    made = _caches(model, inputs, [_seed(key) for key in keys], many=len(task.experiments) > 1)
+    made = _caches(model, inputs, keys, many=len(task.experiments) > 1)
     truths = truth(first, keys)
     rows = {}
     for experiment in task.experiments:
@@ -136,7 +138,7 @@ def _inputs(
 
 
 def _caches(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], seeds: Sequence[int], many: bool
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], keys: Sequence[int | str], many: bool
 ) -> Callable[[Experiment], tuple[PrunableCache, Mapping[str, Tensor]]]:
     """Return what makes an experiment's cache and the inputs of its generate(): from one prefill where the model allows it."""
     shared = None
@@ -146,14 +148,34 @@ def _caches(
         except ValueError:  # some models cannot share a prompt; a prompt that is wrong is refused by attach() too
             shared = None
 
+    @cache
+    def before_decoding(kind: type[SharedPrefill], **length: int) -> SharedPrefill:
+        return kind(model, inputs, **length)
+
     def made(experiment: Experiment) -> tuple[PrunableCache, Mapping[str, Tensor]]:
-        decoding = experiment.decoding
-        if shared is None or getattr(decoding, "whole_prompt", False):
-            return attach(model, inputs, experiment.policy, seeds=seeds, entropy=True), inputs
+        decoding, policy, prefill = experiment.decoding, experiment.policy, shared
+        options: dict[str, Any] = {"seeds": [_seed(key) for key in keys], "entropy": True}
+        if isinstance(policy, Keep):
+            options["keep"] = _on_objects(model, inputs, experiment, keys)
+        if experiment.mode == "draft":
+            prefill = before_decoding(Draft, max_new_tokens=experiment.max_new_tokens)
+        elif experiment.mode == "first-token" and isinstance(policy, Keep):
+            policy, prefill = NoPruning(), before_decoding(SharedPrefill)
+        elif experiment.mode == "first-token":
+            prefill = before_decoding(FirstToken)
+        if prefill is None or getattr(decoding, "whole_prompt", False):
+            return attach(model, inputs, policy, **options), inputs
         copies = BEAMS if decoding == "beam" else getattr(decoding, "num_beams", 1)
-        return shared.attach(experiment.policy, copies=copies, seeds=seeds, entropy=True), shared.inputs
+        return prefill.attach(policy, copies=copies, **options), prefill.inputs
 
     return made
+
+
+def _on_objects(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], experiment: Experiment, keys: Sequence[int | str]
+) -> Tensor:
+    visual = (inputs["input_ids"] == model.config.image_token_id).cpu()
+    return object_tokens([scene_of(key) for key in keys], visual, experiment.tiles, experiment.clutter)
 
 
 def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
