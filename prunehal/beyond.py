@@ -1,0 +1,260 @@
+"""Policies beyond the paper: one setting of each family, chosen on the validation split and reported on test, beside controls.
+
+A family is a way to choose what stays. Its controls are as many random tokens, and an oracle that keeps the patches of objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, ProcessorMixin
+
+from prunehal.core import Keep, MassShare, NoPruning, Policy, PruneHal, attach
+from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
+from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.inference import holm
+from prunehal.loading import EMBEDDED
+from prunehal.resources import data_path
+from prunehal.selection_rule import Chosen, Graded, choose
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.scenes import Scene
+
+__all__ = [
+    "CHOSEN_BY",
+    "Setting",
+    "candidates",
+    "chosen_policies",
+    "chosen_ratios",
+    "compare",
+    "controls",
+    "of_oracle",
+    "transfer",
+]
+
+CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
+MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: what counts as equal recall on the test split
+PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
+
+
+class Setting(NamedTuple):
+    """A policy and when it acts; what is chosen and reported, whatever the images.
+
+    >>> Setting(PruneHal(r=0.9, t=1)).on(Experiment(split="test")).name
+    'test_prunehal_r0.9_t1'
+    """
+
+    policy: Policy
+    mode: str = "decoding"
+
+    def on(self, experiment: Experiment) -> Experiment:
+        """Return the experiment with this policy and mode."""
+        return replace(experiment, policy=self.policy, mode=self.mode)
+
+
+def candidates(tiles: int = 0, model: str = EMBEDDED) -> dict[str, list[Experiment]]:
+    """Return the stored settings of each family on the validation split.
+
+    Args:
+        tiles: background tiles around each scene: 0, or 3.
+        model: as in `Experiment`.
+
+    >>> sorted(candidates(tiles=3))
+    ['MassShare', 'PruneHal']
+    """
+    grids = [each for name in ("thresholds", "beyond_validation") for each in read_grid(data_path("grids", f"{name}.toml"))]
+    families: dict[str, list[Experiment]] = {}
+    for each in grids:
+        if each.split == "validation" and each.tiles == tiles and each.policy != NoPruning():
+            families.setdefault(_family(each), []).append(replace(each, model=model))
+    return families
+
+
+def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict[str, Chosen]:
+    """Choose one setting of each family on the validation split.
+
+    The one of lowest CHAIR_i among those that lose at most a point of recall against no pruning; where none does, the one of
+    highest recall.
+
+    Args:
+        store: holds the rows of data/grids/beyond_validation.toml and thresholds.toml.
+        tiles, model: as in :func:`candidates`.
+
+    Returns:
+        Name of the family -> the choice, whose ``setting`` is a `Setting`.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+
+    >>> chosen_policies(Store.shipped())["PruneHal"].n_candidates
+    9
+    """
+    chosen, none = {}, Setting(NoPruning())
+    for family, experiments in candidates(tiles, model).items():
+        scores = {none: store.score(none.on(experiments[0]))}
+        scores |= {Setting(each.policy, each.mode): store.score(each) for each in experiments}
+        graded = Graded("validation", scores)
+        try:
+            chosen[family] = choose(graded, subject_to=CHOSEN_BY, baseline=none)
+        except ValueError:  # no setting keeps the recall
+            chosen[family] = choose(graded, by="recall", baseline=none)
+    return chosen
+
+
+def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
+    """Return what the chosen settings are compared with: the published one, as many random tokens, and the oracle.
+
+    >>> list(controls(chosen_policies(Store.shipped())))
+    ['PruneHal, published', 'PruneHal, random tokens', 'MassShare, random tokens', 'oracle']
+    """
+    found = {"PruneHal, published": Setting(PUBLISHED)}
+    for family in ("PruneHal", "MassShare"):
+        found[f"{family}, random tokens"] = Setting(replace(chosen[family].setting.policy, selection="random"))
+    return found | {"oracle": Setting(Keep(), "first-token")}
+
+
+def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+    """Return every setting against no pruning, on the same images.
+
+    Args:
+        store: holds the rows of all.
+        settings: name -> setting.
+        base: without pruning; its model, split, images and tiles are those of all.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        Indexed by the names: the columns of `prunehal.experiments.changes`, and equal_chair_i, equal_low, equal_high,
+        equal_recall, equal_recall_low, equal_recall_high (differences in percent after both were cut to the shorter mean
+        length), p_holm (of chair_i, over the settings), rejected, and lowers: whether CHAIR_i is lower after that correction
+        and recall is not more than a point lower.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+
+    >>> base = Experiment(split="test", n_images=50)
+    >>> table = compare(Store.shipped(), {"published": Setting(PUBLISHED)}, base, n_resamples=200)
+    >>> bool(table.loc["published", "visual"] < 100)
+    True
+    """
+    cells = [setting.on(base) for setting in settings.values()]
+    table = changes(store, cells, base, p_values=True, n_resamples=n_resamples)
+    for row, cell in enumerate(cells):
+        found = at_equal_length(store, cell, base, n_resamples=n_resamples)
+        for metric, start in (("chair_i", "equal"), ("recall", "equal_recall")):
+            d = found[metric]
+            columns = [f"equal_{metric}", f"{start}_low", f"{start}_high"]
+            table.loc[row, columns] = 100 * np.array([d.estimate, d.low, d.high])
+    table = holm(table, "p_chair_i")
+    lowers = table["rejected"] & (table["d_chair_i"] < 0) & (table["d_recall"] >= -MARGIN)
+    return table.assign(lowers=lowers).set_index(pd.Index(settings, name="policy"))
+
+
+def of_oracle(table: pd.DataFrame, metric: str, oracle: str = "oracle") -> pd.Series | None:
+    """Return what part of the oracle's gain each policy wins, or None where the oracle's interval shows no gain.
+
+    Args:
+        table: what :func:`compare` returned.
+        metric: "chair_i" (less is better) or "recall".
+        oracle: its name there.
+
+    >>> table = pd.DataFrame({"d_recall": [1.0, 4.0], "d_recall_low": [0.0, 2.0], "d_recall_high": [2.0, 6.0]}, ["a", "oracle"])
+    >>> of_oracle(table, "recall").to_dict()
+    {'a': 0.25}
+    """
+    sign = -1 if metric == "chair_i" else 1
+    ends = sign * table.loc[oracle, [f"d_{metric}_low", f"d_{metric}_high"]].astype(float)
+    if ends.min() <= 0:
+        return None
+    return table[f"d_{metric}"].drop(oracle) / table.loc[oracle, f"d_{metric}"]
+
+
+def transfer(
+    store: Store,
+    there: Mapping[str, Chosen],
+    here: Mapping[str, Chosen],
+    base: Experiment,
+    families: Sequence[str] = ("PruneHal", "MassShare"),
+    *,
+    n_resamples: int = N_RESAMPLES,
+) -> pd.DataFrame:
+    """Return what a setting that was chosen under other conditions is worth, beside the one that was chosen under these.
+
+    Args:
+        store: holds the rows.
+        there, here: what :func:`chosen_policies` returned for the other conditions and for these.
+        base: without pruning, under these conditions, on the split to report on.
+        families: whose choices.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        The columns of `prunehal.experiments.changes` against no pruning, and: family, chosen ("there" or "here"); regret_chair_i,
+        regret_recall with _low and _high (differences from the setting chosen here; NaN on its own line).
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    parts = []
+    for family in families:
+        pair = [each[family].setting.on(base) for each in (there, here)]
+        part = changes(store, pair, base, n_resamples=n_resamples).assign(family=family, chosen=["there", "here"])
+        regret = changes(store, pair[:1], pair[1], n_resamples=n_resamples)
+        for metric in ("chair_i", "recall"):
+            for end in ("", "_low", "_high"):
+                part[f"regret_{metric}{end}"] = [regret[f"d_{metric}{end}"].item(), np.nan]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def chosen_ratios(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    scenes: Sequence[Scene],
+    policy: MassShare,
+    *,
+    tiles: int = 0,
+    batch_size: int = 50,
+) -> pd.DataFrame:
+    """Return what share of the visual tokens `MassShare` keeps, by image and layer: the r that nobody had to choose.
+
+    Captions are written only as far as the prune.
+
+    Args:
+        model, processor: as ``prunehal.load()`` returns them.
+        scenes: whose captions.
+        policy: the policy.
+        tiles: clean background tiles around each scene.
+        batch_size: scenes decoded at once.
+
+    Returns:
+        One line for each image that was pruned, and layer: image_id, layer, kept, ratio.
+
+    >>> import prunehal as ph
+    >>> from prunehal.testbed.scenes import scene
+    >>> frame = chosen_ratios(*ph.load(), [scene("test", 0)], MassShare(p=0.9))
+    >>> frame["layer"].tolist(), bool(frame["ratio"].between(0, 1).all())
+    ([0, 1, 2, 3, 4, 5], True)
+    """
+    lines = []
+    for start in range(0, len(scenes), batch_size):
+        batch = scenes[start : start + batch_size]
+        images = [image for scene in batch for image in scene.tiles(tiles, False)[0]]
+        inputs = processor(images=images, text=[build_prompt(tiles + 1)] * len(batch), return_tensors="pt").to(model.device)
+        n = (inputs["input_ids"][0] == model.config.image_token_id).sum().item()
+        ids = [scene.image_id for scene in batch]
+        cache = attach(model, inputs, policy, seeds=ids)
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=policy.wait + 1, do_sample=False)
+        layers = cache.trace.frame()["layer"].unique()
+        for event in cache.events.itertuples():
+            lines += [(ids[event.row], layer, kept, kept / n) for layer, kept in zip(layers, event.kept, strict=True)]
+    return pd.DataFrame(lines, columns=["image_id", "layer", "kept", "ratio"])
+
+
+def _family(experiment: Experiment) -> str:
+    """Return the name of the family of a stored setting."""
+    name = type(experiment.policy).__name__
+    if experiment.mode != "decoding":
+        return {"draft": "Draft", "first-token": "FirstToken"}[experiment.mode]
+    return f"{name}, {experiment.policy.back}" if name == "Bank" else name
