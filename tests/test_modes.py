@@ -1,14 +1,16 @@
-"""Experiments whose policy acts before the decoding, or knows the objects: rows are those of the classes used by hand."""
+"""Experiments that change when the policy acts, positions or length: rows are those of the classes used by hand."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from prunehal import load
 from prunehal.captioning import caption_batch
 from prunehal.core import Accumulated, Draft, FirstToken, Keep, MassShare, NoPruning, SharedPrefill, StepTopK, TopK, attach
 from prunehal.experiments import Experiment, Store, sweep
+from prunehal.experiments.worker import _inputs
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.scenes import scene
@@ -77,6 +79,9 @@ def test_no_case_writes_what_another_writes(store):
 
 
 def test_the_mode_is_part_of_the_key_and_the_default_leaves_keys_as_they_were():
+    kinds = [replace(PLAIN, tiles=1), replace(PLAIN, tiles=1, positions_only=True), replace(PLAIN, tiles=1, min_new_tokens=1)]
+    assert len({each.key for each in kinds}) == 3
+    assert all("positions_only" not in each.description or each.positions_only for each in kinds)
     modes = [replace(PLAIN, policy=TOP), replace(PLAIN, policy=TOP, mode="first-token"), replace(PLAIN, policy=TOP, mode="draft")]
     assert len({each.key for each in modes}) == 3
     assert ["mode" in each.description for each in modes] == [False, True, True]
@@ -92,6 +97,8 @@ def test_the_mode_is_part_of_the_key_and_the_default_leaves_keys_as_they_were():
         ({"mode": "draft", "policy": Keep()}, r"mode='draft', policy=Keep.*expected mode='first-token' and Keep\(\)"),
         ({"mode": "first-token", "policy": Keep(selection="random")}, r"what it keeps is given"),
         ({"mode": "draft", "policy": MassShare(0.9), "decoding": "vcd"}, r"a mitigation decoder runs with mode='decoding' only"),
+        ({"positions_only": True}, r"positions_only=True, tiles=0: expected positions_only=True only with background tiles"),
+        ({"min_new_tokens": 101}, r"min_new_tokens=101: expected at most max_new_tokens=100; raise that too"),
         ({"policy": Keep(), "images": "photos"}, r"known of the testbed's scenes only where their objects are"),
     ],
 )
@@ -108,3 +115,44 @@ def test_the_object_tokens_are_those_of_the_tile_that_holds_the_scene():
     visual = inputs["input_ids"] == model.config.image_token_id
     marked = object_tokens(SCENES[:1], visual, 2, True)[visual].view(3, 144).any(1)
     assert marked.tolist() == [tile == at for tile in range(3)]
+
+
+# Positions without their tiles, and captions that must go on.
+
+
+@pytest.mark.parametrize("clutter", [False, True])
+def test_positions_only_is_the_prompt_whose_background_tiles_nobody_sees(clutter):
+    experiment = Experiment(tiles=2, clutter=clutter, positions_only=True)
+    model, processor = load()
+    alone = _inputs(model, processor, experiment, IDS)
+    whole = _inputs(model, processor, replace(experiment, positions_only=False), IDS)
+    visual = whole["input_ids"] == model.config.image_token_id
+    hidden = torch.zeros_like(visual)
+    for row, each in enumerate(SCENES):
+        at = each.tiles(2, clutter)[1]
+        for number, place in enumerate(visual[row].nonzero().flatten().tolist()):
+            hidden[row, place] = number // 144 != at
+    length = visual.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden[:, None, None]
+    seen = seen | torch.eye(length, dtype=torch.bool)  # a query that sees nothing is no number
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.inference_mode():
+        expected = model(**whole | {"attention_mask": mask}).logits[:, -1]
+        found = model(**alone).logits[:, -1]
+    assert torch.allclose(found, expected, atol=1e-4)
+    del alone["position_ids"]
+    with torch.inference_mode():
+        assert not torch.allclose(model(**alone).logits[:, -1], expected, atol=1e-2)
+
+
+def test_positions_only_goes_on_counting_and_a_caption_that_must_go_on_does(tmp_path):
+    far = replace(PLAIN, tiles=2, positions_only=True, policy=TOP)
+    long = replace(PLAIN, min_new_tokens=30, policy=TOP)
+    store = sweep([far, replace(far, policy=NoPruning()), long, replace(PLAIN, policy=TOP)], tmp_path, progress=False)
+    model, processor = load()
+    inputs = _inputs(model, processor, far, IDS)
+    cache = attach(model, inputs, TOP, seeds=IDS)
+    by_hand_ = caption_batch(model, processor, inputs, cache, IDS, max_new_tokens=30, do_sample=False).texts
+    assert store.captions(far).set_index("image_id")["caption"].to_dict() == by_hand_
+    assert store.captions(long)["tokens"].tolist() == [30, 30, 30]
+    assert store.captions(replace(PLAIN, policy=TOP))["tokens"].min() < 30

@@ -27,11 +27,12 @@ POLICIES: dict[str, type[Policy]] = {
 }
 MODES = ("decoding", "first-token", "draft")
 
-_COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "seed": 0}  # and the smallest value of each
+_COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, "seed": 0}  # and the smallest value of each
 # Fields that hold a text, and whether they may be None.
 _TEXTS = {"model": False, "dtype": False, "images": False, "split": False, "mode": False}
 _TEXTS |= {"revision": True, "questions": True, "prompt": True, "template": True}
 _NOT_IN_KEY = ("n_images",)  # more images of the same experiment only add rows
+_SAID_IF_SET = ("mode", "positions_only", "min_new_tokens")  # in description and key only where they differ from the defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class Experiment:
         n_images: the first so many. It is not part of the key: rows of more images are added to those of fewer.
         tiles: background tiles around each scene of the testbed; each adds 144 visual tokens.
         clutter: whether those tiles hold shapes that resemble objects.
+        positions_only: leave those tiles out, but number the positions of scene and text as if they were there: the control for
+            what unusual positions do by themselves.
         prompt: what is asked; None is the testbed's own, or "Please describe this image in detail." for a folder.
         template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
         decoding: ``"greedy"``, ``"beam"`` (5 beams), ``"nucleus"`` (top_p 0.9, temperature 1), or a mitigation decoder: one of
@@ -59,6 +62,7 @@ class Experiment:
             last query (`prunehal.FirstToken`); or after a greedy ``"draft"`` of the same caption (`prunehal.Draft`). ``Keep()``
             keeps the patches of a scene's objects, and in the first-token mode from the first token on.
         max_new_tokens: longest caption, and draft.
+        min_new_tokens: the caption does not end before; 0 lets the model decide.
         seed: of sampling. A draw depends on it, on the image and on the step, not on the batch or the policy.
 
     Raises:
@@ -80,12 +84,14 @@ class Experiment:
     n_images: int = 400
     tiles: int = 0
     clutter: bool = False
+    positions_only: bool = False
     prompt: str | None = None
     template: str | None = None
     decoding: Decoding = "greedy"
     policy: Policy = field(default_factory=NoPruning)
     mode: str = "decoding"
     max_new_tokens: int = 100
+    min_new_tokens: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,8 +119,13 @@ class Experiment:
                 f"dtype={self.dtype!r}, revision={self.revision!r}: the embedded model is in float32 and has no revisions; "
                 "expected dtype 'auto' or 'float32' and revision None; leave both out, or name another model"
             )
-        if not isinstance(self.clutter, bool) or (self.clutter and not self.tiles):
-            raise ValueError(f"clutter={self.clutter!r}, tiles={self.tiles}: expected clutter=True only with background tiles")
+        for name in ("clutter", "positions_only"):
+            if not isinstance(value := getattr(self, name), bool) or (value and not self.tiles):
+                raise ValueError(f"{name}={value!r}, tiles={self.tiles}: expected {name}=True only with background tiles")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens}: expected at most max_new_tokens={self.max_new_tokens}; raise that too"
+            )
         if self.images == TESTBED:
             if self.split not in SPLITS:
                 known = ", ".join(map(repr, SPLITS))
@@ -159,10 +170,9 @@ class Experiment:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All fields as JSON, policy and decoder with their names; the mode only where the policy acts before the decoding."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.mode == "decoding":
-            del found["mode"]
+        """All fields as JSON, policy and decoder with their names; a few only where they differ from their defaults."""
+        names = [f.name for f in fields(self) if f.name not in _SAID_IF_SET or self._differs(f.name)]
+        found = {name: getattr(self, name) for name in names}
         policy = {"name": type(self.policy).__name__} | asdict(self.policy)
         return found | {"decoding": described(self.decoding), "policy": policy}
 

@@ -49,6 +49,8 @@ def pictures(experiment: Experiment, keys: Sequence[int | str]) -> list[list[Ima
     [4]
     """
     if experiment.images == TESTBED:
+        if experiment.positions_only:
+            return [[scene_of(key).image()] for key in keys]
         return [scene_of(key).tiles(experiment.tiles, experiment.clutter)[0] for key in keys]
     files = _files(experiment.images, experiment.questions)
     return [[load_image(files[key])] for key in keys]

@@ -33,7 +33,7 @@ from prunehal.running.loop import is_out_of_memory
 from prunehal.running.tasks import CAPTION_PROMPT
 from prunehal.testbed.captions import PROMPT
 from prunehal.testbed.oracle import object_tokens
-from prunehal.testbed.scenes import scene_of
+from prunehal.testbed.scenes import GRID, scene_of
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
 
@@ -76,7 +76,8 @@ def same_prefill(experiment: Experiment) -> Experiment:
     True
     """
     plain = Experiment()
-    names = ("policy", "mode", "seed", "max_new_tokens", "n_images", *(() if experiment.one_input else ("decoding",)))
+    names = ["policy", "mode", "seed", "max_new_tokens", "min_new_tokens", "n_images"]
+    names += [] if experiment.one_input else ["decoding"]
     return replace(experiment, **{name: getattr(plain, name) for name in names})
 
 
@@ -116,6 +117,8 @@ def _worked(task: Task) -> Rows:
         decoder = experiment.decoding if isinstance(experiment.decoding, Decoder) else None
         with nullcontext({}) if decoder is None else decoder.on(model, inputs, cache) as options:
             options |= _search(experiment, keys, inputs) | {"max_new_tokens": experiment.max_new_tokens, "do_sample": False}
+            if experiment.min_new_tokens:
+                options["min_new_tokens"] = experiment.min_new_tokens
             done = caption_batch(model, processor, given, cache, keys, trace=True, **options)
         rows[experiment.key] = _rows(done, truths, getattr(experiment.policy, "majority", 0.5))
     return rows
@@ -132,9 +135,23 @@ def _inputs(
 ) -> dict[str, Tensor]:
     text = experiment.prompt or (PROMPT if experiment.images == TESTBED else CAPTION_PROMPT)
     prompt = render(processor, text, experiment.template, model.config.model_type)
-    if experiment.tiles:
+    if experiment.tiles and not experiment.positions_only:
         prompt = prompt.replace(processor.image_token, processor.image_token * (experiment.tiles + 1))
-    return to_model(encode(processor, pictures(experiment, keys), [prompt] * len(keys)), model)
+    inputs = to_model(encode(processor, pictures(experiment, keys), [prompt] * len(keys)), model)
+    if experiment.positions_only:
+        inputs["position_ids"] = _positions(_visual(model, inputs), experiment, keys)
+    return inputs
+
+
+def _visual(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    return inputs["input_ids"] == model.config.image_token_id
+
+
+def _positions(visual: Tensor, experiment: Experiment, keys: Sequence[int | str]) -> Tensor:
+    """Return the positions, (batch, prompt), that scene and text have among the background tiles; a prompt is not padded."""
+    at = torch.tensor([scene_of(key).tiles(experiment.tiles, experiment.clutter)[1] for key in keys], device=visual.device)
+    before = torch.where(visual, at[:, None], 0) + torch.where(visual.cumsum(1) == GRID**2, experiment.tiles, 0) * ~visual
+    return torch.arange(visual.shape[1], device=visual.device) + GRID**2 * before
 
 
 def _caches(
@@ -174,8 +191,8 @@ def _caches(
 def _on_objects(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], experiment: Experiment, keys: Sequence[int | str]
 ) -> Tensor:
-    visual = (inputs["input_ids"] == model.config.image_token_id).cpu()
-    return object_tokens([scene_of(key) for key in keys], visual, experiment.tiles, experiment.clutter)
+    tiles = 0 if experiment.positions_only else experiment.tiles
+    return object_tokens([scene_of(key) for key in keys], _visual(model, inputs).cpu(), tiles, experiment.clutter)
 
 
 def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
