@@ -6,7 +6,7 @@ A family is a way to choose what stays. Its controls are as many random tokens, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
 CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
 MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: what counts as equal recall on the test split
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
+_SAID = ("r", "t", "k", "p", "z", "back")  # options that a label always has
 
 
 class Setting(NamedTuple):
@@ -45,10 +46,19 @@ class Setting(NamedTuple):
 
     >>> Setting(PruneHal(r=0.9, t=1)).on(Experiment(split="test")).name
     'test_prunehal_r0.9_t1'
+    >>> Setting(MassShare(), "draft").label
+    'MassShare(p = 0.9), draft'
     """
 
     policy: Policy
     mode: str = "decoding"
+
+    @property
+    def label(self) -> str:
+        """The policy with the options that are always said or not the defaults, and the mode if it is not decoding."""
+        values = {f.name: (getattr(self.policy, f.name), f.default) for f in fields(self.policy) if f.init}
+        said = [f"{name} = {value}" for name, (value, usual) in values.items() if name in _SAID or value != usual]
+        return f"{type(self.policy).__name__}({', '.join(said)})" + ("" if self.mode == "decoding" else f", {self.mode}")
 
     def on(self, experiment: Experiment) -> Experiment:
         """Return the experiment with this policy and mode."""
