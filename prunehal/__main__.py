@@ -111,6 +111,17 @@ def causal(
 
 
 @app.command()
+def evidence(
+    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split in each cell.")] = 100,
+    out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/evidence.csv.gz"),
+) -> None:
+    """Measure where visual attention lies among background tiles, and what each rule keeps of the objects."""
+    from prunehal.evidence import measure
+
+    typer.echo(f"{out}: {len(measure(out, images))} rows")
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.summary import update_readme

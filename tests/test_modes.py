@@ -10,7 +10,7 @@ from prunehal import load
 from prunehal.captioning import caption_batch
 from prunehal.core import Accumulated, Draft, FirstToken, Keep, MassShare, NoPruning, SharedPrefill, StepTopK, TopK, attach
 from prunehal.experiments import Experiment, Store, sweep
-from prunehal.experiments.worker import _inputs
+from prunehal.experiments.prefill import batch_inputs
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.scenes import scene
@@ -124,8 +124,8 @@ def test_the_object_tokens_are_those_of_the_tile_that_holds_the_scene():
 def test_positions_only_is_the_prompt_whose_background_tiles_nobody_sees(clutter):
     experiment = Experiment(tiles=2, clutter=clutter, positions_only=True)
     model, processor = load()
-    alone = _inputs(model, processor, experiment, IDS)
-    whole = _inputs(model, processor, replace(experiment, positions_only=False), IDS)
+    alone = batch_inputs(model, processor, experiment, IDS)
+    whole = batch_inputs(model, processor, replace(experiment, positions_only=False), IDS)
     visual = whole["input_ids"] == model.config.image_token_id
     hidden = torch.zeros_like(visual)
     for row, each in enumerate(SCENES):
@@ -150,7 +150,7 @@ def test_positions_only_goes_on_counting_and_a_caption_that_must_go_on_does(tmp_
     long = replace(PLAIN, min_new_tokens=30, policy=TOP)
     store = sweep([far, replace(far, policy=NoPruning()), long, replace(PLAIN, policy=TOP)], tmp_path, progress=False)
     model, processor = load()
-    inputs = _inputs(model, processor, far, IDS)
+    inputs = batch_inputs(model, processor, far, IDS)
     cache = attach(model, inputs, TOP, seeds=IDS)
     by_hand_ = caption_batch(model, processor, inputs, cache, IDS, max_new_tokens=30, do_sample=False).texts
     assert store.captions(far).set_index("image_id")["caption"].to_dict() == by_hand_

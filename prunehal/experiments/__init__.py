@@ -1,8 +1,8 @@
 """Ablations: ``description`` (what an experiment is), ``grids`` (many of them), ``sweep`` (make their rows), ``store`` (keep
 them), ``compare`` (tables against a baseline), ``parameters`` (of notebooks).
 
-Below them, ``pictures`` finds images and their truth, ``worker`` captions a batch under several policies, ``sampling`` draws
-words independently of the batch, and ``versions`` refuses rows that something else made.
+Below them, ``pictures`` finds images and their truth, ``prefill`` gives the model its prompts, ``worker`` captions a batch under
+several policies, ``sampling`` draws words independently of the batch, and ``versions`` refuses rows that something else made.
 """
 
 from prunehal.experiments.compare import at_equal_length, changes, graded

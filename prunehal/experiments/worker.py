@@ -5,13 +5,12 @@ A process loads a model once and keeps it; it does one task at a time.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,20 +19,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import Captioned, caption_batch, mention_attention
-from prunehal.core import Draft, FirstToken, Keep, NoPruning, PrunableCache, SharedPrefill, attach
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS
-from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.experiments.pictures import pictures, truth
+from prunehal.experiments.description import Experiment
+from prunehal.experiments.pictures import truth
+from prunehal.experiments.prefill import batch_inputs, caches
 from prunehal.experiments.sampling import KeyedSampling
 from prunehal.experiments.versions import MadeBy, made_by
 from prunehal.loading import load
-from prunehal.running.chat import encode, render, to_model
 from prunehal.running.loop import is_out_of_memory
-from prunehal.running.tasks import CAPTION_PROMPT
-from prunehal.testbed.captions import PROMPT
-from prunehal.testbed.oracle import object_tokens
-from prunehal.testbed.scenes import GRID, scene_of
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
 
@@ -108,8 +102,8 @@ def _halving(task: Task) -> Rows:
 def _worked(task: Task) -> Rows:
     first, keys = task.experiments[0], list(task.keys)
     model, processor = _loaded(first.model, first.revision, first.dtype)
-    inputs = _inputs(model, processor, first, keys)
-    made = _caches(model, inputs, keys, many=len(task.experiments) > 1)
+    inputs = batch_inputs(model, processor, first, keys)
+    made = caches(model, inputs, keys, many=len(task.experiments) > 1)
     truths = truth(first, keys)
     rows = {}
     for experiment in task.experiments:
@@ -130,71 +124,6 @@ def _loaded(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedMode
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
-def _inputs(
-    model: PreTrainedModel, processor: ProcessorMixin, experiment: Experiment, keys: Sequence[int | str]
-) -> dict[str, Tensor]:
-    text = experiment.prompt or (PROMPT if experiment.images == TESTBED else CAPTION_PROMPT)
-    prompt = render(processor, text, experiment.template, model.config.model_type)
-    if experiment.tiles and not experiment.positions_only:
-        prompt = prompt.replace(processor.image_token, processor.image_token * (experiment.tiles + 1))
-    inputs = to_model(encode(processor, pictures(experiment, keys), [prompt] * len(keys)), model)
-    if experiment.positions_only:
-        inputs["position_ids"] = _positions(_visual(model, inputs), experiment, keys)
-    return inputs
-
-
-def _visual(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    return inputs["input_ids"] == model.config.image_token_id
-
-
-def _positions(visual: Tensor, experiment: Experiment, keys: Sequence[int | str]) -> Tensor:
-    """Return the positions, (batch, prompt), that scene and text have among the background tiles; a prompt is not padded."""
-    at = torch.tensor([scene_of(key).tiles(experiment.tiles, experiment.clutter)[1] for key in keys], device=visual.device)
-    before = torch.where(visual, at[:, None], 0) + torch.where(visual.cumsum(1) == GRID**2, experiment.tiles, 0) * ~visual
-    return torch.arange(visual.shape[1], device=visual.device) + GRID**2 * before
-
-
-def _caches(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], keys: Sequence[int | str], many: bool
-) -> Callable[[Experiment], tuple[PrunableCache, Mapping[str, Tensor]]]:
-    """Return what makes an experiment's cache and the inputs of its generate(): from one prefill where the model allows it."""
-    shared = None
-    if many:
-        try:
-            shared = SharedPrefill(model, inputs)
-        except ValueError:  # some models cannot share a prompt; a prompt that is wrong is refused by attach() too
-            shared = None
-
-    @cache
-    def before_decoding(kind: type[SharedPrefill], **length: int) -> SharedPrefill:
-        return kind(model, inputs, **length)
-
-    def made(experiment: Experiment) -> tuple[PrunableCache, Mapping[str, Tensor]]:
-        decoding, policy, prefill = experiment.decoding, experiment.policy, shared
-        options: dict[str, Any] = {"seeds": [_seed(key) for key in keys], "entropy": True}
-        if isinstance(policy, Keep):
-            options["keep"] = _on_objects(model, inputs, experiment, keys)
-        if experiment.mode == "draft":
-            prefill = before_decoding(Draft, max_new_tokens=experiment.max_new_tokens)
-        elif experiment.mode == "first-token" and isinstance(policy, Keep):
-            policy, prefill = NoPruning(), before_decoding(SharedPrefill)
-        elif experiment.mode == "first-token":
-            prefill = before_decoding(FirstToken)
-        if prefill is None or getattr(decoding, "whole_prompt", False):
-            return attach(model, inputs, policy, **options), inputs
-        copies = BEAMS if decoding == "beam" else getattr(decoding, "num_beams", 1)
-        return prefill.attach(policy, copies=copies, **options), prefill.inputs
-
-    return made
-
-
-def _on_objects(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], experiment: Experiment, keys: Sequence[int | str]
-) -> Tensor:
-    tiles = 0 if experiment.positions_only else experiment.tiles
-    return object_tokens([scene_of(key) for key in keys], _visual(model, inputs).cpu(), tiles, experiment.clutter)
-
-
 def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the options of generate() that a way of decoding without a decoder needs."""
     if experiment.decoding == "beam":
@@ -202,11 +131,6 @@ def _search(experiment: Experiment, keys: Sequence[int | str], inputs: Mapping[s
     if experiment.decoding == "nucleus":
         return {"logits_processor": [KeyedSampling(keys, experiment.seed, inputs["input_ids"].shape[1])]}
     return {}
-
-
-def _seed(key: int | str) -> int:
-    """Return what keys the random selection of an image: the image, not its place in the batch."""
-    return key if isinstance(key, int) else int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
 
 
 def _rows(done: Captioned, truths: Mapping[Any, set[str]], majority: float) -> list[dict[str, Any]]:

@@ -1,0 +1,253 @@
+"""When does pruning help? Redundancy as a knob: background tiles around a scene, clean or cluttered, and what each rule does.
+
+A rule is a way of selecting what stays, with one setting of each chosen on the validation split (both kinds of three background
+tiles together) and reported on the test split, in every cell of the grid of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from prunehal.benchmarks.chair import ChairResult, score
+from prunehal.bootstrap import Interval, bca
+from prunehal.core import Accumulated, Keep, NoPruning, Policy, PruneHal, StepTopK
+from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
+from prunehal.experiments.compare import METRICS, N_RESAMPLES
+from prunehal.experiments.pictures import truth
+from prunehal.resources import data_path
+from prunehal.selection_rule import Chosen, Graded, choose
+from prunehal.statistics import bootstrap_interval, paired_bootstrap
+from prunehal.testbed.scenes import scene_of
+from prunehal.testbed.world import NAMES
+
+__all__ = [
+    "CELLS",
+    "CHOSEN_BY",
+    "ORACLE",
+    "PUBLISHED",
+    "all_rules",
+    "chosen_rules",
+    "levels",
+    "recall_by_patches",
+    "responses",
+    "share_of_gain",
+    "with_rule",
+]
+
+CELLS = ((0, False), (1, False), (3, False), (7, False), (1, True), (3, True), (7, True))  # background tiles, cluttered
+PUBLISHED, ORACLE = "published (r = 0.4, t = 3)", "oracle: objects only"
+CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
+
+Rule = tuple[str, Policy]  # mode and policy of an experiment
+_NONE: Rule = ("decoding", NoPruning())
+_PUBLISHED: Rule = ("decoding", PruneHal(r=0.4, t=3))
+_ORACLE: Rule = ("first-token", Keep())
+
+
+def with_rule(base: Experiment, rule: Rule) -> Experiment:
+    """Return the experiment with the mode and the policy of a rule.
+
+    >>> with_rule(Experiment(tiles=3), ("first-token", Keep())).name
+    'validation_mode-first-token_tiles3clean_keep'
+    """
+    mode, policy = rule
+    return replace(base, mode=mode, policy=policy)
+
+
+def chosen_rules(store: Store) -> dict[str, Chosen]:
+    """Choose one setting of each way of selecting on the validation split, among three background tiles.
+
+    The setting of lowest CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall
+    against no pruning; where none does, the one of highest recall.
+
+    Args:
+        store: holds the rows of data/grids/redundancy_validation.toml.
+
+    Returns:
+        Way of selecting -> the choice, whose ``setting`` is the rule (mode, policy).
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    cells: dict[Rule, list[Experiment]] = {}
+    for experiment in read_grid(data_path("grids", "redundancy_validation.toml")):
+        cells.setdefault((experiment.mode, experiment.policy), []).append(experiment)
+    none = _pooled(store, cells[_NONE])
+    chosen = {}
+    for family in dict.fromkeys(filter(None, map(_family, cells))):
+        of_family = {rule: _pooled(store, cells[rule]) for rule in cells if _family(rule) == family}
+        graded = Graded("validation", {_NONE: none} | of_family)
+        try:
+            chosen[family] = choose(graded, subject_to=CHOSEN_BY, baseline=_NONE)
+        except ValueError:  # no setting keeps the recall
+            chosen[family] = choose(graded, by="recall", baseline=_NONE)
+    return chosen
+
+
+def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
+    """Return every rule that is reported, by name: the published setting, the chosen ones, the oracle that knows the objects."""
+    return {PUBLISHED: _PUBLISHED} | {name: each.setting for name, each in chosen.items()} | {ORACLE: _ORACLE}
+
+
+def _family(rule: Rule) -> str:
+    """Return the way of selecting that a rule is a setting of; "" for no pruning and the oracles."""
+    mode, policy = rule
+    if isinstance(policy, NoPruning | Keep):
+        return ""
+    if mode == "draft":
+        return "draft, then prune"
+    if policy.selection == "random":
+        return "random"
+    return {StepTopK: "per step, nothing lost", Accumulated: "accumulated steps", PruneHal: "one step"}[type(policy)]
+
+
+def _pooled(store: Store, experiments: Sequence[Experiment]) -> ChairResult:
+    """Return the scores of the captions of several experiments together."""
+    texts, truths = {}, {}
+    for experiment in experiments:
+        known = truth(experiment)
+        for line in store.captions(experiment).itertuples():
+            texts[line.image_id, experiment.clutter] = line.caption
+            truths[line.image_id, experiment.clutter] = known[line.image_id]
+    return score(texts, truths)
+
+
+def levels(store: Store, base: Experiment, *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+    """Return what redundancy alone does, without pruning: the scores of every cell, and of positions without the tiles.
+
+    Args:
+        store: holds the rows of data/grids/redundancy_test.toml.
+        base: split, number of images, model.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        One line for each cell: tiles, kind ("clean", "cluttered" or "positions only"); chair_i, recall (percent) and words with
+        _low and _high (95%); d_ of each against the scene alone, with _low and _high.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    alone = store.score(base).items
+    cells = [("positions only", replace(base, tiles=k, positions_only=True)) for k, clutter in CELLS if k and not clutter]
+    cells += [("cluttered" if clutter else "clean", replace(base, tiles=k, clutter=clutter)) for k, clutter in CELLS]
+    lines = []
+    for kind, experiment in cells:
+        items = store.score(experiment).items
+        line = {"tiles": experiment.tiles, "kind": kind}
+        for metric in ("chair_i", "recall", "words"):
+            of = {
+                metric: bootstrap_interval(items, metric, n_resamples),
+                f"d_{metric}": paired_bootstrap(alone, items, metric, n_resamples),
+            }
+            for name, found in of.items():
+                values = METRICS[metric] * np.array([found.estimate, found.low, found.high])
+                line |= dict(zip((name, f"{name}_low", f"{name}_high"), values.tolist(), strict=True))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def responses(
+    store: Store,
+    base: Experiment,
+    rules: Mapping[str, Rule],
+    cells: Iterable[tuple[int, bool]] = CELLS,
+    *,
+    n_resamples: int = N_RESAMPLES,
+) -> pd.DataFrame:
+    """Return what each rule changes in each cell, against no pruning in the same cell.
+
+    Args:
+        store: holds the rows of data/grids/redundancy_test.toml.
+        base: split, number of images, model, shortest caption.
+        rules: as :func:`all_rules` returns them.
+        cells: (background tiles, cluttered).
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        The columns of `prunehal.experiments.changes` with p values, and: rule (its name), tiles, clutter; equal_chair_i,
+        equal_low, equal_high, equal_recall (differences in percent after both were cut to the shorter mean length).
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    parts = []
+    for tiles, clutter in cells:
+        cell = replace(base, tiles=tiles, clutter=clutter)
+        experiments = [with_rule(cell, rule) for rule in rules.values()]
+        part = changes(store, experiments, cell, p_values=True, n_resamples=n_resamples)
+        equal = []
+        for experiment in experiments:
+            found = at_equal_length(store, experiment, cell, n_resamples=n_resamples)
+            chair, recall = found["chair_i"], found["recall"]
+            equal.append([100 * value for value in (chair.estimate, chair.low, chair.high, recall.estimate)])
+        part[["equal_chair_i", "equal_low", "equal_high", "equal_recall"]] = equal
+        parts.append(part.assign(rule=list(rules), tiles=tiles, clutter=clutter))
+    return pd.concat(parts, ignore_index=True)
+
+
+def share_of_gain(
+    store: Store, experiment: Experiment, oracle: Experiment, base: Experiment, *, n_resamples: int = N_RESAMPLES
+) -> tuple[Interval, Interval]:
+    """Return the oracle's gain in the objects' F1, and the share of it that an experiment wins.
+
+    F1 is the harmonic mean of precision (1 - CHAIR_i) and recall: one number in which neither can be bought by the other alone.
+
+    Args:
+        store: holds the rows of all three, on the same images.
+        experiment, oracle, base: what is judged, the bound, and no pruning.
+        n_resamples: of the bootstrap over images (BCa).
+
+    Returns:
+        The gain as a fraction, and the share: 1 where the experiment does as well as the oracle, below 0 where it does harm. The
+        share means something only where the whole interval of the gain is above 0.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    columns = ["n_hallucinated", "n_mentions", "n_recalled", "n_truth"]
+    counted = [store.score(each).items.set_index("image_id")[columns] for each in (experiment, oracle, base)]
+    ours, best, plain = (frame.loc[counted[0].index].to_numpy(dtype=float) for frame in counted)
+
+    def gain(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return _f1(weights @ frame) - _f1(weights @ plain)
+
+    options = {"units": len(plain), "n": len(plain), "n_resamples": n_resamples, "seed": 0, "confidence": 0.95}
+    won = bca(lambda weights: gain(ours, weights) / gain(best, weights), **options)
+    return bca(lambda weights: gain(best, weights), **options), won
+
+
+def _f1(pooled: np.ndarray) -> np.ndarray:
+    """Return F1 from the sums of hallucinated and all mentions, recalled and true objects, (..., 4)."""
+    hallucinated, mentions, recalled, true = np.moveaxis(pooled, -1, 0)
+    precision, recall = 1 - hallucinated / np.maximum(mentions, 1), recalled / true
+    return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+
+
+def recall_by_patches(store: Store, experiment: Experiment, limit: int = 4) -> dict[str, pd.DataFrame]:
+    """Return the recall's counts for objects whose evidence is local, on few patches, and spread over more.
+
+    Args:
+        store: holds the experiment's rows.
+        experiment: on the testbed.
+        limit: an object that shows on at most so many patches is local.
+
+    Returns:
+        "local" and "spread" -> one line for each scene that has such an object: image_id, n_recalled and n_truth, as
+        `prunehal.statistics.paired_bootstrap` takes them for recall. An object that others hide wholly is in neither.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+    """
+    lines: dict[str, list] = {"local": [], "spread": []}
+    for line in store.score(experiment).items.itertuples():
+        labels = scene_of(line.image_id).patch_labels()
+        numbers = {name: int((labels == NAMES.index(name)).sum()) for name in scene_of(line.image_id).names}
+        for kind, inside in (("local", lambda n: 0 < n <= limit), ("spread", lambda n: n > limit)):
+            some = [name for name, n in numbers.items() if inside(n)]
+            if some:
+                lines[kind].append((line.image_id, len({*some} & {*line.nodes}), len(some)))
+    return {kind: pd.DataFrame(rows, columns=["image_id", "n_recalled", "n_truth"]) for kind, rows in lines.items()}

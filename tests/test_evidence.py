@@ -1,0 +1,69 @@
+"""Where attention lies and what stays: equal to loops over one scene at a time, for policies of every kind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prunehal import load
+from prunehal.benchmarks.chair import score
+from prunehal.captioning import caption_scenes, mention_attention
+from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, attach
+from prunehal.evidence import evidence
+from prunehal.experiments import Experiment
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.scenes import scene
+from prunehal.testbed.world import NAMES
+
+SCENES = [scene("test", i) for i in range(4)]
+PLAIN = Experiment(split="test", tiles=1, max_new_tokens=24)
+
+
+def by_loops(each, policy):
+    """Caption one scene, and sum the attention of each step patch by patch."""
+    model, processor = load()
+    images, at = each.tiles(1)
+    inputs = processor(images=images, text=build_prompt(2), return_tensors="pt")
+    cache = attach(model, inputs, policy, maps=True, seeds=[each.image_id])
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=24, do_sample=False)
+    done = caption_scenes(model, processor, [each], policy, k=1, max_new_tokens=24, trace=True)
+    begins = set(mention_attention(done, score(done.texts, {each.image_id: each.names}))["step"])
+    shown = [at * 144 + patch for patch, label in enumerate(each.patch_labels()) if label < len(NAMES)]
+    maps = cache.trace.maps[:, :, 0].numpy()
+    sums = {True: [], False: []}
+    for step in range(len(maps)):
+        for layer in range(maps.shape[1]):
+            on = sum(maps[step, layer, patch] for patch in shown if not np.isnan(maps[step, layer, patch]))
+            mass = sum(value for value in maps[step, layer] if not np.isnan(value))
+            sums[step + 1 in begins].append((mass, on / mass))
+    held = [[value > 0 for value in layer] for layer in maps[-1]]
+    return {
+        "at_mentions_mass": np.mean([mass for mass, _ in sums[True]]),
+        "at_mentions_share": np.mean([share for _, share in sums[True]]),
+        "at_others_mass": np.mean([mass for mass, _ in sums[False]]),
+        "at_others_share": np.mean([share for _, share in sums[False]]),
+        "kept": np.mean(held),
+        "kept_objects": np.mean([[layer[patch] for patch in shown] for layer in held]),
+        "objects": len(shown) / 288,
+    }
+
+
+@pytest.mark.parametrize("policy", [NoPruning(), PruneHal(r=0.25, t=2), Accumulated(r=0.5, t=1), StepTopK(8)], ids=str)
+def test_evidence_equals_loops_over_steps_layers_and_patches(policy):
+    found = evidence(*load(), replace(PLAIN, policy=policy), [each.image_id for each in SCENES]).set_index("image_id")
+    for each in SCENES:
+        expected = by_loops(each, policy)
+        assert found.loc[each.image_id].to_dict() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["decoding", "first-token"])
+def test_the_oracle_keeps_all_of_the_objects_and_nothing_else(mode):
+    found = evidence(*load(), replace(PLAIN, policy=Keep(), mode=mode), [each.image_id for each in SCENES])
+    assert (found["kept_objects"] == 1).all()
+    assert found["kept"].tolist() == pytest.approx(found["objects"].tolist())
+    assert (found["at_others_share"] == 1).all() == (mode == "first-token")  # while decoding, two steps see everything
+
+
+def test_images_without_known_objects_are_refused():
+    with pytest.raises(ValueError, match="images='photos': objects are known of the testbed's scenes only; expected 'testbed'"):
+        evidence(*load(), Experiment(images="photos"), ["a.jpg"])
