@@ -5,34 +5,32 @@ A family is a way to choose what stays. Its controls are as many random tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedModel, ProcessorMixin
 
-from prunehal.core import Keep, MassShare, NoPruning, Policy, PruneHal, attach
+from prunehal.core import Keep, NoPruning, Policy, PruneHal
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
 from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, Graded, choose
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import Scene
 
 __all__ = [
     "CHOSEN_BY",
     "Setting",
+    "as_table",
+    "between",
     "candidates",
     "chosen_policies",
-    "chosen_ratios",
     "compare",
     "controls",
     "of_oracle",
-    "transfer",
+    "verdict",
 ]
 
 CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
@@ -46,8 +44,8 @@ class Setting(NamedTuple):
 
     >>> Setting(PruneHal(r=0.9, t=1)).on(Experiment(split="test")).name
     'test_prunehal_r0.9_t1'
-    >>> Setting(MassShare(), "draft").label
-    'MassShare(p = 0.9), draft'
+    >>> Setting(PruneHal(r=0.9, t=1), "first-token").label
+    'PruneHal(r = 0.9, t = 1), first-token'
     """
 
     policy: Policy
@@ -181,85 +179,49 @@ def of_oracle(table: pd.DataFrame, metric: str, oracle: str = "oracle") -> pd.Se
     return table[f"d_{metric}"].drop(oracle) / table.loc[oracle, f"d_{metric}"]
 
 
-def transfer(
-    store: Store,
-    there: Mapping[str, Chosen],
-    here: Mapping[str, Chosen],
-    base: Experiment,
-    families: Sequence[str] = ("PruneHal", "MassShare"),
-    *,
-    n_resamples: int = N_RESAMPLES,
-) -> pd.DataFrame:
-    """Return what a setting that was chosen under other conditions is worth, beside the one that was chosen under these.
+def as_table(table: pd.DataFrame, settings: Mapping[str, Setting]) -> str:
+    """Return what :func:`compare` returned as markdown, and what it says in words.
+
+    >>> base, settings = Experiment(split="test", n_images=50), {"a": Setting(PUBLISHED), "oracle": Setting(PruneHal(r=0.9, t=1))}
+    >>> as_table(compare(Store.shipped(), settings, base, n_resamples=200), settings).splitlines()[1]
+    '|---|---|---|---|---|---|---|---|'
+    """
+    head = ["policy", "setting", "visual tokens", "CHAIR_i", "recall", "change of CHAIR_i", "at equal length", "of recall"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, line in table.iterrows():
+        cells = [name, settings[name].label, f"{line['visual']:.0f}%", f"{line['chair_i']:.1f}", f"{line['recall']:.1f}"]
+        cells += [between(line, "d_chair_i"), between(line, "equal_chair_i", "equal"), between(line, "d_recall")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {sentence}." for sentence in verdict(table))])
+
+
+def verdict(table: pd.DataFrame) -> list[str]:
+    """Return in words which policies lower CHAIR_i at equal recall, which raise it, and what of the oracle's gain they win.
 
     Args:
-        store: holds the rows.
-        there, here: what :func:`chosen_policies` returned for the other conditions and for these.
-        base: without pruning, under these conditions, on the split to report on.
-        families: whose choices.
-        n_resamples: of the bootstrap over images.
-
-    Returns:
-        The columns of `prunehal.experiments.changes` against no pruning, and: family, chosen ("there" or "here"); regret_chair_i,
-        regret_recall with _low and _high (differences from the setting chosen here; NaN on its own line).
-
-    Raises:
-        FileNotFoundError: rows are missing.
+        table: what :func:`compare` returned; "oracle" and names with a comma are controls.
     """
-    parts = []
-    for family in families:
-        pair = [each[family].setting.on(base) for each in (there, here)]
-        part = changes(store, pair, base, n_resamples=n_resamples).assign(family=family, chosen=["there", "here"])
-        regret = changes(store, pair[:1], pair[1], n_resamples=n_resamples)
-        for metric in ("chair_i", "recall"):
-            for end in ("", "_low", "_high"):
-                part[f"regret_{metric}{end}"] = [regret[f"d_{metric}{end}"].item(), np.nan]
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    own = table[[name != "oracle" and "," not in name for name in table.index]]
+    kinds = {
+        "Lower CHAIR_i at equal recall (after Holm's correction; recall at most a point lower)": own[own["lowers"]],
+        "Lower CHAIR_i at a loss of recall": own[own["rejected"] & (own["d_chair_i"] < 0) & ~own["lowers"]],
+        "Higher CHAIR_i": own[own["rejected"] & (own["d_chair_i"] > 0)],
+    }
+    said = [f"{what}: {', '.join(part.index) or 'no policy'}" for what, part in kinds.items()]
+    for metric, label in (("chair_i", "CHAIR_i"), ("recall", "recall")):
+        oracle, won = between(table.loc["oracle"], f"d_{metric}"), of_oracle(table, metric)
+        if won is None:
+            said.append(f"The oracle changes {label} by {oracle}: there is no gain of which a selection could win a part")
+        else:
+            parts = won[own.index].sort_values(ascending=False)
+            shares = ", ".join(f"{name} {part:.0%}" for name, part in parts.items())
+            said.append(f"The oracle changes {label} by {oracle}; of that the policies win: {shares}")
+    return said
 
 
-def chosen_ratios(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    scenes: Sequence[Scene],
-    policy: MassShare,
-    *,
-    tiles: int = 0,
-    batch_size: int = 50,
-) -> pd.DataFrame:
-    """Return what share of the visual tokens `MassShare` keeps, by image and layer: the r that nobody had to choose.
-
-    Captions are written only as far as the prune.
-
-    Args:
-        model, processor: as ``prunehal.load()`` returns them.
-        scenes: whose captions.
-        policy: the policy.
-        tiles: clean background tiles around each scene.
-        batch_size: scenes decoded at once.
-
-    Returns:
-        One line for each image that was pruned, and layer: image_id, layer, kept, ratio.
-
-    >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
-    >>> frame = chosen_ratios(*ph.load(), [scene("test", 0)], MassShare(p=0.9))
-    >>> frame["layer"].tolist(), bool(frame["ratio"].between(0, 1).all())
-    ([0, 1, 2, 3, 4, 5], True)
-    """
-    lines = []
-    for start in range(0, len(scenes), batch_size):
-        batch = scenes[start : start + batch_size]
-        images = [image for scene in batch for image in scene.tiles(tiles, False)[0]]
-        inputs = processor(images=images, text=[build_prompt(tiles + 1)] * len(batch), return_tensors="pt").to(model.device)
-        n = (inputs["input_ids"][0] == model.config.image_token_id).sum().item()
-        ids = [scene.image_id for scene in batch]
-        cache = attach(model, inputs, policy, seeds=ids)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=policy.wait + 1, do_sample=False)
-        layers = cache.trace.frame()["layer"].unique()
-        for event in cache.events.itertuples():
-            lines += [(ids[event.row], layer, kept, kept / n) for layer, kept in zip(layers, event.kept, strict=True)]
-    return pd.DataFrame(lines, columns=["image_id", "layer", "kept", "ratio"])
+def between(line: pd.Series, name: str, ends: str = "") -> str:
+    """Return an estimate with its interval, such as ``+1.2 [0.3, 2.1]``."""
+    return f"{line[name]:+.1f} [{line[f'{ends or name}_low']:.1f}, {line[f'{ends or name}_high']:.1f}]"
 
 
 def _family(experiment: Experiment) -> str:
@@ -267,4 +229,4 @@ def _family(experiment: Experiment) -> str:
     name = type(experiment.policy).__name__
     if experiment.mode != "decoding":
         return {"draft": "Draft", "first-token": "FirstToken"}[experiment.mode]
-    return f"{name}, {experiment.policy.back}" if name == "Bank" else name
+    return f"{name} ({experiment.policy.back})" if name == "Bank" else name

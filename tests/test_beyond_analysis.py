@@ -8,16 +8,8 @@ import pandas as pd
 import pytest
 
 import prunehal as ph
-from prunehal.beyond import (
-    Setting,
-    candidates,
-    chosen_policies,
-    chosen_ratios,
-    compare,
-    controls,
-    of_oracle,
-    transfer,
-)
+from prunehal.automatic import chosen_ratios, transfer
+from prunehal.beyond import Setting, candidates, chosen_policies, compare, controls, of_oracle, verdict
 from prunehal.core import Accumulated, MassShare, NoPruning, PruneHal, attach
 from prunehal.experiments import Experiment, read_grid, sweep
 from prunehal.experiments.pictures import truth
@@ -137,6 +129,26 @@ def test_parts_of_the_oracles_gain():
     assert of_oracle(better, "chair_i").to_dict() == {"a": -0.25, "b": 0.5}
     recall = planted(d_recall=[1.0, -2.0, 4.0], d_recall_low=[0.0, -3.0, 3.0], d_recall_high=[2.0, -1.0, 5.0])
     assert of_oracle(recall, "recall").to_dict() == {"a": 0.25, "b": -0.5}
+
+
+def test_the_words_follow_the_numbers():
+    low, high = {"d_chair_i_low": -9.0, "d_recall_low": -9.0}, {"d_chair_i_high": 9.0, "d_recall_high": 9.0}
+    line = {"d_chair_i": 0.0, "d_recall": 0.0, "rejected": False, "lowers": False} | low | high
+    lines = {"A": line, "B": line, "A, random tokens": line | {"rejected": True, "d_chair_i": 3.0}, "oracle": line}
+    said = verdict(pd.DataFrame.from_dict(lines, orient="index"))
+    assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["no policy"] * 3
+    assert said[3:] == [
+        f"The oracle changes {label} by +0.0 [-9.0, 9.0]: there is no gain of which a selection could win a part"
+        for label in ("CHAIR_i", "recall")
+    ]
+    lines["A"] = line | {"rejected": True, "lowers": True, "d_chair_i": -2.0, "d_recall": 1.0}
+    lines["B"] = line | {"rejected": True, "d_chair_i": -4.0, "d_recall": -5.0}
+    lines["C"] = line | {"rejected": True, "d_chair_i": 4.0}
+    lines["oracle"] = line | {"d_chair_i": -4.0, "d_chair_i_high": -1.0, "d_recall": 4.0, "d_recall_low": 1.0}
+    said = verdict(pd.DataFrame.from_dict(lines, orient="index"))
+    assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["A", "B", "C"]
+    assert said[3].endswith("by -4.0 [-9.0, -1.0]; of that the policies win: B 100%, A 50%, C -100%")
+    assert said[4].endswith("by +4.0 [1.0, 9.0]; of that the policies win: A 25%, C 0%, B -125%")
 
 
 def test_transfer_is_the_difference_from_what_was_chosen_here(small):
