@@ -36,7 +36,7 @@ __all__ = [
 CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
 MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: what counts as equal recall on the test split
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
-_SAID = ("r", "t", "k", "p", "z", "back")  # options that a label always has
+_SAID = ("r", "t", "k", "p", "z")  # options that a label always has
 
 
 class Setting(NamedTuple):
@@ -226,7 +226,5 @@ def between(line: pd.Series, name: str, ends: str = "") -> str:
 
 def _family(experiment: Experiment) -> str:
     """Return the name of the family of a stored setting."""
-    name = type(experiment.policy).__name__
-    if experiment.mode != "decoding":
-        return {"draft": "Draft", "first-token": "FirstToken"}[experiment.mode]
-    return f"{name} ({experiment.policy.back})" if name == "Bank" else name
+    names = {"draft": "Draft", "first-token": "FirstToken"}
+    return names.get(experiment.mode, type(experiment.policy).__name__)
