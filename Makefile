@@ -33,6 +33,7 @@ lab: .venv/installed
 
 rows: .venv/installed
 	$(BIN)/python -m prunehal sweep $(wildcard data/grids/*.toml) --store data/results --resume
+	test -e data/results/interventions.csv.gz || $(BIN)/python -m prunehal causal
 
 bench: .venv/installed
 	$(BIN)/python -m prunehal bench

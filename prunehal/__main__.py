@@ -105,7 +105,7 @@ def causal(
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
 ) -> None:
     """Intervene on the attention at every mention of the embedded model's captions; write each word's probability."""
-    from prunehal.causal import measure
+    from prunehal.interventions import measure
 
     typer.echo(f"{out}: {len(measure(out, images))} rows")
 

@@ -15,9 +15,11 @@ from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
+from prunehal.dose import comparisons, reading, responses
 from prunehal.experiments import Experiment, Store, graded, grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
+from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path, written
 from prunehal.selection_rule import Chosen, choose
@@ -26,6 +28,7 @@ from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 __all__ = [
     "SECTIONS",
     "beyond_the_paper",
+    "causal",
     "chosen_on_validation",
     "cost",
     "decoders",
@@ -189,9 +192,27 @@ def cost() -> str:
     return "\n\n".join(tables)
 
 
+def causal() -> str:
+    """Return the README's section of interventions on attention: what they say, and the comparisons behind it."""
+    rows = interventions()
+    table = comparisons(responses(rows), N_RESAMPLES)
+    lines = ["| intervention | mentions | n | change, nats | p (Holm) |", "|---" * 5 + "|"]
+    groups = table.index.get_level_values("group").isin(["hallucinated", "faithful", "hallucinated - faithful, matched"])
+    for (name, group), line in table[groups & table["p"].notna()].iterrows():
+        change = f"{line['estimate']:+.3f} [{line['low']:.3f}, {line['high']:.3f}]"
+        lines.append(f"| {name} | {group} | {line['n']:,} | {change} | {_p(line['p_holm'])} |")
+    what = (
+        f"{rows['image_id'].nunique()} images; log-probability of the word; 95% BCa intervals over images; Holm's correction over"
+    )
+    return "\n".join(
+        [" ".join(reading(table)), "", *lines, "", f"{what} all {table['p'].notna().sum()} comparisons of notebook 09."]
+    )
+
+
 SECTIONS = {
     "findings": findings,
     "decoders": decoders,
+    "causal": causal,
     "cost": cost,
     "beyond": beyond_the_paper,
     "released": released,
@@ -244,6 +265,10 @@ def _observation() -> list[str]:
         "and its length as covariates, the odds ratio of hallucinating for one standard deviation more visual attention is",
         f"{odds}: the association {held}.",
     ]
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _cut(experiment: Experiment, other: Experiment) -> ChairResult:
