@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyperf
 
-from prunehal import bench, bench_decoders, bench_scoring, bench_sweep
+from prunehal import bench, bench_decoders, bench_scoring, bench_sweep, beyond
 from prunehal import numerics as half
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
@@ -27,6 +27,7 @@ from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
 __all__ = [
     "SECTIONS",
+    "beyond_the_paper",
     "causal",
     "chosen_on_validation",
     "cost",
@@ -171,6 +172,15 @@ def decoders() -> str:
     return "\n".join([*lines, "", f"{images} images; percent; paired 95% BCa intervals over images, against greedy decoding."])
 
 
+def beyond_the_paper() -> str:
+    """Return the README's table of policies beyond the paper and their controls on the test split."""
+    chosen = beyond.chosen_policies(STORED)
+    settings = {family: each.setting for family, each in chosen.items()} | beyond.controls(chosen)
+    base = Experiment(split="test", n_images=400)
+    table = beyond.as_table(beyond.compare(STORED, settings, base), settings)
+    return f"{table}\n\n{base.n_images} images; percent; paired 95% BCa intervals over images, against no pruning."
+
+
 def cost() -> str:
     """Return the README's tables of what decoders cost, one for each model that was measured."""
     frame = pd.read_csv(data_path("bench", "decoders.csv"))
@@ -204,6 +214,7 @@ SECTIONS = {
     "decoders": decoders,
     "causal": causal,
     "cost": cost,
+    "beyond": beyond_the_paper,
     "released": released,
     "scoring": scoring,
     "sweeps": sweeps,
