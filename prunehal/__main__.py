@@ -112,7 +112,7 @@ def causal(
 
 @app.command()
 def evidence(
-    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split in each cell.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split in each cell.")] = 60,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/evidence.csv.gz"),
 ) -> None:
     """Measure where visual attention lies among background tiles, and what each rule keeps of the objects."""

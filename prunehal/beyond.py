@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from prunehal.core import Keep, NoPruning, Policy, PruneHal
+from prunehal.core import Bank, Keep, NoPruning, Policy, PruneHal
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.inference import holm
@@ -226,5 +226,7 @@ def between(line: pd.Series, name: str, ends: str = "") -> str:
 
 def _family(experiment: Experiment) -> str:
     """Return the name of the family of a stored setting."""
+    if isinstance(experiment.policy, Bank):
+        return f"Bank by {experiment.policy.back}"
     names = {"draft": "Draft", "first-token": "FirstToken"}
     return names.get(experiment.mode, type(experiment.policy).__name__)
