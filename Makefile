@@ -33,6 +33,8 @@ lab: .venv/installed
 
 rows: .venv/installed
 	$(BIN)/python -m prunehal sweep $(wildcard data/grids/*.toml) --store data/results --resume
+	test -e data/results/interventions.csv.gz || $(BIN)/python -m prunehal causal
+	test -e data/results/evidence.csv.gz || $(BIN)/python -m prunehal evidence
 
 bench: .venv/installed
 	$(BIN)/python -m prunehal bench

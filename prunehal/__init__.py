@@ -40,6 +40,7 @@ _HOMES = {
     "prunehal.core": (
         "Accumulated",
         "AttentionTrace",
+        "Bank",
         "Draft",
         "FirstToken",
         "Keep",

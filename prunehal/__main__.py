@@ -105,14 +105,14 @@ def causal(
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
 ) -> None:
     """Intervene on the attention at every mention of the embedded model's captions; write each word's probability."""
-    from prunehal.causal import measure
+    from prunehal.interventions import measure
 
     typer.echo(f"{out}: {len(measure(out, images))} rows")
 
 
 @app.command()
 def evidence(
-    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split in each cell.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split in each cell.")] = 60,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/evidence.csv.gz"),
 ) -> None:
     """Measure where visual attention lies among background tiles, and what each rule keeps of the objects."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair import ChairResult
 from prunehal.core import NoPruning, Policy, PrunableCache, attach
+from prunehal.core.observed import PRUNES
 from prunehal.core.visual import generating
 from prunehal.testbed.captions import PROMPT
 from prunehal.testbed.model import build_prompt
@@ -29,7 +30,7 @@ class Captioned:
         captions: one line for each scene: image_id, caption, tokens (generated ones, without the end token), prunes, finished
             (whether the end token came), and starts (where each token begins in the caption: step m wrote the token that begins
             at ``starts[m - 1]``).
-        events: the prunes that a caption met: image_id, step, reason, kept.
+        events: the prunes (and returns from a bank) that a caption met: image_id, step, reason, kept.
         steps: the observation: image_id, step, layer, mass, mean, max, n_visual, entropy (if the cache records it), and voted
             (the share of the layers that voted to prune); empty unless traced.
     """
@@ -147,7 +148,8 @@ def caption_batch(
     last = dict(zip(ids, steps, strict=True))
     events = origin.merge(cache.events, on=["step", "row"]).drop(columns="row")
     events = events[events["step"] < events["image_id"].map(last)].reset_index(drop=True)
-    frame.insert(3, "prunes", frame["image_id"].map(events["image_id"].value_counts()).fillna(0).astype(int))
+    prunes = events.loc[events["reason"].isin(PRUNES), "image_id"].value_counts()
+    frame.insert(3, "prunes", frame["image_id"].map(prunes).fillna(0).astype(int))
     observed = origin.merge(_observed(cache), on=["step", "row"]).drop(columns="row") if trace else pd.DataFrame()
     return Captioned(frame, events, observed)
 

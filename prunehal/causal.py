@@ -1,8 +1,19 @@
 """Intervene on attention where a word is chosen, and see how its probability changes: a cause, not only an association.
 
 A mention of a stored caption is written again up to the token before it. That token's query, whose output chooses the word, then
-attends to the image otherwise: with c times the weight on every visual token before the softmax (the odds of visual against
-text are multiplied by c), or without the visual tokens of one object. Nothing else changes, and no later step is touched.
+attends to the image otherwise:
+
+* scale: with c times the weight on every visual token before the softmax, so that the odds of visual against text are
+  multiplied by c. In heads that look at the image alone, or not at all, that moves little attention.
+* move: a share of the attention on text goes to the image in each head, or one of that on the image to the text, and within
+  both the weights keep their proportions. So any dose can be reached, in all layers or in half of them.
+* withhold: the same share is taken from the text, but goes to the start token, which says nothing; the image keeps what it has.
+  What move does beyond this is the doing of the image.
+* remove: the visual tokens of one object are hidden.
+
+Nothing else changes, and no later step is touched.
+
+`prunehal.interventions` keeps the rows, and `prunehal.dose` says what they show.
 """
 
 from __future__ import annotations
@@ -11,28 +22,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.core import NoPruning, SharedPrefill
 from prunehal.core.editing import editing
 from prunehal.experiments import Experiment, Store
-from prunehal.loading import load
-from prunehal.resources import written
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.sprites import load_sprites
 from prunehal.testbed.world import NAMES
 
-__all__ = ["DOSES", "REMOVED", "Mention", "intervene", "likeness", "measure", "mentions_of"]
+__all__ = ["HALF_MOVES", "MOVES", "REMOVED", "SCALES", "WITHHELD", "Mention", "intervene", "likeness", "mentions_of"]
 
-DOSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # c; 1 changes nothing, 0 is blind
+SCALES = (0.0, 1 / 64, 1 / 8, 1.0, 8.0, 64.0)  # c; 1 changes nothing, 0 is blind
+MOVES = (-0.5, -0.25, 0.125, 0.25, 0.5, 1.0)  # share of the attention on text that goes to the image; negative: the other way
+HALF_MOVES = (-0.25, 0.25)  # the same in the first half of the layers ("early") or in the second ("late") alone
+WITHHELD = (0.125, 0.25, 0.5)  # share of the attention on text that goes to the start token
 REMOVED = ("itself", "most alike", "another", "background")
 
 
@@ -44,6 +54,7 @@ class Mention:
         image_id, index: which.
         node: the object, by its COCO name.
         hallucinated: whether the scene does not hold it.
+        named: the objects that the caption has named before.
         before: tokens of the caption that stand before the mention.
         token: the mention's first token.
     """
@@ -52,6 +63,7 @@ class Mention:
     index: int
     node: str
     hallucinated: bool
+    named: tuple[str, ...]
     before: tuple[int, ...]
     token: int
 
@@ -62,100 +74,103 @@ def mentions_of(store: Store, experiment: Experiment, processor: ProcessorMixin)
     Raises:
         FileNotFoundError: rows are missing.
 
+    >>> from prunehal import load
     >>> found = mentions_of(Store.shipped(), Experiment(split="test", n_images=2), load()[1])
     >>> found[0].node, found[0].index
     ('book', 0)
     """
     captions = store.captions(experiment).set_index("image_id")["caption"]
     frame = store.mentions(experiment).drop_duplicates(["image_id", "node"])
-    found = []
+    found, named = [], {}
     for line in frame.itertuples():
         ids = processor.tokenizer(captions[line.image_id], add_special_tokens=False).input_ids
         before, token = tuple(ids[: line.step - 1]), ids[line.step - 1]
-        found.append(Mention(line.image_id, line.index, line.node, bool(line.hallucinated), before, token))
+        earlier = named.get(line.image_id, ())
+        found.append(Mention(line.image_id, line.index, line.node, bool(line.hallucinated), earlier, before, token))
+        named[line.image_id] = (*earlier, line.node)
     return found
 
 
 def intervene(
-    model: PreTrainedModel, processor: ProcessorMixin, mentions: Sequence[Mention], doses: Sequence[float] = DOSES, seed: int = 0
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    mentions: Sequence[Mention],
+    scales: Sequence[float] = SCALES,
+    moves: Sequence[float] = MOVES,
+    half_moves: Sequence[float] = HALF_MOVES,
+    withheld: Sequence[float] = WITHHELD,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Return the log-probability of each mention's first token under every intervention.
 
     Args:
         model, processor: the embedded ones.
         mentions: a batch; their scenes are drawn anew.
-        doses: factors c on the weight of all visual tokens.
+        scales: factors c on the weight of all visual tokens, in all layers.
+        moves: shares in [-1, 1] of the attention on text that move to the image, in all layers; -1 is blind.
+        half_moves: the same in half of the layers.
+        withheld: shares in (0, 1] of the attention on text, that on the start token aside, that move to the start token.
         seed: of the choice of another object and of background patches.
 
     Returns:
-        One line for each mention and intervention: image_id, index, node, hallucinated, likeness (largest, to an object of the
-        scene), what ("scale", or "remove" with object as REMOVED names it), dose (nan where removed), removed (patches),
-        log_prob (nats), top (the object whose name begins with the likeliest token, else "") and top_present.
+        One line for each mention and intervention: image_id, index, node, hallucinated; ambiguous (hallucinated, but the token
+        also begins the name of an object of the scene); what ("scale", "move", "withhold" or "remove"), part (layers: "all",
+        "early" or "late"; or what is removed, as REMOVED names it), dose (nan where removed), patches (removed), mass (attention
+        on visual tokens at that query, mean of layers and heads), log_prob (nats), likeliest (of all tokens: the mention's
+        "itself"; or one that begins the name of an object of the scene that the caption has not named yet, "new", or has,
+        "again"; that of an "absent" object; or "none").
 
+    >>> from prunehal import load
     >>> model, processor = load()
     >>> some = mentions_of(Store.shipped(), Experiment(split="test", n_images=2), processor)[:2]
-    >>> frame = intervene(model, processor, some, doses=(0.0, 1.0))
-    >>> log_prob = frame[(frame["what"] == "scale") & (frame["index"] == 0)].set_index("dose")["log_prob"]
-    >>> bool(log_prob[0.0] < log_prob[1.0])
-    True
+    >>> frame = intervene(model, processor, some, scales=(0.0, 1.0), moves=(), half_moves=(), withheld=())
+    >>> of_first = frame[(frame["what"] == "scale") & (frame["index"] == 0)].set_index("dose")
+    >>> bool(of_first["log_prob"][0.0] < of_first["log_prob"][1.0]), float(of_first["mass"][0.0])
+    (True, 0.0)
     """
     inputs = _inputs(processor, mentions)
     shared = SharedPrefill(model, inputs.copy())
     visual = inputs["input_ids"] == model.config.image_token_id
+    padding = inputs["attention_mask"] == 0
+    n_layers = model.config.get_text_config().num_hidden_layers
+    halves = {"early": range(n_layers // 2), "late": range(n_layers // 2, n_layers)}
     starts, lines = _first_tokens(processor), []
 
-    def ask(edit, what: str, dose: float, objects: Sequence[str | None], removed: Sequence[int]) -> None:
+    def ask(edit, layers: Sequence[int], what: str, part: str, dose: float, removed: Sequence[int | None]) -> None:
         cache_ = shared.attach(NoPruning())
         options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-        with editing(cache_, range(model.config.get_text_config().num_hidden_layers), edit):
+        with editing(cache_, layers, edit):
             logits = model.generate(**shared.inputs, past_key_values=cache_, **options).logits[0]
         log_probs = logits.float().log_softmax(-1)
-        for row, (mention, name, patches) in enumerate(zip(mentions, objects, removed, strict=True)):
-            if name is None:
+        mass = cache_.trace.frame().groupby("row")["mass"].mean()
+        for row, (mention, patches) in enumerate(zip(mentions, removed, strict=True)):
+            if patches is None:
                 continue
             present = scene_of(mention.image_id).names
-            nodes = starts.get(int(log_probs[row].argmax()), ())
+            begun = present.intersection(starts.get(mention.token, ()))
             line = {name: getattr(mention, name) for name in ("image_id", "index", "node", "hallucinated")}
-            line |= {"likeness": max(likeness(mention.node, other) for other in present)}
-            line |= {"what": what, "object": name, "dose": dose, "removed": patches}
-            line |= {"log_prob": log_probs[row, mention.token].item()}
-            lines.append(line | {"top": nodes[0] if nodes else "", "top_present": any(node in present for node in nodes)})
+            line |= {"ambiguous": mention.hallucinated and bool(begun)}
+            line |= {"what": what, "part": part, "dose": dose, "patches": patches, "mass": mass[row]}
+            likeliest = _named(int(log_probs[row].argmax()), mention, present, starts)
+            lines.append(line | {"log_prob": log_probs[row, mention.token].item(), "likeliest": likeliest})
 
-    for dose in doses:
-        ask(_scaled(dose), "scale", dose, [""] * len(mentions), [0] * len(mentions))
+    for dose in scales:
+        ask(_scaled(dose), range(n_layers), "scale", "all", dose, [0] * len(mentions))
+    for part, layers, doses in (("all", range(n_layers), moves), *((half, each, half_moves) for half, each in halves.items())):
+        for dose in doses:
+            ask(_moved(dose, padding), layers, "move", part, dose, [0] * len(mentions))
+    start = (~padding).cumsum(dim=1).eq(1) & ~padding
+    for dose in withheld:
+        ask(_moved(dose, padding, start), range(n_layers), "withhold", "all", dose, [0] * len(mentions))
     for kind in REMOVED:
         patches = [_patches(mention, kind, seed) for mention in mentions]
         hidden = torch.zeros_like(visual)
         for row, marks in enumerate(patches):
             if marks is not None:
                 hidden[row, visual[row].nonzero().flatten()[torch.from_numpy(marks)]] = True
-        names = [None if marks is None else kind for marks in patches]
-        ask(_without(hidden), "remove", math.nan, names, [0 if marks is None else int(marks.sum()) for marks in patches])
+        removed = [None if marks is None else int(marks.sum()) for marks in patches]
+        ask(_without(hidden), range(n_layers), "remove", kind, math.nan, removed)
     return pd.DataFrame(lines)
-
-
-def measure(out: Path, n_images: int = 1000, batch_size: int = 50, progress: bool = True) -> pd.DataFrame:
-    """Intervene at every first mention of the stored captions of the test split, and write the rows.
-
-    Args:
-        out: compressed CSV file.
-        n_images: captions of so many scenes.
-        batch_size: mentions at once; mentions of like length together.
-        progress: show a bar with the time left.
-
-    Raises:
-        FileNotFoundError: the captions are not stored.
-    """
-    model, processor = load()
-    mentions = mentions_of(Store.shipped(), Experiment(split="test", n_images=n_images), processor)
-    mentions.sort(key=lambda mention: len(mention.before))
-    parts = [mentions[start : start + batch_size] for start in range(0, len(mentions), batch_size)]
-    bar = tqdm(parts, desc="interventions", unit="batch", disable=not progress)
-    frame = pd.concat([intervene(model, processor, part) for part in bar], ignore_index=True)
-    frame = frame.sort_values(["image_id", "index"], kind="stable", ignore_index=True)
-    with written(out) as part:
-        frame.round(4).to_csv(part, index=False, compression={"method": "gzip", "mtime": 0})
-    return frame
 
 
 @cache
@@ -178,6 +193,26 @@ def likeness(name: str, other: str) -> float:
 def _scaled(dose: float):
     shift = math.log(dose) if dose else -math.inf
     return lambda scores, *, visual: scores + torch.zeros_like(scores).masked_fill(visual, shift)
+
+
+def _moved(share: float, padding: Tensor, start: Tensor | None = None):
+    """Return an edit that moves a share from text to image (from image to text if negative), or from text to the start token."""
+    kept = math.log1p(-abs(share)) if abs(share) < 1 else -math.inf  # of the weight of who gives
+    taken = math.log(abs(share)) if share else -math.inf
+
+    def edit(scores: Tensor, *, visual: Tensor) -> Tensor:
+        size = scores.shape[-1]
+        seen = scores.masked_fill(padding[:, None, None, :size], -math.inf)
+        giver, taker = (~visual, visual) if share > 0 else (visual, ~visual)
+        if start is not None:
+            taker = start[:, None, None, :size]
+            giver = ~visual & ~taker
+        gives, takes = (seen.masked_fill(~side, -math.inf).logsumexp(-1, keepdim=True) for side in (giver, taker))
+        # Who takes had weight w and gets w + share g, where g is that of who gives: times 1 + share g / w.
+        more = torch.logaddexp(torch.zeros_like(gives), taken + gives - takes)
+        return torch.where(taker, scores + more, torch.where(giver, scores + kept, scores))
+
+    return edit
 
 
 def _without(hidden: Tensor):
@@ -219,6 +254,17 @@ def _inputs(processor: ProcessorMixin, mentions: Sequence[Mention]) -> dict[str,
         rows.append(torch.cat([room, prompt, prompt.new_tensor(mention.before)]))
     ids = torch.stack(rows)
     return {"input_ids": ids, "attention_mask": (ids != pad).long(), "pixel_values": inputs["pixel_values"]}
+
+
+def _named(token: int, mention: Mention, present: frozenset[str], starts: dict[int, list[str]]) -> str:
+    """Return what a token begins to name, as :func:`intervene` says it."""
+    if token == mention.token:
+        return "itself"
+    nodes = starts.get(token)
+    if nodes is None:
+        return "none"
+    shown = present.intersection(nodes)
+    return "absent" if not shown else "new" if shown.difference(mention.named) else "again"
 
 
 def _first_tokens(processor: ProcessorMixin) -> dict[int, list[str]]:

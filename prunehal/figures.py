@@ -20,6 +20,7 @@ __all__ = [
     "COLORS",
     "caption_strip",
     "draw_choice",
+    "draw_estimates",
     "draw_kept",
     "draw_layer_steps",
     "draw_ratio_lines",
@@ -178,6 +179,29 @@ def draw_ratio_lines(axis: Axes, table: pd.DataFrame, value: str, label: str, ba
     if baseline is not None:
         axis.axhline(baseline, color=COLORS["none"], linestyle="--", linewidth=1.2, label="no pruning")
     axis.set(xlabel="retention ratio r", ylabel=label)
+
+
+def draw_estimates(axis: Axes, table: pd.DataFrame, label: str, colors: Sequence[str] | None = None) -> None:
+    """Draw estimates below each other, each with its interval and the number of mentions that it is from.
+
+    Args:
+        axis: where to draw.
+        table: one line for each, from above: estimate, low, high, n; its index says what it is of. Lines without an estimate are
+            left out.
+        label: of the x axis.
+        colors: of the lines, as many as the table has; all dark by default.
+    """
+    colors = [COLORS["none"]] * len(table) if colors is None else list(colors)
+    made = table["estimate"].notna().to_numpy()
+    table, colors = table[made], [color for color, kept in zip(colors, made, strict=True) if kept]
+    for place, (line, color) in enumerate(zip(table.itertuples(), colors, strict=True)):
+        errors = [[line.estimate - line.low], [line.high - line.estimate]]
+        axis.errorbar([line.estimate], [place], xerr=errors, fmt="o", markersize=6, capsize=3, linewidth=1.4, color=color)
+    axis.axvline(0, color=COLORS["none"], linestyle="--", linewidth=1)
+    axis.set_yticks(
+        range(len(table)), [f"{name}\nn = {n:,}" for name, n in zip(table.index, table["n"], strict=True)], fontsize=10
+    )
+    axis.set(xlabel=label, ylim=(len(table) - 0.5, -0.5))
 
 
 def draw_choice(axis: Axes, chosen_on: Graded, found: Reported, reported_on: Graded, metric: str, label: str) -> None:

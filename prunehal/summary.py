@@ -8,16 +8,18 @@ from pathlib import Path
 import pandas as pd
 import pyperf
 
-from prunehal import bench, bench_decoders, bench_scoring, bench_sweep
+from prunehal import bench, bench_decoders, bench_scoring, bench_sweep, beyond
 from prunehal import numerics as half
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
+from prunehal.dose import comparisons, reading, responses
 from prunehal.experiments import Experiment, Store, graded, grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
+from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path, written
 from prunehal.selection_rule import Chosen, choose
@@ -25,6 +27,8 @@ from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
 __all__ = [
     "SECTIONS",
+    "beyond_the_paper",
+    "causal",
     "chosen_on_validation",
     "cost",
     "decoders",
@@ -168,6 +172,15 @@ def decoders() -> str:
     return "\n".join([*lines, "", f"{images} images; percent; paired 95% BCa intervals over images, against greedy decoding."])
 
 
+def beyond_the_paper() -> str:
+    """Return the README's table of policies beyond the paper and their controls on the test split."""
+    chosen = beyond.chosen_policies(STORED)
+    settings = {family: each.setting for family, each in chosen.items()} | beyond.controls(chosen)
+    base = Experiment(split="test", n_images=400)
+    table = beyond.as_table(beyond.compare(STORED, settings, base), settings)
+    return f"{table}\n\n{base.n_images} images; percent; paired 95% BCa intervals over images, against no pruning."
+
+
 def cost() -> str:
     """Return the README's tables of what decoders cost, one for each model that was measured."""
     frame = pd.read_csv(data_path("bench", "decoders.csv"))
@@ -179,10 +192,29 @@ def cost() -> str:
     return "\n\n".join(tables)
 
 
+def causal() -> str:
+    """Return the README's section of interventions on attention: what they say, and the comparisons behind it."""
+    rows = interventions()
+    table = comparisons(responses(rows), N_RESAMPLES)
+    lines = ["| intervention | mentions | n | change, nats | p (Holm) |", "|---" * 5 + "|"]
+    groups = table.index.get_level_values("group").isin(["hallucinated", "faithful", "hallucinated - faithful, matched"])
+    for (name, group), line in table[groups & table["p"].notna()].iterrows():
+        change = f"{line['estimate']:+.3f} [{line['low']:.3f}, {line['high']:.3f}]"
+        lines.append(f"| {name} | {group} | {line['n']:,} | {change} | {_p(line['p_holm'])} |")
+    what = (
+        f"{rows['image_id'].nunique()} images; log-probability of the word; 95% BCa intervals over images; Holm's correction over"
+    )
+    return "\n".join(
+        [" ".join(reading(table)), "", *lines, "", f"{what} all {table['p'].notna().sum()} comparisons of notebook 09."]
+    )
+
+
 SECTIONS = {
     "findings": findings,
     "decoders": decoders,
+    "causal": causal,
     "cost": cost,
+    "beyond": beyond_the_paper,
     "released": released,
     "scoring": scoring,
     "sweeps": sweeps,
@@ -233,6 +265,10 @@ def _observation() -> list[str]:
         "and its length as covariates, the odds ratio of hallucinating for one standard deviation more visual attention is",
         f"{odds}: the association {held}.",
     ]
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _cut(experiment: Experiment, other: Experiment) -> ChairResult:

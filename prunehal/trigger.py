@@ -1,14 +1,21 @@
-"""Read from stored rows how often and when the vote calls for a prune."""
+"""Read from stored rows how often and when the vote calls for a prune, and what the factor of its threshold does."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from prunehal.bootstrap import bca
 from prunehal.core import PruneHal
-from prunehal.experiments import Experiment, Store
+from prunehal.experiments import Experiment, Store, graded, read_grid
+from prunehal.experiments.over_images import SharedImages
+from prunehal.loading import EMBEDDED
+from prunehal.resources import data_path
+from prunehal.selection_rule import Chosen, choose
 
-__all__ = ["saturation", "time_to_prune", "vote_rate"]
+__all__ = ["chosen_factors", "factors_at_equal_budget", "saturation", "time_to_prune", "vote_rate"]
 
 
 def time_to_prune(store: Store, experiment: Experiment, number: int = 1) -> pd.DataFrame:
@@ -100,3 +107,79 @@ def vote_rate(store: Store, experiment: Experiment) -> pd.DataFrame:
     return frame.fillna({"voted": False, "names_object": False, "hallucinated": False}).astype(
         {"voted": bool, "names_object": bool, "hallucinated": bool}
     )
+
+
+def chosen_factors(store: Store, subject_to: Mapping[str, float], model: str = EMBEDDED) -> dict[float, Chosen]:
+    """Choose a factor of the threshold for each r on the validation split, where the vote alone decides when to prune.
+
+    The one of lowest CHAIR_i among those that meet the conditions against sqrt(r), which is no candidate itself.
+
+    Args:
+        store: holds the rows of data/grids/factor.toml.
+        subject_to: metric -> how much worse than with sqrt(r) it may be at most, as in `prunehal.selection_rule.choose`.
+        model: as in `Experiment`.
+
+    Returns:
+        r -> the choice, whose ``setting`` is a PruneHal; r for which no factor meets the conditions are left out.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+
+    >>> sorted(chosen_factors(Store.shipped(), {}))
+    [0.4, 0.7, 0.9]
+    """
+    by_ratio: dict[float, list[Experiment]] = {}
+    for each in read_grid(data_path("grids", "factor.toml")):
+        if each.split == "validation":
+            by_ratio.setdefault(each.policy.r, []).append(each.with_options({"model": model}))
+    chosen = {}
+    for r, experiments in by_ratio.items():
+        usual = next(each.policy for each in experiments if each.policy.factor is None)
+        try:
+            chosen[r] = choose(graded(store, experiments), subject_to=subject_to, baseline=usual)
+        except ValueError:  # no factor meets the conditions
+            continue
+    return chosen
+
+
+def factors_at_equal_budget(shared: SharedImages, metric: str, degree: int = 2, *, n_resamples: int = 5000) -> pd.DataFrame:
+    """Return what each factor of the threshold changes against sqrt(r) at an equal number of visual tokens.
+
+    A lower factor prunes later, so that more tokens are attended to; that alone changes captions. Least squares on one constant
+    for each factor and a polynomial of the visual tokens that all factors share; BCa intervals over images.
+
+    Args:
+        shared: settings of PruneHal that differ in r and factor, and a baseline.
+        metric: "chair_i", "chair_s", "recall" or "words".
+        degree: of the polynomial.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        One line for each factor but sqrt(r): factor, difference, low, high; in points, or words.
+
+    Raises:
+        ValueError: no setting has the factor sqrt(r), or none has another.
+
+    >>> base = Experiment(split="test", n_images=50)
+    >>> from prunehal.experiments import grid
+    >>> some = grid(Experiment(split="test", n_images=50, policy=PruneHal(r=0.7, t=2)), {"policy.factor": [None, 0.25, 0.95]})
+    >>> factors_at_equal_budget(SharedImages.read(Store.shipped(), some, base), "recall", 1, n_resamples=200)["factor"].tolist()
+    [0.25, 0.95]
+    """
+    factors = [each.policy.factor for each in shared.experiments]
+    others = sorted({factor for factor in factors if factor is not None})
+    if not others or None not in factors:
+        raise ValueError(f"factors {factors}: expected None, which is sqrt(r), and others; give settings of both")
+    own = np.array([[1.0, *(factor == other for other in others)] for factor in factors])
+    n, change = shared.visual.shape[1], shared.change(metric)
+    usual = shared.budget(np.ones((1, n)))
+
+    def effects(weights: np.ndarray) -> np.ndarray:
+        z = (shared.budget(weights) - usual.mean()) / usual.std()
+        powers = np.stack([z**power for power in range(1, degree + 1)], axis=-1)
+        x = np.concatenate([np.broadcast_to(own, (len(z), *own.shape)), powers], axis=-1)
+        return (np.linalg.pinv(x) @ change(weights)[..., None])[:, 1 : 1 + len(others), 0]  # (resample, factor)
+
+    found = [bca(lambda w, i=i: effects(w)[:, i], n, n, n_resamples, 0, 0.95) for i in range(len(others))]
+    lines = [(factor, each.estimate, each.low, each.high) for factor, each in zip(others, found, strict=True)]
+    return pd.DataFrame(lines, columns=["factor", "difference", "low", "high"])

@@ -20,7 +20,19 @@ __all__ = ["MUTANTS", "TABLE", "Mutant"]
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "MUTANTS.md"
-TESTS = ("policy", "attention", "cache", "generate", "images", "families", "family_search", "pruning", "bad_input", "sync")
+TESTS = (
+    "policy",
+    "attention",
+    "cache",
+    "generate",
+    "images",
+    "families",
+    "family_search",
+    "pruning",
+    "bad_input",
+    "sync",
+    "bank",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ MUTANTS = [
         "self.positions = positions.masked_fill(~alive, -1).gather(3, order)",
         "self.positions = positions[..., : order.shape[-1]]",
     ),
-    Mutant("no valid mask: filling counts as attention", "cache.py", "rows.masked_fill(~valid, 0.0)", "rows"),
+    Mutant("no valid mask: filling counts as attention", "forward.py", "rows.masked_fill(~valid, 0.0)", "rows"),
     Mutant(
         "one layer's indices everywhere",
         "cache.py",
@@ -103,18 +115,21 @@ MUTANTS = [
         "        if False:\n            hidden",
     ),
     Mutant(
-        "ended rows go on voting", "cache.py", "self._pending = (self.step, wishes & live)", "self._pending = (self.step, wishes)"
+        "ended rows go on voting",
+        "forward.py",
+        "self._pending = (self.step, wishes & live)",
+        "self._pending = (self.step, wishes)",
     ),
-    Mutant("memory is not freed", "layer.py", "shape[3])), self.length)", "shape[3])), stored.shape[2])"),
+    Mutant("memory is not freed", "layer.py", "picked(stored, slots), self.length", "picked(stored, slots), stored.shape[2]"),
     Mutant(
         "the last chunk of a prompt taken for a step",
-        "cache.py",
+        "forward.py",
         "self._observing = seen + key.shape[2] >= len(self._prompt)",
         "self._observing = key.shape[2] == 1 or not seen",
     ),
     Mutant(
         "a layer that borrows K votes too",
-        "cache.py",
+        "forward.py",
         "        if self._awaited is not layer:\n            return",
         "        if False:\n            return",
     ),
@@ -143,6 +158,8 @@ MUTANTS = [
         "self.left, self.counts = [list(of_layer) for of_layer in left], sent(left, keep.device)",
         "self.left = [list(of_layer) for of_layer in left]",
     ),
+    Mutant("banked tokens do not follow their beam", "banking.py", "vault.reorder(rows)", "pass"),
+    Mutant("a layer that stores less is read at the others' slots", "bank_table.py", "(1, filling - self._front)", "(1, 0)"),
 ]
 
 

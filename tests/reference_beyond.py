@@ -1,5 +1,6 @@
 """Slow, loop-written twins of the policies beyond the paper; like tests/reference.py they share no code with prunehal."""
 
+import copy
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 import reference
 import torch
 
-__all__ = ["decider", "hidden_from_newest", "observer", "restricted"]
+__all__ = ["decider", "hidden_from_newest", "observer", "restricted", "unhidden"]
 
 
 @dataclass
@@ -18,17 +19,19 @@ class Past:
     counting: list[list[int]] = field(default_factory=list)
     entropies: list[list[float]] = field(default_factory=list)
     since: int = 0  # steps that the reference no longer holds
+    whole: list[list[list[int]]] = field(default_factory=list)  # kept positions before the first prune
 
 
-def decider(policy, visual, draft=None):
-    """Return the twin of Accumulated, RobustVote or MassShare, as ``reference.generate`` takes it; visual: all positions.
+def decider(policy, visual, draft=None, joint=None):
+    """Return the twin of Accumulated, Bank, RobustVote or MassShare, as ``reference.generate`` takes it; visual: all positions.
 
-    With a list as ``draft`` nothing is pruned: the list is told after each step what each layer and head would keep.
+    With a list as ``draft`` nothing is pruned: the list is told after each step what each layer and head would keep. ``joint``
+    is what ``unhidden`` fills: each layer's weights with nothing hidden, (head, position).
     """
     pasts = {}
 
     def decide(pool, _, weights, step):
-        past = pasts.setdefault(id(pool), Past(counting=[[] for _ in pool.kept]))
+        past = pasts.setdefault(id(pool), Past(counting=[[] for _ in pool.kept], whole=copy.deepcopy(pool.kept)))
         rows, values, masses, entropies = [], [], [], []
         for index, heads in enumerate(pool.kept):
             group = len(weights[index]) // len(heads)
@@ -63,11 +66,16 @@ def decider(policy, visual, draft=None):
             return
         forced = step == policy.wait and getattr(policy, "forced_first", True)
         enough = votes > getattr(policy, "majority", 0.5) * len(values)
-        if not (enough or forced) or pool.prunes >= getattr(policy, "t", 1):
+        if getattr(policy, "back", None) == "fall" and enough and pool.kept != past.whole:
+            pool.kept[:] = copy.deepcopy(past.whole)
+            pool.events.append((step, "returned", len(pool.kept[0][0])))
             return
         scores = _accumulated(pool, past, policy, visual)
         budgets = [_budget(heads, policy) for heads in scores]
-        if all(budget >= len(heads[0]) for budget, heads in zip(budgets, pool.kept, strict=True)):
+        smaller = any(budget < len(heads[0]) for budget, heads in zip(budgets, pool.kept, strict=True))
+        if not ((enough or forced) and pool.prunes < getattr(policy, "t", 1) and smaller):
+            if getattr(policy, "back", None) == "key" and step % policy.every == 0:
+                _swap(pool, past.whole, joint, policy, step)
             return
         pool.prunes += 1
         pool.events.append((step, "forced" if forced else "vote", budgets[0]))
@@ -77,6 +85,62 @@ def decider(policy, visual, draft=None):
             past.since = step
 
     return decide
+
+
+def _swap(pool, whole, joint, policy, step):
+    weights = []
+    for index, heads in enumerate(pool.kept):
+        group = len(joint[index]) // len(heads)
+        parts = [joint[index][head * group : (head + 1) * group].mean(0).tolist() for head in range(len(heads))]
+        weights.append(parts)
+    if policy.kept == "shared":
+        weights = [[[sum(column) / len(weights) for column in zip(*(w[0] for w in weights), strict=True)]]] * len(weights)
+    moved = 0
+    for heads, everything, parts in zip(pool.kept, whole, weights, strict=True):
+        for kept, tokens, weight in zip(heads, everything, parts, strict=True):
+            bank = [position for position in tokens if position not in kept]
+            while bank:
+                best = min(bank, key=lambda p: (-weight[p], p))
+                worst = max(kept, key=lambda p: (-weight[p], p))
+                if weight[best] <= weight[worst]:
+                    break
+                bank.remove(best)
+                kept[kept.index(worst)] = best
+                moved += 1
+            kept.sort()
+    if moved:
+        pool.events.append((step, "swapped", len(pool.kept[0][0])))
+
+
+@contextmanager
+def unhidden(layers, joint, gone):
+    """Tell ``joint`` each layer's weights of the newest query, (head, position), by eager attention on a copy of its cache.
+
+    To be entered before what hides positions, so that it sees the model's own masks; for one row. ``gone`` are positions by
+    layer that take no part.
+    """
+    seen = 0
+
+    def before(index):
+        def hook(module, args, kwargs):
+            nonlocal seen
+            seen += kwargs["hidden_states"].shape[1] if index == 0 else 0
+            again = kwargs | {"past_key_values": copy.deepcopy(kwargs["past_key_values"])}
+            weights = type(module).forward(module, *args, **again)[1][0, :, -1]
+            weights = torch.nn.functional.pad(weights, (seen - weights.shape[1], 0))  # a window may have lost the oldest
+            if gone.get(index):
+                weights[:, gone[index]] = 0
+                weights = weights / weights.sum(1, keepdim=True)
+            joint[index] = weights
+
+        return hook
+
+    handles = [layer.self_attn.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _best(policy, scores, budget):
@@ -92,7 +156,7 @@ def _accumulated(pool, past, policy, visual):
         steps = past.counting[index] if window is None else past.counting[index][-window:]
         scores.append([])
         for head, kept in enumerate(heads):
-            summed = {position: sum(past.rows[step - 1][index][head][position] for step in steps) for position in kept}
+            summed = {p: sum(past.rows[step - 1][index][head].get(p, 0.0) for step in steps) for p in kept}
             scores[-1].append(summed if grid is None else _smoothed(summed, visual, grid))
     if policy.kept == "shared":
         for head in range(len(scores[0])):

@@ -94,6 +94,9 @@ class Layer:
     def focus(self):
         return None
 
+    def aside(self, mask, window):
+        return None
+
     def score_edit(self):
         return self.edit
 
@@ -170,6 +173,21 @@ def test_prefill_row_is_the_last_query_under_the_mask():
     expected = attention.attend(query[:, :, -1:], key, value, mask[:, :, -1:])[1]
     assert torch.equal(weights, expected)
     assert weights[0, ..., :2].abs().max() == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.0, "s_aux": torch.linspace(-1, 1, 6)}], ids=["plain", "capped"])
+def test_keys_aside_are_weighed_with_the_stored_ones_as_they_are_before_an_edit(options):
+    torch.manual_seed(1)
+    query, keys, value = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 7, 8)
+    mask = torch.rand(2, 1, 1, 9) > 0.3
+    seen = []
+    aside = attention.Aside(keys[:, :, 7:], mask[..., 7:], seen.append)
+    own = (query, keys[:, :, :7], value, mask[..., :7])
+    edit = {"edit": lambda scores: 3 * scores}
+    beside = attention.attend(*own, **edit, **options, aside=aside)
+    assert all(torch.equal(a, b) for a, b in zip(beside, attention.attend(*own, **edit, **options), strict=True))
+    together = attention.attend(query, keys, None, mask, **options)[1]
+    assert (seen[0] - together).abs().max() <= 1e-6
 
 
 def test_flash_attention_with_a_window_refuses_several_queries_after_a_prune():

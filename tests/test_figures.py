@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks.chair import ChairResult
-from prunehal.figures import COLORS, draw_choice
+from prunehal.figures import COLORS, draw_choice, draw_estimates
 from prunehal.selection_rule import Graded, choose, report
 
 
@@ -63,3 +63,17 @@ def test_a_choice_on_test_says_so_in_legend_and_title_and_has_another_colour(axi
     assert "CHOSEN ON TEST, so its gain there is optimistic" in title
     (container,) = axis.containers
     assert container[0].get_color() == COLORS["hallucinated"]
+
+
+def test_estimates_stand_from_above_with_their_intervals_and_numbers(axis):
+    lines = {"low": [0.1, np.nan, -0.4], "estimate": [0.2, np.nan, -0.3], "high": [0.4, np.nan, 0.1], "n": [1200, 3, 40]}
+    draw_estimates(axis, pd.DataFrame(lines, index=["first", "few", "last"]), "nats", ["red", "green", "blue"])
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["first\nn = 1,200", "last\nn = 40"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+    points, bars = zip(*[(bar[0], bar[2][0]) for bar in axis.containers], strict=True)
+    assert [(point.get_xdata()[0], point.get_ydata()[0], point.get_color()) for point in points] == [
+        (0.2, 0, "red"),
+        (-0.3, 1, "blue"),
+    ]
+    ends = [tuple(bar.get_segments()[0][:, 0]) for bar in bars]
+    assert ends == [pytest.approx((0.1, 0.4)), pytest.approx((-0.4, 0.1))]

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StoppingCriteria
 
-from prunehal.core import NoPruning, PruneHal, TopK, attach
+from prunehal.core import Bank, NoPruning, PruneHal, TopK, attach
 
 # Operators whose result's value or shape the host must know: each makes it wait for an accelerator.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "repeat_interleave.Tensor")
@@ -79,11 +79,13 @@ CASES = [
     ({}, {"maps": True}),
     ({}, {"exact": True}),
 ]
+POLICIES = [PruneHal(factor=1.0), TopK(4), NoPruning(), PruneHal(after_prune="restart")]
+POLICIES += [Bank(factor=1.0, store="int8"), Bank(r=0.5, t=2, factor=1.0, back="key")]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize(("options", "attach_options"), CASES, ids=str)
-@pytest.mark.parametrize("policy", [PruneHal(factor=1.0), TopK(4), NoPruning(), PruneHal(after_prune="restart")], ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_the_host_waits_once_a_step_at_most(counted, family, options, attach_options, policy):
     stock, _ = counted(family, None, **options)
     ours, cache = counted(family, policy, attach_options, **options)

@@ -1,12 +1,17 @@
-"""Trigger: times to a prune against a loop of Kaplan and Meier, votes and saturation by hand, on rows that are made up."""
+"""Trigger: times to a prune against a loop of Kaplan and Meier, votes, saturation and factors by hand, on made-up rows."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 
 from prunehal.core import NoPruning, PruneHal, TopK
-from prunehal.experiments import Experiment, Store
+from prunehal.experiments import Experiment, Store, read_grid
 from prunehal.experiments.pictures import image_keys
-from prunehal.trigger import saturation, time_to_prune, vote_rate
+from prunehal.resources import data_path
+from prunehal.trigger import chosen_factors, factors_at_equal_budget, saturation, time_to_prune, vote_rate
 
 T = 2
 ONE = Experiment(n_images=12, policy=PruneHal(r=0.7, t=T))
@@ -95,3 +100,62 @@ def test_votes_and_what_the_step_wrote_by_hand(tmp_path):
         [second, 2, False, False, False],
         [second, 3, False, True, True],
     ]
+
+
+@pytest.mark.parametrize("subject_to", [{}, {"recall": 0.01}])
+def test_the_chosen_factor_has_the_lowest_chair_of_those_that_keep_the_recall_of_the_square_root(subject_to):
+    store, lowest = Store.shipped(), {}
+    tried = [each for each in read_grid(data_path("grids", "factor.toml")) if each.split == "validation"]
+    metrics = {(each.policy.r, each.policy.factor): store.score(each).metrics for each in tried}
+    for (r, factor), found in metrics.items():
+        kept = not subject_to or found["recall"] >= metrics[r, None]["recall"] - 0.01 - 1e-12
+        if factor is not None and kept and found["chair_i"] < lowest.get(r, (1, None))[0]:
+            lowest[r] = found["chair_i"], factor
+    found = chosen_factors(store, subject_to)
+    assert {r: (choice.value, choice.setting.factor) for r, choice in found.items()} == lowest
+    assert all(choice.baseline == PruneHal(r=r, t=3, forced_first=False) for r, choice in found.items())
+
+
+def test_the_shipped_grid_reports_the_chosen_factors_and_the_square_root():
+    on_test = {
+        (each.policy.r, each.policy.factor) for each in read_grid(data_path("grids", "factor.toml")) if each.split == "test"
+    }
+    chosen = chosen_factors(Store.shipped(), {"recall": 0.01})
+    assert on_test == {(r, factor) for r, each in chosen.items() for factor in (each.setting.factor, None)}
+
+
+def shared(seed, effect, settings=24, images=30):
+    """Return made-up settings whose change bends with the budget, and is larger by an effect with one factor."""
+    rng = np.random.default_rng(seed)
+    factors = [(None, 0.25, 0.95)[n % 3] for n in range(settings)]
+    budget = rng.uniform(30, 90, (settings, 1)) + rng.normal(0, 1, (settings, images))
+    change = 40 - budget + 0.004 * budget**2 + rng.normal(0, 1, (settings, images))
+    change += effect * np.array([factor == 0.25 for factor in factors])[:, None]
+    return SimpleNamespace(
+        experiments=[Experiment(policy=PruneHal(factor=factor)) for factor in factors],
+        visual=np.ones((settings + 1, images)),
+        change=lambda metric: lambda weights: weights @ change.T / weights.sum(axis=1, keepdims=True),
+        budget=lambda weights: weights @ budget.T / weights.sum(axis=1, keepdims=True),
+    )
+
+
+def test_factors_are_compared_at_equal_budget():
+    made = shared(0, effect=3.0)
+    found = factors_at_equal_budget(made, "chair_i", n_resamples=500).set_index("factor")
+    assert found.loc[0.25, "low"] < 3 < found.loc[0.25, "high"]
+    assert found.loc[0.25, "low"] > 2
+    assert found.loc[0.95, "low"] < 0 < found.loc[0.95, "high"]
+    even = np.ones((1, 30))
+    frame = pd.DataFrame({"y": made.change("chair_i")(even)[0], "b": made.budget(even)[0]})
+    frame["factor"] = ["usual" if each.policy.factor is None else str(each.policy.factor) for each in made.experiments]
+    fit = smf.ols("y ~ C(factor, Treatment('usual')) + b + I(b ** 2)", frame).fit()
+    assert found["difference"].tolist() == pytest.approx(
+        [fit.params[f"C(factor, Treatment('usual'))[T.{f}]"] for f in (0.25, 0.95)]
+    )
+
+
+@pytest.mark.parametrize("factors", [[None], [0.5]])
+def test_factors_without_the_square_root_or_without_others_are_refused(factors):
+    made = SimpleNamespace(experiments=[Experiment(policy=PruneHal(factor=factor)) for factor in factors])
+    with pytest.raises(ValueError, match=r"factors \[.*expected None, which is sqrt\(r\), and others"):
+        factors_at_equal_budget(made, "chair_i")

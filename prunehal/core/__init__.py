@@ -5,11 +5,14 @@ policies on one prompt. ``trace`` records, ``observed`` offers what can be read 
 hear along, and ``editing`` lets it change scores. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt``
 checks that generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps,
 ``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
-their mask, and ``table`` knows which slot holds which token.
+their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
+``restricting`` is the cache for ``StepTopK`` (``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table``
+knows which token is in the bank, and its ``vault`` holds K and V there.
 """
 
 from prunehal.core.accumulated import Accumulated
 from prunehal.core.attach import attach
+from prunehal.core.bank import Bank
 from prunehal.core.cache import PrunableCache
 from prunehal.core.drafting import Draft, FirstToken
 from prunehal.core.given import Keep
@@ -25,6 +28,7 @@ from prunehal.core.trace import AttentionTrace
 __all__ = [
     "Accumulated",
     "AttentionTrace",
+    "Bank",
     "Draft",
     "FirstToken",
     "Keep",

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from prunehal.core.bank import Bank
+from prunehal.core.banking import BankingCache
 from prunehal.core.cache import PrunableCache
 from prunehal.core.given import Keep
 from prunehal.core.policy import Policy, PruneHal
 from prunehal.core.prompt import Prompt
+from prunehal.core.restricting import RestrictingCache
 from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported
 
 __all__ = ["attach", "listen"]
@@ -104,7 +107,13 @@ def attach(
     words = None if decoder is model else decoder.get_input_embeddings()
     prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
     options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
-    return PrunableCache(model.config, prompt, policy, seeds=seeds, keep=keep, **options)
+    return _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, **options)
+
+
+def _kind_of_cache(policy: Policy) -> type[PrunableCache]:
+    if isinstance(policy, Bank):
+        return BankingCache
+    return PrunableCache if policy.restricts_from is None else RestrictingCache
 
 
 def listen(model: torch.nn.Module) -> RemovableHandle | None:

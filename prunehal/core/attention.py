@@ -11,6 +11,7 @@ This module does not know steps, votes or policies; it knows a layer's mask and 
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-__all__ = ["attend", "attention_row", "claim", "last_of", "visible"]
+__all__ = ["Aside", "attend", "attention_row", "claim", "last_of", "visible"]
 
 # These two mean plain softmax attention, so that at one query the explicit form may stand for them.
 PLAIN_FUNCTIONS = (sdpa_attention_forward, flash_attention_forward)
@@ -26,6 +27,21 @@ PLAIN_FUNCTIONS = (sdpa_attention_forward, flash_attention_forward)
 HONOURED = {"scaling", "softcap", "s_aux", "sliding_window", "dropout"}
 WITHOUT_EFFECT = {"is_causal", "position_ids", "use_cache", "logits_to_keep"}
 WITHOUT_EFFECT |= {"output_attentions", "output_hidden_states", "return_dict"}
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Hold keys that the newest query is compared with beside those that it attends to; the output does not depend on them.
+
+    Attributes:
+        keys: (batch, kv_head, n, dim).
+        mask: as that of the stored slots, (batch, 1 or kv_head or head, 1, n).
+        report: takes the weights (batch, kv_head, group, slot + n) that these keys and the stored ones together would have.
+    """
+
+    keys: Tensor
+    mask: Tensor
+    report: Callable[[Tensor], None]
 
 
 def claim(key: Tensor, layer: object) -> None:
@@ -43,6 +59,7 @@ def attend(
     s_aux: Tensor | None = None,
     edit: Callable[[Tensor], Tensor] | None = None,
     focus: Callable[[Tensor], Tensor] | None = None,
+    aside: Aside | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Compute the attention of one query explicitly, on grouped KV heads.
 
@@ -56,6 +73,7 @@ def attend(
         edit: changes the scores, (batch, kv_head, group, slot), before they are masked: masked slots stay masked.
         focus: given the weights, (batch, kv_head, group, slot), says which slots to hide, bool (batch, 1 or kv_head, 1, slot);
             the softmax is then taken over the others.
+        aside: keys to compare the query with beside these; its report is on scores before ``edit``.
 
     Returns:
         The output (batch, 1, head, dim), or None; and the weights (batch, kv_head, group, slot).
@@ -67,15 +85,14 @@ def attend(
     batch, heads, _, dim = query.shape
     kv_heads = key.shape[1]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, dim) * (dim**-0.5 if scaling is None else scaling)
-    scores = grouped @ key.transpose(-1, -2)  # (batch, kv_head, group, slot)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = _capped(grouped @ key.transpose(-1, -2), softcap)  # (batch, kv_head, group, slot)
+    if aside is not None:
+        others = _capped(grouped @ aside.keys.transpose(-1, -2), softcap)
+        both = torch.cat([_masked(scores, mask), _masked(others, aside.mask)], dim=-1)
+        aside.report(_softmax(both, s_aux))
     if edit is not None:
         scores = edit(scores)
-    if mask is not None:
-        if mask.shape[1] not in (1, kv_heads):
-            mask = mask.reshape(batch, kv_heads, heads // kv_heads, -1)
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    scores = _masked(scores, mask)
     weights = _softmax(scores, s_aux)
     if focus is not None:
         weights = _softmax(scores.masked_fill(focus(weights), float("-inf")), s_aux)
@@ -83,6 +100,18 @@ def attend(
         return None, weights
     output = weights.to(value.dtype) @ value
     return output.reshape(batch, 1, heads, value.shape[-1]), weights
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    if mask.shape[1] not in (1, scores.shape[1]):
+        mask = mask.reshape(*scores.shape[:3], -1)
+    return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
 
 
 def _softmax(scores: Tensor, s_aux: Tensor | None) -> Tensor:
@@ -121,7 +150,8 @@ def _check_plain(stock: Tensor, ours: Tensor) -> None:
     if not apart <= allowed * max(1.0, ours.abs().max().item()):
         raise ValueError(
             f"attention: the model's own function is no plain softmax of the scores (outputs differ by {apart:.2g}; expected at "
-            f"most {allowed:.2g}), so that they cannot be edited. Fix: model.set_attn_implementation('sdpa'), or another model."
+            f"most {allowed:.2g}), so that they can be neither edited nor compared with others. "
+            "Fix: model.set_attn_implementation('sdpa'), or another model."
         )
 
 
@@ -150,7 +180,7 @@ def _observed(base: Callable) -> Callable:
         options = {name: kwargs[name] for name in ("scaling", "softcap", "s_aux") if kwargs.get(name) is not None}
         unknown = {name for name, given in kwargs.items() if given is not None} - HONOURED - WITHOUT_EFFECT
         plain = base in PLAIN_FUNCTIONS and not (args or unknown or kwargs.get("dropout"))
-        changes = {"edit": layer.score_edit(), "focus": layer.focus()}
+        changes = {"edit": layer.score_edit(), "focus": layer.focus(), "aside": layer.aside(attention_mask, window)}
         if query.shape[2] == 1 and plain and not layer.keeps_stock_output():
             output, weights = attend(query, key, value, visible(mask, key, window), **changes, **options)
             layer.report(weights)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-__all__ = ["BLOCK", "BlockLayer", "with_room"]
+from prunehal.core.attention import Aside
+
+__all__ = ["BLOCK", "BlockLayer", "picked", "with_room"]
 
 BLOCK = 64  # slots that K and V grow by; torch.cat at every step costs more than the observation
 
@@ -83,6 +85,10 @@ class BlockLayer(CacheLayerMixin):
         """Return what hides slots from the newest query by its weights; None: nothing, unless a subclass says otherwise."""
         return None
 
+    def aside(self, mask: Tensor | None, window: int | None) -> Aside | None:
+        """Return keys that the newest query is compared with and does not attend to; None: none, unless a subclass has some."""
+        return None
+
     def get_seq_length(self) -> int:
         """Return the logical length, the number of tokens seen."""
         return self.seen
@@ -102,6 +108,12 @@ class BlockLayer(CacheLayerMixin):
             "cannot return; expected greedy search, sampling or beam search. "
             "Fix: leave out assistant_model and prompt_lookup_num_tokens."
         )
+
+
+def picked(stored: Tensor, slots: Tensor) -> Tensor:
+    """Copy the given slots, (batch, 1 or kv_head, n), of a tensor (batch, kv_head, slot, dim)."""
+    slots = slots.to(stored.device).expand(-1, stored.shape[1], -1)[..., None]
+    return stored.gather(2, slots.expand(-1, -1, -1, stored.shape[3]))
 
 
 def with_room(stored: Tensor, slots: int) -> Tensor:

@@ -4,16 +4,14 @@ Two lengths are kept apart. The logical length, the number of tokens seen, is wh
 masks are made from it, so that a dropped token never shifts a later one. The physical length is the number of slots
 stored (``layer``); a table maps slots to positions (``table``).
 
-A step runs through the layers: each ``update`` appends K and V, the wrapped attention reports the newest query's row,
-and the last report completes the step's vote. The prune itself waits for the next forward (or for a reader), where
-generate() has synchronised with the device anyway: one host read a step. Once no row can prune any more
-nothing is read; with beams, their new order is.
+``forward`` leads each step through the layers, to its vote. The prune itself waits for the next forward (or for a reader),
+where generate() has synchronised with the device anyway: one host read a step. Once no row can prune any more nothing is
+read; with beams, their new order is.
 """
 
 import copy
-import functools
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,20 +20,19 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from prunehal.core.discard import entries_of
 from prunehal.core.editing import ScoreEdit
+from prunehal.core.forward import ForwardCache
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener
 from prunehal.core.memory import PolicyMemory
-from prunehal.core.observed import ObservedCache
 from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
-from prunehal.core.selection import averaged
 from prunehal.core.table import VisualTable, sent
 from prunehal.core.trace import AttentionTrace
 
 __all__ = ["PrunableCache"]
 
 
-class PrunableCache(ObservedCache):
+class PrunableCache(ForwardCache):
     """Cache K and V of a multimodal prompt and its continuation, and prune its visual tokens by a policy.
 
     Made by ``attach``; passed to ``generate(past_key_values=...)``. One cache serves one prompt (batch) and what
@@ -56,6 +53,8 @@ class PrunableCache(ObservedCache):
         >>> [len(positions) for positions in cache.kept(0, step=2)]
         [144]
     """
+
+    _kind_of_table: ClassVar[type[VisualTable]] = VisualTable
 
     def __init__(
         self,
@@ -119,7 +118,7 @@ class PrunableCache(ObservedCache):
         numbers = self._prompt.numbers.repeat_interleave(self._copies, dim=0)
         heads, layers = self._kv_heads if self.policy.kept == "head" else 1, len(self._pruned)
         device = key.device
-        self.table = VisualTable(numbers, layers, heads, device)
+        self.table = self._kind_of_table(numbers, layers, heads, device)
         # What keys a random draw: the row's seed, and the image's number where a row has several pools.
         images = [(image,) for image in range(self.table.pools)] if self._per_image else [()]
         keys = [(seed, *image) for seed in self._seeds for _ in range(self._copies) for image in images]
@@ -153,152 +152,6 @@ class PrunableCache(ObservedCache):
         """Say whether a prompt ends in a visual token."""
         return bool((self._prompt.numbers[:, -1] > 0).any())
 
-    # Observation: the way of one forward through the layers.
-
-    def announce(self, input_ids: Tensor | None, embeddings: Tensor | None, brings_images: bool) -> None:
-        """Check the model's inputs before a forward, and see which rows have ended; called by attach()'s hook.
-
-        Raises:
-            ValueError: the prompt is not the one that was attached, or a later prompt brings new images.
-        """
-        self._refuse_if_released()
-        self._announced = True
-        seen = self.get_seq_length()
-        if seen < len(self._prompt):
-            if input_ids is not None:
-                self._prompt.check_ids(input_ids, seen)
-            elif embeddings is not None:
-                self._prompt.check_embeddings(embeddings, seen)
-        elif brings_images:
-            raise ValueError(
-                "pixel_values: a later prompt brings images, which this cache does not know; expected text only. "
-                "Fix: leave out pixel_values, or attach a new cache to the whole conversation."
-            )
-        elif input_ids is None or input_ids.shape[1] > 1:
-            self._done = torch.zeros_like(self._done)  # a new prompt: every row goes on
-        else:
-            self._settle()  # the pending step is one that these rows still ran
-            self._done = self._done | torch.isin(input_ids[:, 0].to(self._ends.device), self._ends)
-
-    def _refuse_if_released(self) -> None:
-        if self._released:
-            raise ValueError(
-                "past_key_values: K and V of this cache were freed; expected a cache that still holds them. "
-                "Fix: pruning(..., keep_kv=True) for a second turn, or reset() the cache for a run from the start."
-            )
-
-    def enter(self, layer: PrunableLayer, key: Tensor) -> None:
-        """Let a layer begin its part of a forward, with the K of its new tokens."""
-        if self._awaited is not None:
-            self._raise_unobserved()
-        if layer is self._pruned[0]:
-            self._begin(layer.seen, key)
-        elif layer.seen + key.shape[2] != self._pruned[0].seen:
-            raise RuntimeError(
-                f"layer {layer.index}: holds {layer.seen} tokens, and the first one {self._pruned[0].seen - key.shape[2]}; "
-                "expected as many: an earlier forward was interrupted. Fix: attach a new cache."
-            )
-        if self.policy.kept == "head" and key.shape[1] != self._kv_heads:
-            raise ValueError(
-                f"kept='head': layer {layer.index} has {key.shape[1]} KV heads and the first one {self._kv_heads}; expected "
-                "the same number in all layers. Fix: kept='layer'."
-            )
-        self._awaited = layer
-
-    def _begin(self, seen: int, key: Tensor) -> None:
-        self._refuse_if_released()
-        if not self._announced:
-            raise RuntimeError(
-                "past_key_values: a forward arrived that attach() did not see coming; expected one through the model that was "
-                "attached. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
-            )
-        self._announced = False
-        if self.table is None:
-            self._allocate(key)
-        self._settle()
-        self._prompt.check_size(key, seen, len(self._done))
-        # One query does not mean decoding: the last chunk of a prompt may be one token. The tokens seen decide.
-        self._observing = seen + key.shape[2] >= len(self._prompt)
-        self.step += self._observing
-        self._reports, self._asked = [], []
-
-    def wants_row(self, layer: PrunableLayer) -> bool:
-        """Say whether the layer is to report this forward's row."""
-        return self._observing and self._awaited is layer
-
-    def leave(self, layer: PrunableLayer, weights: Tensor | None) -> None:
-        """Let a layer end its part of a forward, with the newest query's weights, (batch, kv_head, group, slot)."""
-        if self._awaited is not layer:
-            return  # another layer that shares this one's K, and only uses it
-        self._awaited = None
-        if not self._observing:
-            return
-        weights = weights.detach()
-        self._reports.append(self._report(weights))
-        for listener in self.listeners:
-            listener.heard(layer.index, weights)
-        if len(self._reports) == len(self._pruned):
-            self._finish()
-
-    def focus(self, layer: PrunableLayer) -> Callable[[Tensor], Tensor] | None:
-        """Return what hides slots from a layer's newest query in this forward, where the policy restricts it."""
-        first = self.policy.restricts_from
-        if first is None or not self._observing or self.step < first:
-            return None
-        return functools.partial(self._hidden, layer)
-
-    def _hidden(self, layer: PrunableLayer, weights: Tensor) -> Tensor:
-        # Which slots the newest query must not see, bool (batch, 1 or kv_head, 1, slot), by its weights on all of them.
-        report = self._report(weights.detach())
-        if self._awaited is layer:
-            self._asked.append(report)
-        valid = self.table.valid[layer.place, None]
-        rows, _ = self._read([report], valid, layer.place)
-        keep = self._memory.attended(rows, valid, layer.place, self.step)
-        hidden = self.table.visual_slots(layer.place, layer.length, valid & ~keep)
-        return hidden[:, :, None].to(weights.device)
-
-    def _report(self, weights: Tensor) -> Tensor:
-        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
-        return report.to(self._done.device)  # (batch, head, slot)
-
-    def _read(self, reports: list[Tensor], valid: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        # The rows (layer, pool, head, visual), and which pools have not ended, (pool,).
-        table = self.table
-        rows = table.read(reports, first)
-        if min(map(min, table.left)) < rows.shape[-1]:
-            rows = rows.masked_fill(~valid, 0.0)
-        live = self._live()
-        if self.policy.beam_state == "shared" and self._copies > 1:
-            return averaged(rows, live, self._copies, table.pools)
-        return rows, live
-
-    def _live(self) -> Tensor:
-        live, table = ~self._done, self.table
-        return live if table.pools == 1 else live.repeat_interleave(table.pools) & (table.counts[0] > 0)
-
-    def _finish(self) -> None:
-        table = self.table
-        rows, live = self._read(self._reports, table.valid)
-        first = self.policy.restricts_from
-        if first is not None and self.step >= first and not self._asked:
-            raise ValueError(
-                f"policy={self.policy!r}: step {self.step} was computed beside the cache, where no query is restricted; expected "
-                "a decoder whose tokens are all read through it. Fix: another decoder (OPERA looks ahead), or another policy."
-            )
-        asked = self._read(self._asked, table.valid)[0] if self._asked else None
-        self._reports, self._asked = [], []
-        present = self._live()
-        learning = live if self.observes_only else None  # what is not pruned by itself must not learn from padding
-        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked, learning)
-        self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
-        if not self.observes_only and any(
-            self._memory.may_prune(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))
-        ):
-            self._pending = (self.step, wishes & live)
-
-    # Pruning.
-
     def chosen(self) -> Tensor:
         """Return which tokens the policy would keep now if every pool were pruned, bool (layer, batch, head, prompt)."""
         pools = list(range(len(self.table.totals)))
@@ -309,7 +162,9 @@ class PrunableCache(ObservedCache):
         if self._pending is None:
             return
         (step, wishes), self._pending = self._pending, None
-        wanted = wishes.tolist() if wanted is None else wanted  # the one host read of a step
+        self._act(step, wishes.tolist() if wanted is None else wanted)  # the one host read of a step
+
+    def _act(self, step: int, wanted: list[int]) -> None:
         left = zip(*self.table.left, strict=True)  # for each pool its tokens by layer
         pools = [pool for pool, of_pool in enumerate(left) if wanted[pool] and self._memory.may_prune(pool, of_pool)]
         if pools:
@@ -325,11 +180,13 @@ class PrunableCache(ObservedCache):
         slots = table.drop(keep, left, step, self._pruned[0].seen)
         for layer, remaining in zip(self._pruned, slots, strict=True):
             layer.take(remaining)
-        reason = "forced" if self.policy.forced(step) else "vote"
         for pool in pools:
-            row, image = divmod(pool, table.pools)
-            kept = [of_layer[pool] for of_layer in left]
-            self._events.append({"row": row, "image": image, "step": step, "reason": reason, "kept": kept})
+            self._events.append(self._event(pool, step, "forced" if self.policy.forced(step) else "vote"))
+
+    def _event(self, pool: int, step: int, reason: str) -> dict:
+        row, image = divmod(pool, self.table.pools)
+        kept = [of_layer[pool] for of_layer in self.table.left]
+        return {"row": row, "image": image, "step": step, "reason": reason, "kept": kept}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let every row's K, V and state follow its beam; a pending prune is done first, by the rows that voted."""

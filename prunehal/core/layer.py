@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunehal.core.attention import claim
-from prunehal.core.blocks import BlockLayer, with_room
+from prunehal.core.attention import Aside, claim
+from prunehal.core.blocks import BlockLayer, picked, with_room
 
 if TYPE_CHECKING:
     from prunehal.core.cache import PrunableCache
@@ -45,12 +45,13 @@ class PrunableLayer(BlockLayer):
 
     def take(self, slots: Tensor) -> None:
         """Keep the given slots, (batch, 1 or kv_head, slot), in that order, and free the rest."""
-        slots = slots.to(self.device).expand(-1, self._keys.shape[1], -1)[..., None]
         self.length = slots.shape[2]
-        self._keys, self._values = (
-            with_room(stored.gather(2, slots.expand(-1, -1, -1, stored.shape[3])), self.length)
-            for stored in (self._keys, self._values)
-        )
+        self._keys, self._values = (with_room(picked(stored, slots), self.length) for stored in (self._keys, self._values))
+
+    def insert(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Do as ``take`` does, where the first slots are those of other K and V, (batch, kv_head, n, dim)."""
+        self._keys, self._values = torch.cat([keys, self.keys], dim=2), torch.cat([values, self.values], dim=2)
+        self.take(slots)
 
     # What the wrapped attention asks for.
 
@@ -101,6 +102,15 @@ class PrunableLayer(BlockLayer):
     def focus(self) -> Callable[[Tensor], Tensor] | None:
         """Return what hides slots from the newest query by its weights; None: nothing."""
         return self._cache.focus(self)
+
+    def aside(self, mask: Tensor | None, window: int | None) -> Aside | None:
+        """Return keys that the newest query is compared with and does not attend to; None: none.
+
+        Args:
+            mask: logical, as the model made it.
+            window: in positions, where the mask does not contain it.
+        """
+        return self._cache.aside(self, mask, window)
 
     def wants_row(self) -> bool:
         """Say whether this forward's attention row is to be reported."""

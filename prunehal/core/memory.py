@@ -99,6 +99,10 @@ class PolicyMemory:
     def prune(self, pools: list[int], table: VisualTable, keep: Tensor, left: list[list[int]]) -> None:
         """Note a prune of these pools; the table says in which order the kept tokens will stand."""
         self._scores = table.chosen(keep, left, self._scores)
+        self.count(pools)
+
+    def count(self, pools: list[int]) -> None:
+        """Note a prune of these pools whose tokens keep their entries."""
         for pool in pools:
             self.prunes[pool] += 1
         if self.policy.restarts():

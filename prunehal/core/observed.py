@@ -11,7 +11,9 @@ from prunehal.core.policy import Policy
 from prunehal.core.table import VisualTable
 from prunehal.core.trace import AttentionTrace
 
-__all__ = ["ObservedCache"]
+__all__ = ["PRUNES", "ObservedCache"]
+
+PRUNES = ("forced", "vote")  # reasons of a prune, among those of events
 
 
 class ObservedCache(Cache):

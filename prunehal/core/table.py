@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["VisualTable", "sent"]
+__all__ = ["VisualTable", "marked_right", "sent"]
 
 
 class VisualTable:
@@ -57,7 +57,7 @@ class VisualTable:
         self.has_dead = False
         self._filling = [0] * layers
         self._prompt = numbers > 0
-        slots, shape = _marked_right(mine, max(self.totals)), (layers, len(mine), heads, max(self.totals))
+        slots, shape = marked_right(mine, max(self.totals)), (layers, len(mine), heads, max(self.totals))
         valid = mine.gather(1, slots)
         # The token's number within its row's visual tokens; entries that are no token share one spare column.
         self.width = int(self._prompt.sum(1).max())
@@ -72,7 +72,9 @@ class VisualTable:
         """Take the visual tokens' entries, (layer, pool, head, visual), out of the layers' weights (batch, head, slot)."""
         layers = slice(first, first + len(reports))
         filled = zip(reports, self._filling[layers], strict=True)
-        weights = torch.stack([torch.nn.functional.pad(row, (n, 0)) if n else row for row, n in filled])
+        return self._entries(torch.stack([torch.nn.functional.pad(row, (n, 0)) if n else row for row, n in filled]), layers)
+
+    def _entries(self, weights: Tensor, layers: slice) -> Tensor:
         if self.pools > 1:
             weights = weights.repeat_interleave(self.pools, dim=1)
         return weights.gather(3, self._slots[layers])
@@ -115,7 +117,7 @@ class VisualTable:
 
     def chosen(self, keep: Tensor, left: list[list[int]], values: Tensor) -> Tensor:
         """Take the kept entries of values (layer, pool, n * head, visual), as ``drop`` will order them."""
-        order = _marked_right(keep, max(map(max, left)))
+        order = marked_right(keep, max(map(max, left)))
         return values.gather(3, order.repeat(1, 1, values.shape[2] // keep.shape[2], 1))
 
     def drop(self, keep: Tensor, left: list[list[int]], step: int, seen: int) -> list[Tensor]:
@@ -142,7 +144,7 @@ class VisualTable:
         alive = (positions >= 0) & ~self.marked(lost, slots)
         living = [self._living(of_layer, seen) for of_layer in left]
         stored = [max(rows) for rows in living]
-        order = _marked_right(alive, max(stored))
+        order = marked_right(alive, max(stored))
         self.positions = positions.masked_fill(~alive, -1).gather(3, order)
         self.start, self.has_dead = seen, any(min(rows) < max(rows) for rows in living)
         before, self._filling = self._filling, [max(stored) - width for width in stored]
@@ -150,7 +152,7 @@ class VisualTable:
         visual = self._marked(slots, self._slots, keep).gather(3, order.repeat_interleave(self.pools, dim=1))
         self._numbers = self.chosen(keep, left, self._numbers.masked_fill(~keep, self.width))
         self.valid = self.chosen(keep, left, keep)
-        self._slots = _marked_right(visual, max(map(max, left)))
+        self._slots = marked_right(visual, max(map(max, left)))
         self.left, self.counts = [list(of_layer) for of_layer in left], sent(left, keep.device)
         remaining = zip(order, self._filling, before, strict=True)
         return [slots[..., now:] if not then else (slots[..., now:] - then).clamp_min(0) for slots, now, then in remaining]
@@ -204,8 +206,13 @@ def sent(values: list[int] | list[list[int]] | Tensor, device: torch.device | st
     return (values.pin_memory() if torch.device(device).type == "cuda" else values).to(device, non_blocking=True)
 
 
-def _marked_right(mask: Tensor, width: int) -> Tensor:
-    # Indices of the last `width` entries when unmarked entries are sorted before marked ones: the marked ones stand
-    # right, in their order, and unmarked ones fill a row that has fewer. No index comes twice, so that a scatter is
-    # safe.
+def marked_right(mask: Tensor, width: int) -> Tensor:
+    """Return the indices of the last ``width`` entries when unmarked entries are sorted before marked ones.
+
+    The marked ones stand right, in their order, and unmarked ones fill a row that has fewer. No index comes twice, so that a
+    scatter is safe.
+
+    >>> marked_right(torch.tensor([[True, False, True], [False, True, False]]), 2).tolist()
+    [[0, 2], [2, 1]]
+    """
     return mask.to(torch.uint8).argsort(dim=-1, stable=True)[..., mask.shape[-1] - width :]

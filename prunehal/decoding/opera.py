@@ -42,7 +42,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
-from prunehal.core import PrunableCache, listening
+from prunehal.core import Bank, PrunableCache, listening
 from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.beams import Beams, Rules
@@ -116,7 +116,8 @@ class OPERA(Decoder):
         """Attach the method to the next generate() on this cache; see `Decoder.on`.
 
         Raises:
-            ValueError: more than one input, another decoder on the cache, or a model whose cache cannot be taken back.
+            ValueError: more than one input, another decoder on the cache, a policy with a bank, or a model whose cache cannot be
+                taken back.
         """
         rows = cache.prompt.rows
         if rows != 1:
@@ -129,6 +130,11 @@ class OPERA(Decoder):
             raise ValueError(
                 f"model={type(model).__name__}: has layers with {', '.join(sorted(others))}, whose state cannot be taken back; "
                 "expected attention layers that keep their own K and V. Fix: use another model, or another decoder."
+            )
+        if isinstance(cache.policy, Bank):
+            raise ValueError(
+                f"policy={cache.policy!r}: OPERA takes steps back, and tokens that left the bank in them would not; expected a "
+                "policy whose tokens do not return. Fix: PruneHal(r, t), or another decoder."
             )
         _check_alone(cache)
         newest = Newest()

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunehal.core import Accumulated, Keep, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
+from prunehal.core import Accumulated, Bank, Keep, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.loading import EMBEDDED
@@ -23,7 +23,7 @@ __all__ = ["MODES", "POLICIES", "TESTBED", "Experiment", "policy_from"]
 
 TESTBED = "testbed"
 POLICIES: dict[str, type[Policy]] = {
-    kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep)
+    kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep, Bank)
 }
 MODES = ("decoding", "first-token", "draft")
 

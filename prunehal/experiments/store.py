@@ -27,6 +27,7 @@ import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.benchmarks.files import BadInput, some
+from prunehal.core.observed import PRUNES
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
@@ -98,14 +99,15 @@ class Store:
             ValueError: as in :meth:`rows`.
         """
         names = ("caption", "tokens", "finished", "visual")
-        rows = [(row["key"], *(row[name] for name in names), len(row["events"])) for row in self._asked(experiment)]
+        rows = [(row["key"], *(row[name] for name in names), len(_prunes(row))) for row in self._asked(experiment)]
         return pd.DataFrame(rows, columns=["image_id", *names, "prunes"])
 
     def events(self, experiment: Experiment) -> pd.DataFrame:
-        """Return one line for each prune: image_id, number (1, 2, ...), step, reason, kept; raises as :meth:`captions`."""
-        lines = [
-            (row["key"], number, *event) for row in self._asked(experiment) for number, event in enumerate(row["events"], start=1)
-        ]
+        """Return one line for each prune: image_id, number (1, 2, ...), step, reason, kept; raises as :meth:`captions`.
+
+        Returns from a bank are left out; they stand among a row's events.
+        """
+        lines = [(row["key"], number, *prune) for row in self._asked(experiment) for number, prune in enumerate(_prunes(row), 1)]
         return pd.DataFrame(lines, columns=["image_id", "number", "step", "reason", "kept"])
 
     def votes(self, experiment: Experiment) -> pd.DataFrame:
@@ -230,6 +232,10 @@ class _Held:
     file: RowFile
     keys: set[int | str]
     made_by: dict[Path, MadeBy]
+
+
+def _prunes(row: Mapping[str, Any]) -> list[list[Any]]:
+    return [event for event in row["events"] if event[1] in PRUNES]
 
 
 def _ratio(mass: pd.Series, mean: pd.Series) -> pd.Series:

@@ -1,0 +1,88 @@
+"""Means of mentions and their differences, with images as the units: mentions of one caption may depend on each other.
+
+Intervals are BCa over images (`prunehal.bootstrap`), p-values Wald's with the error of a jackknife over images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from prunehal.bootstrap import Statistic, bca
+from prunehal.pooled import ratio
+
+__all__ = ["estimate", "gap", "matched_gap", "mean"]
+
+
+def mean(values: np.ndarray, images: np.ndarray) -> Statistic:
+    """Return the function weights of images (resample, image) -> mean of the values of mentions.
+
+    Args:
+        values: one for each mention.
+        images: number of the image of each mention, from 0.
+
+    >>> mean(np.array([1.0, 2.0, 6.0]), np.array([0, 0, 1]))(np.array([[1.0, 1.0], [2.0, 0.0]])).tolist()
+    [3.0, 1.5]
+    """
+    return ratio(pd.DataFrame({"top": np.bincount(images, values), "bottom": np.bincount(images)}))
+
+
+def gap(values: np.ndarray, images: np.ndarray, first: np.ndarray) -> Statistic:
+    """Return the function weights -> mean of the first group minus that of the others, as :func:`mean`.
+
+    >>> gap(np.array([1.0, 2.0, 6.0]), np.array([0, 0, 1]), np.array([True, False, False]))(np.ones((1, 2))).tolist()
+    [-3.0]
+    """
+    return matched_gap(values, images, first, np.zeros(len(values), dtype=int))
+
+
+def matched_gap(values: np.ndarray, images: np.ndarray, first: np.ndarray, strata: np.ndarray) -> Statistic:
+    """Return the function weights -> difference of two groups within strata, averaged as the first group lies in them.
+
+    Strata that lack one of the groups are left out; nan where all do.
+
+    Args:
+        values, images: as in :func:`mean`.
+        first: which mentions are of the first group, bool.
+        strata: number of the stratum of each mention, from 0.
+
+    >>> x, first, strata = np.array([1.0, 0.0, 5.0, 3.0]), np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+    >>> matched_gap(x, np.array([0, 0, 1, 1]), first, strata)(np.ones((1, 2))).tolist()
+    [1.5]
+    """
+    shape = (int(images.max()) + 1, int(strata.max()) + 1)
+    sums = np.zeros((2, 2, *shape))  # (sum and count, group, image, stratum)
+    for group, members in enumerate((first, ~first)):
+        at = (images[members], strata[members])
+        np.add.at(sums[0, group], at, values[members])
+        np.add.at(sums[1, group], at, 1.0)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        total, count = weights @ sums  # (group, resample, stratum) each
+        both = (count > 0).all(axis=0)
+        means = np.divide(total, count, out=np.zeros_like(total), where=both)
+        share = count[0] * both
+        held = share.sum(axis=-1)
+        return np.divide(((means[0] - means[1]) * share).sum(axis=-1), held, out=np.full(len(held), np.nan), where=held > 0)
+
+    return statistic
+
+
+def estimate(statistic: Statistic, n_images: int, n: int, n_resamples: int = 5000) -> dict[str, float]:
+    """Return an estimate with its 95% interval (BCa) and p-value over images.
+
+    Args:
+        statistic: weights (resample, image) -> values.
+        n_images, n: how many images and mentions it is from.
+        n_resamples: of the bootstrap.
+
+    Returns:
+        n, images, estimate, low, high, p (two-sided; Student's t of the estimate over its jackknife error).
+    """
+    found = bca(statistic, n_images, n, n_resamples, 0, 0.95)
+    without = statistic(1.0 - np.eye(n_images))
+    without = without[np.isfinite(without)]
+    error = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
+    p = 2 * stats.t.sf(abs(found.estimate) / error, n_images - 1) if error > 0 else float(found.estimate == 0)
+    return {"n": n, "images": n_images, "estimate": found.estimate, "low": found.low, "high": found.high, "p": p}

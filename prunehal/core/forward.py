@@ -1,0 +1,149 @@
+"""Observe: lead one forward through the layers of a pruning cache, and hand its attention rows to the policy.
+
+A step runs through the layers: each ``update`` appends K and V, the wrapped attention reports the newest query's row, and the
+last report completes the step's vote. What the vote asks for waits; ``cache`` does it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from prunehal.core.attention import Aside
+from prunehal.core.layer import PrunableLayer
+from prunehal.core.observed import ObservedCache
+from prunehal.core.selection import averaged
+
+__all__ = ["ForwardCache"]
+
+
+class ForwardCache(ObservedCache):
+    """Follow each forward of a run, step by step; a base of PrunableCache, which prunes."""
+
+    def announce(self, input_ids: Tensor | None, embeddings: Tensor | None, brings_images: bool) -> None:
+        """Check the model's inputs before a forward, and see which rows have ended; called by attach()'s hook.
+
+        Raises:
+            ValueError: the prompt is not the one that was attached, or a later prompt brings new images.
+        """
+        self._refuse_if_released()
+        self._announced = True
+        seen = self.get_seq_length()
+        if seen < len(self._prompt):
+            if input_ids is not None:
+                self._prompt.check_ids(input_ids, seen)
+            elif embeddings is not None:
+                self._prompt.check_embeddings(embeddings, seen)
+        elif brings_images:
+            raise ValueError(
+                "pixel_values: a later prompt brings images, which this cache does not know; expected text only. "
+                "Fix: leave out pixel_values, or attach a new cache to the whole conversation."
+            )
+        elif input_ids is None or input_ids.shape[1] > 1:
+            self._done = torch.zeros_like(self._done)  # a new prompt: every row goes on
+        else:
+            self._settle()  # the pending step is one that these rows still ran
+            self._done = self._done | torch.isin(input_ids[:, 0].to(self._ends.device), self._ends)
+
+    def _refuse_if_released(self) -> None:
+        if self._released:
+            raise ValueError(
+                "past_key_values: K and V of this cache were freed; expected a cache that still holds them. "
+                "Fix: pruning(..., keep_kv=True) for a second turn, or reset() the cache for a run from the start."
+            )
+
+    def enter(self, layer: PrunableLayer, key: Tensor) -> None:
+        """Let a layer begin its part of a forward, with the K of its new tokens."""
+        if self._awaited is not None:
+            self._raise_unobserved()
+        if layer is self._pruned[0]:
+            self._begin(layer.seen, key)
+        elif layer.seen + key.shape[2] != self._pruned[0].seen:
+            raise RuntimeError(
+                f"layer {layer.index}: holds {layer.seen} tokens, and the first one {self._pruned[0].seen - key.shape[2]}; "
+                "expected as many: an earlier forward was interrupted. Fix: attach a new cache."
+            )
+        if self.policy.kept == "head" and key.shape[1] != self._kv_heads:
+            raise ValueError(
+                f"kept='head': layer {layer.index} has {key.shape[1]} KV heads and the first one {self._kv_heads}; expected "
+                "the same number in all layers. Fix: kept='layer'."
+            )
+        self._awaited = layer
+
+    def _begin(self, seen: int, key: Tensor) -> None:
+        self._refuse_if_released()
+        if not self._announced:
+            raise RuntimeError(
+                "past_key_values: a forward arrived that attach() did not see coming; expected one through the model that was "
+                "attached. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
+            )
+        self._announced = False
+        if self.table is None:
+            self._allocate(key)
+        self._settle()
+        self._prompt.check_size(key, seen, len(self._done))
+        # One query does not mean decoding: the last chunk of a prompt may be one token. The tokens seen decide.
+        self._observing = seen + key.shape[2] >= len(self._prompt)
+        self.step += self._observing
+        self._reports, self._asked = [], []
+
+    def wants_row(self, layer: PrunableLayer) -> bool:
+        """Say whether the layer is to report this forward's row."""
+        return self._observing and self._awaited is layer
+
+    def leave(self, layer: PrunableLayer, weights: Tensor | None) -> None:
+        """Let a layer end its part of a forward, with the newest query's weights, (batch, kv_head, group, slot)."""
+        if self._awaited is not layer:
+            return  # another layer that shares this one's K, and only uses it
+        self._awaited = None
+        if not self._observing:
+            return
+        weights = weights.detach()
+        self._reports.append(self._report(weights))
+        for listener in self.listeners:
+            listener.heard(layer.index, weights)
+        if len(self._reports) == len(self._pruned):
+            self._finish()
+
+    def focus(self, layer: PrunableLayer) -> Callable[[Tensor], Tensor] | None:
+        """Return what hides slots from a layer's newest query; None here, see `prunehal.core.restricting`."""
+        return None
+
+    def aside(self, layer: PrunableLayer, mask: Tensor | None, window: int | None) -> Aside | None:
+        """Return keys that a layer's newest query is compared with; None here, see `prunehal.core.banking`."""
+        return None
+
+    def _report(self, weights: Tensor) -> Tensor:
+        report = weights.mean(2) if self.policy.kept == "head" else weights.mean((1, 2))[:, None]
+        return report.to(self._done.device)  # (batch, head, slot)
+
+    def _read(self, reports: list[Tensor], valid: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        # The rows (layer, pool, head, visual), and which pools have not ended, (pool,).
+        table = self.table
+        rows = table.read(reports, first)
+        if min(map(min, table.left)) < rows.shape[-1]:
+            rows = rows.masked_fill(~valid, 0.0)
+        live = self._live()
+        if self.policy.beam_state == "shared" and self._copies > 1:
+            return averaged(rows, live, self._copies, table.pools)
+        return rows, live
+
+    def _live(self) -> Tensor:
+        live, table = ~self._done, self.table
+        return live if table.pools == 1 else live.repeat_interleave(table.pools) & (table.counts[0] > 0)
+
+    def _finish(self) -> None:
+        table = self.table
+        rows, live = self._read(self._reports, table.valid)
+        asked = self._read(self._asked, table.valid)[0] if self._asked else None
+        self._reports, self._asked = [], []
+        present = self._live()
+        learning = live if self.observes_only else None  # what is not pruned by itself must not learn from padding
+        summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked, learning)
+        self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
+        if not self.observes_only and any(self._may_act(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
+            self._pending = (self.step, wishes & live)
+
+    def _may_act(self, pool: int, left: Sequence[int]) -> bool:
+        # Whether a wish of this pool, of which each layer holds so many tokens, could change anything.
+        return self._memory.may_prune(pool, left)

@@ -1,0 +1,228 @@
+"""Dose and response: against loops, and on rows whose answer is known."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference_dose
+from scipy import stats
+
+from prunehal import clustered, dose
+from prunehal.causal import MOVES, SCALES, WITHHELD, likeness
+from prunehal.interventions import interventions
+from prunehal.kinds import KINDS, count_kinds, kinds_of, look_alike_from
+from prunehal.testbed.scenes import scene, scene_of
+from prunehal.testbed.world import COMPANIONS, NAMES
+
+
+def random_mentions(seed, n=60, n_images=12):
+    rng = np.random.default_rng(seed)
+    images = np.sort(np.r_[np.arange(n_images), rng.integers(0, n_images, n - n_images)])
+    return rng.normal(size=n), images, rng.random(n) < 0.4, rng.integers(0, 5, n), rng.integers(0, 3, (4, n_images))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_means_and_gaps_are_those_of_loops(seed):
+    values, images, first, strata, weights = random_mentions(seed)
+    mean, gap = clustered.mean(values, images), clustered.gap(values, images, first)
+    matched = clustered.matched_gap(values, images, first, strata)
+    for row, by_mean, by_gap, by_match in zip(weights, mean(weights), gap(weights), matched(weights), strict=True):
+        assert by_mean == pytest.approx(reference_dose.mean(values, images, row))
+        groups = [reference_dose.mean(values[group], images[group], row) for group in (first, ~first)]
+        assert by_gap == pytest.approx(groups[0] - groups[1])
+        assert by_match == pytest.approx(reference_dose.matched_gap(values, images, first, strata, row))
+
+
+def test_strata_without_a_partner_say_nothing():
+    values, images, first = np.array([1.0, 2.0, 3.0]), np.array([0, 0, 1]), np.array([True, False, True])
+    found = clustered.matched_gap(values, images, first, np.array([0, 1, 2]))(np.ones((1, 2)))
+    assert np.isnan(found).all()
+
+
+def test_the_error_is_a_jackknife_over_images():
+    values, images, first, strata, _ = random_mentions(7)
+    statistic = clustered.matched_gap(values, images, first, strata)
+    found = clustered.estimate(statistic, 12, len(values), n_resamples=200)
+    error = reference_dose.jackknife_error(lambda w: reference_dose.matched_gap(values, images, first, strata, w), 12)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(abs(found["estimate"]) / error, 11))
+    assert found["low"] < found["estimate"] < found["high"]
+
+
+def test_one_mention_an_image_is_a_t_test():
+    values = np.random.default_rng(0).normal(0.3, 1, 40)
+    found = clustered.estimate(clustered.mean(values, np.arange(40)), 40, 40, n_resamples=200)
+    assert found["p"] == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    constant = clustered.estimate(clustered.mean(np.ones(40), np.arange(40)), 40, 40, n_resamples=200)
+    assert (constant["estimate"], constant["p"]) == (1.0, 0.0)
+
+
+def made_up():
+    """Rows of 40 scenes of 3 mentions, one of them hallucinated.
+
+    A hallucinated word loses 0.05 nats a doubling and 0.2 when a quarter of the rest moves; faithful ones lose half of it. An
+    object of the scene takes over then in every second scene.
+    """
+    rng, lines = np.random.default_rng(0), []
+    for number, index in itertools.product(range(40), range(3)):
+        of, bad = scene("test", number), index == number % 3
+        absent = sorted(set(NAMES) - of.names)
+        node = absent[rng.integers(len(absent))] if bad else sorted(of.names)[index % len(of.names)]
+        line = {"image_id": of.image_id, "index": index, "node": node, "hallucinated": bad, "ambiguous": bad and number == 0}
+        base, by = rng.normal(-1, 0.3), 1.0 if bad else 0.5
+        line |= {"mass": 0.5, "patches": 0, "part": "all", "likeliest": "itself"}
+        for c in SCALES:
+            loss = 0.05 * by * np.log2(c) if c else 3.0
+            lines.append(line | {"what": "scale", "dose": c, "log_prob": base - loss})
+        for share in MOVES:
+            over = ("new" if number % 4 == 1 else "again") if share == 0.25 and number % 2 else "itself"
+            lines.append(line | {"what": "move", "dose": share, "log_prob": base - 0.8 * by * share, "likeliest": over})
+        for share in WITHHELD:
+            lines.append(line | {"what": "withhold", "dose": share, "log_prob": base - 0.2 * by * share})
+        for part in ("early", "late"):
+            lines.append(line | {"what": "move", "part": part, "dose": 0.25, "log_prob": base - (part == "late")})
+        for part in ("most alike", "another") if bad else ("itself", "another"):
+            lines.append(line | {"what": "remove", "part": part, "dose": np.nan, "log_prob": base - 2 * (part == "itself")})
+    return pd.DataFrame(lines)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return dose.responses(made_up())
+
+
+def test_changes_are_from_the_same_mention_left_as_it_was(found):
+    assert not found["ambiguous"].any()
+    assert found["image_id"].nunique() == 40
+    assert len(found.drop_duplicates(["image_id", "index"])) == 40 * 3 - 1
+    some = found[(found["what"] == "move") & (found["dose"] == 0.25) & (found["part"] == "all")]
+    np.testing.assert_allclose(some["change"], np.where(some["hallucinated"], -0.2, -0.1))
+    moves = found[(found["what"] == "move") & (found["part"] == "all")]
+    assert sorted(moves["dose"].unique()) == sorted([*MOVES, -1.0, 0.0])
+    assert moves.loc[moves["dose"] == 0, "change"].eq(0).all()
+    np.testing.assert_allclose(moves.loc[moves["dose"] == -1, "change"], -3)
+
+
+def test_a_slope_is_that_of_a_loop_and_leaves_blindness_out(found):
+    rows = found[found["what"] == "scale"].assign(log_prob=lambda x: x["log_prob"] + 0.1 * np.sin(9 * x["dose"]))
+    found = rows.assign(change=rows["log_prob"] - rows["baseline"])
+    slopes = dose.slopes(found).set_index(["image_id", "index"])["change"]
+    assert len(slopes) == len(found) / len(SCALES)
+    for key, part in list(found.groupby(["image_id", "index"]))[::17]:
+        expected = reference_dose.slope(dict(zip(part["dose"], part["log_prob"], strict=True)))
+        assert slopes[key] == pytest.approx(expected)
+
+
+def test_curves_hold_each_dose_of_each_group_that_is_large_enough(found):
+    groups = {"bad": found["hallucinated"], "few": found["image_id"] < found["image_id"].min() + dose.FEWEST // 3}
+    table = dose.curves(found, groups, n_resamples=200)
+    assert set(table["group"]) == {"bad"}
+    line = table.set_index(["what", "dose"]).loc[("move", 0.25)]
+    assert (line["n"], line["change"]) == (39, pytest.approx(-0.2))
+    assert line[["new", "again", "absent"]].tolist() == pytest.approx([10 / 39, 10 / 39, 0])
+    assert len(table) == len(SCALES) + len(MOVES) + 2 + len(WITHHELD)
+
+
+def test_comparisons_say_what_was_put_in(found):
+    table = dose.comparisons(found, n_resamples=200)
+    estimates = table["estimate"].astype(float)
+    expected = {
+        (dose.DOUBLED, "hallucinated"): -0.05,
+        (dose.DOUBLED, "hallucinated - faithful, matched"): -0.025,
+        (dose.MOVED, "faithful"): -0.1,
+        (dose.MOVED, "hallucinated - faithful"): -0.1,
+        (dose.MOVED, "hallucinated: likeliest is an object of the scene not named before"): 10 / 39,
+        (dose.MOVED, "hallucinated: not named before - named before"): 0.0,
+        (f"{dose.MOVED}, early layers", "hallucinated"): 0.0,
+        (f"{dose.MOVED}, late layers", "hallucinated"): -1.0,
+        (dose.WITHHELD, "hallucinated"): -0.05,
+        ("to the image rather than to the start token", "hallucinated"): -0.15,
+        ("to the image rather than to the start token", "faithful"): -0.075,
+        ("itself removed", "faithful"): -2.0,
+        ("another removed", "hallucinated"): 0.0,
+    }
+    for key, value in expected.items():
+        assert estimates[key] == pytest.approx(value, abs=1e-9), key
+    made, share = table["p"].notna(), table["unit"] == "share"
+    assert table.loc[~made, "p_holm"].isna().all()
+    assert (table.loc[~made, "estimate"].notna() == share[~made]).all()
+    assert not made[share].any()
+    assert not table.loc[~made, "rejected"].any()
+    assert np.isnan(estimates["background removed", "faithful"])  # no such rows
+    assert (table.loc[made, "p_holm"] >= table.loc[made, "p"]).all()
+    assert table.loc[(dose.MOVED, "hallucinated"), "rejected"]
+    assert not table.loc[(f"{dose.MOVED}, early layers", "hallucinated"), "rejected"]
+
+
+def test_the_words_of_the_reading_follow_the_numbers(found):
+    table = dose.comparisons(found, n_resamples=200)
+    text = dose.reading(table)
+    assert "changes by -0.20 nats [-0.20, -0.20]: that lowers it" in text[0]
+    assert "start token it changes by -0.05" in text[1]
+    assert "the difference, -0.15 nats [-0.15, -0.15], which lowers it" in text[1]
+    assert text[3].endswith(": -0.10 nats [-0.10, -0.10].")
+    assert "in 26% of the hallucinated mentions, and one that was named before in 26%: neither is shown" in text[4]
+    assert text[2] == "Both act: that the text loses attention, and that the image gains it."
+    assert "says again" in dose.reading(table.assign(estimate=-1.0, rejected=True))[4]
+    assert "had left out" in dose.reading(table.assign(estimate=1.0, rejected=True))[4]
+    assert "too few mentions" in text[5]
+    assert "lowers a faithful word: -2.00 nats" in text[6]
+    assert "is not shown to change a hallucinated one" in text[6]
+    lost = table.assign(rejected=table["rejected"] & (table.index.get_level_values(0) != dose.TO_IMAGE))
+    assert dose.reading(lost)[2].startswith("What acts is that the text loses attention; that the image gains it is not shown")
+    turned = table.assign(estimate=-table["estimate"])
+    assert "raises it" in dose.reading(turned)[0]
+    doubted = dose.reading(table.assign(rejected=False))
+    assert "is not shown to change it" in doubted[0]
+    assert doubted[2].startswith("Neither")
+    assert doubted[3].endswith(", not shown to differ from 0.")
+
+
+def test_matching_makes_baseline_and_place_alike():
+    rng = np.random.default_rng(1)
+    bad = rng.random(3000) < 0.2
+    mentions = pd.DataFrame({"image_id": np.arange(3000) // 3, "hallucinated": bad})
+    mentions["index"] = np.clip(rng.poisson(np.where(bad, 3, 1)), 0, 8)
+    mentions["baseline"] = rng.normal(np.where(bad, -1.2, -0.9), 0.3)
+    mentions["change"] = 0.2 * mentions["baseline"] - 0.1 * mentions["index"].clip(upper=5)  # nothing but what is matched
+    table = dose.balance(mentions)
+    apart = (table.loc["hallucinated"] - table.loc["faithful"])[["baseline", "index"]].abs()
+    left = (table.loc["hallucinated, matched"] - table.loc["faithful, matched"])[["baseline", "index"]].abs()
+    assert (left < 0.1 * apart).all()
+    pairs = dose.matched(mentions)
+    assert pairs.loc[~pairs["hallucinated"], "weight"].sum() == pytest.approx(pairs["hallucinated"].sum())
+    assert not set(pairs.loc[pairs["hallucinated"], "stratum"]) ^ set(pairs.loc[~pairs["hallucinated"], "stratum"])
+    images, first = pairs["image_id"].to_numpy(), pairs["hallucinated"].to_numpy()
+    raw = clustered.gap(pairs["change"].to_numpy(), images, first)(np.ones((1, 1000))).item()
+    same = clustered.matched_gap(pairs["change"].to_numpy(), images, first, pairs["stratum"].to_numpy())(np.ones((1, 1000)))
+    assert abs(same.item()) < 0.05 * abs(raw)
+
+
+def test_matched_mentions_outside_the_range_of_the_hallucinated_have_no_partner():
+    bad = np.r_[np.ones(20, bool), np.zeros(22, bool)]
+    baseline = np.r_[np.linspace(-2, -1, 20), np.linspace(-2, -1, 20), -2.5, -0.5]
+    mentions = pd.DataFrame({"image_id": range(42), "index": 0, "hallucinated": bad, "baseline": baseline})
+    assert sorted(set(mentions["baseline"]) - set(dose.matched(mentions)["baseline"])) == [-2.5, -0.5]
+
+
+def test_kinds_follow_the_stated_rule():
+    pairs = [likeness(*pair) for pair in itertools.combinations(NAMES, 2)]
+    assert np.mean([value >= look_alike_from() for value in pairs]) == pytest.approx(0.05, abs=0.001)
+    rows = interventions(n_images=150)
+    rows = rows[(rows["what"] == "scale") & (rows["dose"] == 1)].reset_index(drop=True)
+    kinds = kinds_of(rows)
+    for line, kind in list(zip(rows.itertuples(), kinds.itertuples(), strict=True))[::5]:
+        others = scene_of(line.image_id).names - {line.node}
+        alike = any(likeness(line.node, other) >= look_alike_from() for other in others)
+        usual = line.node in scene_of(line.image_id).type.objects
+        assert kind.kind == {(True, False): "prior-driven", (False, True): "look-alike", (True, True): "both"}.get(
+            (usual, alike), "neither"
+        )
+        before = rows[(rows["image_id"] == line.image_id) & (rows["index"] < line.index)]["node"]
+        assert kind.habit == any(COMPANIONS.get(name, ("",))[0] == line.node for name in before)
+    assert set(kinds["kind"]) == set(KINDS)
+    table = count_kinds(rows.join(kinds))
+    assert list(table.index) == list(KINDS)
+    assert table["mentions"].sum() == rows["hallucinated"].sum()
+    assert (table["habit"] <= table["mentions"]).all()
+    assert count_kinds(rows.join(kinds)[:0]).sum().tolist() == [0, 0]
