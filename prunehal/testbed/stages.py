@@ -5,7 +5,7 @@
    plus a code of where it stands; the tower learns with it, as it has to keep what the symbols say, its places above all;
 3. captions: projector and decoder learn from pixels; several texts share one visual prefix. Late samples also teach not to name
    again what a text has named;
-4. distinct: a short stage of the same, in which naming again weighs more.
+4. distinct: the same once more from a fresh rate, and naming again weighs more.
 
 Caption positions are shifted as if background tiles stood before and after the scene's tile, so that prompts of 288 or
 576 visual tokens are in distribution.
@@ -34,7 +34,7 @@ _VISUAL = GRID * GRID
 _LABELS = len(NAMES) + len(SCENES)
 _TRAITS = (3, 3, 3, 2)  # values of each trait of an object: column, row, size, faint
 _WEIGHT = 8.0  # of the loss at names of objects, places, yes and no: the rest is mostly free choice of words
-_AGAIN_WEIGHT = 4.0  # of the unlikelihood of naming again in the last stage
+_AGAIN_WEIGHT = 2.0  # of the unlikelihood of naming again in the last stage
 _ADJECTIVE_WEIGHT = 2.0  # of the loss at sizes and faintness
 _TRAIT_WEIGHT = 0.2  # of the loss at each trait
 _TRAIT_SHARE = 0.5  # of each trait's word in a symbol, beside the name
@@ -240,6 +240,6 @@ def make_stages(testbed: Testbed, processor: LlavaProcessor, scale: float = 1.0)
               samples(19_200, 2_000_000, texts=False), testbed.align_loss, 64, 0.015, 2e-3),
         stage("captions", [core.language_model, core.multi_modal_projector], samples(40_000, 3_000_000),
               testbed.caption_loss, 8, 0.015, 2e-3),
-        stage("distinct", [core.language_model, core.multi_modal_projector], samples(4_000, 4_000_000, late_from=0.0),
-              partial(testbed.caption_loss, again=_AGAIN_WEIGHT), 8, 0.005, 6e-4),
+        stage("distinct", [core.language_model, core.multi_modal_projector], samples(24_000, 4_000_000, late_from=0.0),
+              partial(testbed.caption_loss, again=_AGAIN_WEIGHT), 8, 0.012, 1.6e-3),
     ]  # fmt: skip
