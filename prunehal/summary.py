@@ -220,8 +220,8 @@ def redundant() -> str:
         for cell in cells.values():
             line = table.loc[(cell.clutter, name)]
             ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
-            gain, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
-            share = f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]" if gain.low > 0 else "no gain to win"
+            _, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
+            share = "no gain to win" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
             found += [_between(line, "d_chair_i"), _between(line, "d_recall"), share]
         lines.append(f"| {' | '.join(found)} |")
     without = ", ".join(f"{kind} {100 * STORED.score(cell).metrics['chair_i']:.1f}" for kind, cell in cells.items())

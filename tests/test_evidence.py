@@ -69,9 +69,14 @@ def test_the_oracle_keeps_all_of_the_objects_and_nothing_else(mode):
     assert (found["at_others_share"] == 1).all() == (mode == "first-token")  # while decoding, two steps see everything
 
 
-def test_images_without_known_objects_are_refused():
-    with pytest.raises(ValueError, match="images='photos': objects are known of the testbed's scenes only; expected 'testbed'"):
-        evidence(*load(), Experiment(images="photos"), ["a.jpg"])
+@pytest.mark.parametrize(
+    ("experiment", "keys"),
+    [(Experiment(images="photos"), ["a.jpg"]), (replace(PLAIN, decoding="beam"), [300000000]), (PLAIN, [])],
+    ids=["folder", "beam", "nothing"],
+)
+def test_what_has_no_greedy_captions_of_scenes_is_refused(experiment, keys):
+    with pytest.raises(ValueError, match=rf"images='{experiment.images}', decoding='{experiment.decoding}', {len(keys)} keys:"):
+        evidence(*load(), experiment, keys)
 
 
 # The stored rows.
