@@ -15,9 +15,10 @@ _MATCHED, _KINDS = "hallucinated - faithful, matched", " - ".join(KINDS[:2])
 _TAKES = "the control that takes the same from the text"
 _UNKNOWN = "which of the changes that both make acts (the text loses, another place gains) this design does not tell"
 _CONTROL = {  # is there an effect of the control, and a difference from it?
-    (True, True): f"Where the attention goes matters: {_TAKES} has another effect; {_UNKNOWN}",
-    (True, False): f"What the image gains is not shown to matter: {_TAKES} has the same effect, within that interval; {_UNKNOWN}",
-    (False, True): f"Where the attention goes matters: {_TAKES} is not shown to have an effect",
+    (True, True): f"Where the attention goes matters to such a word: {_TAKES} has another effect; {_UNKNOWN}",
+    (True, False): f"What the image gains is not shown to matter to such a word: {_TAKES} has the same effect, "
+    f"within that interval; {_UNKNOWN}",
+    (False, True): f"Where the attention goes matters to such a word: {_TAKES} is not shown to have an effect",
     (False, False): "Neither the control nor the difference from it is shown to have an effect",
 }
 

@@ -216,7 +216,7 @@ def test_the_words_of_the_reading_follow_the_numbers(found):
     assert "start token it changes by -0.05" in text[2]
     assert text[2].endswith("is -0.15 nats [-0.15, -0.15].")
     assert text[3].startswith(
-        "Where the attention goes matters: the control that takes the same from the text has another effect"
+        "Where the attention goes matters to such a word: the control that takes the same from the text has another effect"
     )
     assert ": -0.10 nats [-0.10, -0.10]; of the signed part alone -0.08 nats" in text[4]
     assert "in 26% of the hallucinated mentions, and one that was named before in 26%: neither is shown" in text[5]
@@ -229,7 +229,7 @@ def test_the_words_of_the_reading_follow_the_numbers(found):
     assert "is not shown to change a hallucinated one" in text[7]
     lost = table.assign(rejected=table["rejected"] & (table.index.get_level_values(0) != dose.TO_IMAGE))
     assert reading(lost)[3].startswith(
-        "What the image gains is not shown to matter: the control that takes the same from the text"
+        "What the image gains is not shown to matter to such a word: the control that takes the same from the text"
     )
     assert "this design does not tell" in reading(lost)[3]
     turned = table.assign(estimate=-table["estimate"])
