@@ -14,7 +14,8 @@ from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
-from prunehal.dose import comparisons, reading, responses
+from prunehal.dose import comparisons, responses
+from prunehal.dose_reading import reading
 from prunehal.experiments import Experiment, Store, graded, grid, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
