@@ -167,8 +167,7 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
     for metric in ("chair_i", "recall") if ORACLE in settings else ():
         bound, plain = (store.score(each).items for each in (settings[ORACLE].on(base), base))
         parts = [part_of_change(store.score(each).items, bound, plain, metric, n_resamples=n_resamples) for each in cells]
-        columns = [f"part_{metric}{end}" for end in ("", "_low", "_high")]
-        table[columns] = [(part.estimate, part.low, part.high) for part in parts]
+        table[[f"part_{metric}{end}" for end in ("", "_low", "_high")]] = [(each.estimate, each.low, each.high) for each in parts]
     return table.assign(lowers=lowers(table))
 
 
