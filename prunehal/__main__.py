@@ -135,7 +135,7 @@ def poll(
 @app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
-    from prunehal.summary import update_readme
+    from prunehal.readme import update_readme
 
     update_readme(path)
 

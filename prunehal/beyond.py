@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from prunehal.core import Bank, Keep, NoPruning, Policy, PruneHal
+from prunehal.core import Bank, Keep, NoPruning, Policy, PruneHal, StepTopK
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.gain import part_of_change
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
 from prunehal.resources import data_path
@@ -29,12 +30,16 @@ __all__ = [
     "chosen_policies",
     "compare",
     "controls",
-    "of_oracle",
+    "footnotes",
+    "lowers",
+    "shown_parts",
     "verdict",
 ]
 
 CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
-MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: what counts as equal recall on the test split
+MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where its interval shows no larger loss
+ALPHA = 0.05  # of Holm's correction
+ORACLE = "oracle"
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
 _SAID = ("r", "t", "k", "p", "z")  # options that a label always has
 
@@ -121,7 +126,7 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     found = {"PruneHal, published": Setting(PUBLISHED)}
     for family in ("PruneHal", "MassShare"):
         found[f"{family}, random tokens"] = Setting(replace(chosen[family].setting.policy, selection="random"))
-    return found | {"oracle": Setting(Keep(), "first-token")}
+    return found | {ORACLE: Setting(Keep(), "first-token")}
 
 
 def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
@@ -134,10 +139,11 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
         n_resamples: of the bootstrap over images.
 
     Returns:
-        Indexed by the names: the columns of `prunehal.experiments.changes`, and equal_chair_i, equal_low, equal_high,
+        Indexed by the names: the columns of `prunehal.experiments.changes` (visual is what the cache held), and attended (what
+        a step attends to of it; in percent of no pruning, too, and without a draft); equal_chair_i, equal_low, equal_high,
         equal_recall, equal_recall_low, equal_recall_high (differences in percent after both were cut to the shorter mean
-        length), p_holm (of chair_i, over the settings), rejected, and lowers: whether CHAIR_i is lower after that correction
-        and recall is not more than a point lower.
+        length); p_holm and rejected (of chair_i, over the settings), p_holm_recall, lowers (:func:`lowers`). With a setting
+        named "oracle" also part_chair_i, part_recall, and their _low and _high: the change as a part of the oracle's.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -155,28 +161,53 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
             d = found[metric]
             columns = [f"equal_{metric}", f"{start}_low", f"{start}_high"]
             table.loc[row, columns] = 100 * np.array([d.estimate, d.low, d.high])
-    table = holm(table, "p_chair_i")
-    lowers = table["rejected"] & (table["d_chair_i"] < 0) & (table["d_recall"] >= -MARGIN)
-    return table.assign(lowers=lowers).set_index(pd.Index(settings, name="policy"))
+    table["attended"] = [_attended(store, cell, base) for cell in cells]
+    table["p_holm_recall"] = holm(table, "p_recall")["p_holm"]
+    table = holm(table, "p_chair_i").set_index(pd.Index(settings, name="policy"))
+    for metric in ("chair_i", "recall") if ORACLE in settings else ():
+        bound, plain = (store.score(each).items for each in (settings[ORACLE].on(base), base))
+        parts = [part_of_change(store.score(each).items, bound, plain, metric, n_resamples=n_resamples) for each in cells]
+        table[[f"part_{metric}{end}" for end in ("", "_low", "_high")]] = [(each.estimate, each.low, each.high) for each in parts]
+    return table.assign(lowers=lowers(table))
 
 
-def of_oracle(table: pd.DataFrame, metric: str, oracle: str = "oracle") -> pd.Series | None:
-    """Return what part of the oracle's gain each policy wins, or None where the oracle's interval shows no gain.
+def lowers(table: pd.DataFrame) -> pd.Series:
+    """Return which settings are shown to lower CHAIR_i at equal recall and length.
+
+    CHAIR_i is lower after Holm's correction, its interval at equal length is below 0, and that of recall shows a loss of at
+    most a point; an estimate alone shows nothing.
 
     Args:
-        table: what :func:`compare` returned.
-        metric: "chair_i" (less is better) or "recall".
-        oracle: its name there.
+        table: with the columns rejected, d_chair_i, equal_high and d_recall_low of :func:`compare`.
 
-    >>> table = pd.DataFrame({"d_recall": [1.0, 4.0], "d_recall_low": [0.0, 2.0], "d_recall_high": [2.0, 6.0]}, ["a", "oracle"])
-    >>> of_oracle(table, "recall").to_dict()
-    {'a': 0.25}
+    >>> line = {"rejected": True, "d_chair_i": -3.0, "equal_high": -0.5, "d_recall": -0.9}
+    >>> lowers(pd.DataFrame([line | {"d_recall_low": -1.0}, line | {"d_recall_low": -3.5}])).tolist()
+    [True, False]
+    """
+    lower = table["rejected"] & (table["d_chair_i"] < 0) & (table["equal_high"] < 0)
+    return lower & (table["d_recall_low"] >= -MARGIN)
+
+
+def shown_parts(table: pd.DataFrame, metric: str) -> pd.Series | None:
+    """Return which policies are shown to win a part of the oracle's gain, or None where the oracle is not shown to gain.
+
+    Shown is a part whose interval lies above 0, where the change is also one after Holm's correction.
+
+    Args:
+        table: what :func:`compare` returned, with an oracle.
+        metric: "chair_i" (less is better) or "recall".
+
+    >>> oracle = {"d_recall_low": 2.0, "d_recall_high": 6.0, "part_recall_low": 1.0, "p_holm_recall": 0.01}
+    >>> lines = {"a": {"part_recall_low": 0.1, "p_holm_recall": 0.2}, "b": {"part_recall_low": 0.1, "p_holm_recall": 0.01}}
+    >>> shown_parts(pd.DataFrame.from_dict(lines | {"oracle": oracle}, orient="index"), "recall").to_dict()
+    {'a': False, 'b': True}
     """
     sign = -1 if metric == "chair_i" else 1
-    ends = sign * table.loc[oracle, [f"d_{metric}_low", f"d_{metric}_high"]].astype(float)
+    ends = sign * table.loc[ORACLE, [f"d_{metric}_low", f"d_{metric}_high"]].astype(float)
     if ends.min() <= 0:
         return None
-    return table[f"d_{metric}"].drop(oracle) / table.loc[oracle, f"d_{metric}"]
+    p = table["p_holm" if metric == "chair_i" else "p_holm_recall"]
+    return ((table[f"part_{metric}_low"] > 0) & (p <= ALPHA)).drop(ORACLE)
 
 
 def as_table(table: pd.DataFrame, settings: Mapping[str, Setting]) -> str:
@@ -184,38 +215,64 @@ def as_table(table: pd.DataFrame, settings: Mapping[str, Setting]) -> str:
 
     >>> base, settings = Experiment(split="test", n_images=50), {"a": Setting(PUBLISHED), "oracle": Setting(PruneHal(r=0.9, t=1))}
     >>> as_table(compare(Store.shipped(), settings, base, n_resamples=200), settings).splitlines()[1]
-    '|---|---|---|---|---|---|---|---|'
+    '|---|---|---|---|---|---|---|---|---|'
     """
-    head = ["policy", "setting", "visual tokens", "CHAIR_i", "recall", "change of CHAIR_i", "at equal length", "of recall"]
+    head = ["policy", "setting", "held in the cache", "attended to", "CHAIR_i", "recall"]
+    head += ["change of CHAIR_i", "at equal length", "of recall"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in table.iterrows():
-        cells = [name, settings[name].label, f"{line['visual']:.0f}%", f"{line['chair_i']:.1f}", f"{line['recall']:.1f}"]
+        cells = [name, settings[name].label, f"{line['visual']:.0f}%", f"{line['attended']:.0f}%"]
+        cells += [f"{line['chair_i']:.1f}", f"{line['recall']:.1f}"]
         cells += [between(line, "d_chair_i"), between(line, "equal_chair_i", "equal"), between(line, "d_recall")]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {sentence}." for sentence in verdict(table))])
+    return "\n".join([*lines, "", *(f"- {each}" for each in footnotes(settings)), *(f"- {each}." for each in verdict(table))])
+
+
+def footnotes(settings: Mapping[str, Setting]) -> list[str]:
+    """Return in words what the columns of visual tokens mean, and which settings cost more than these say.
+
+    >>> footnotes({"Draft": Setting(PruneHal(), "draft")})[1]
+    'Draft: before, a whole draft without pruning is written, one more decoding on all visual tokens, which is in neither column.'
+    """
+    costs = {
+        "before, a whole draft without pruning is written, one more decoding on all visual tokens, which is in neither column": (
+            lambda each: each.mode == "draft"
+        ),
+        "all visual tokens stay in the cache, and each step attends to k of them": lambda each: isinstance(each.policy, StepTopK),
+        "what has left the cache is kept beside it": lambda each: isinstance(each.policy, Bank),
+    }
+    said = ["Held in the cache, attended to: mean share of the visual tokens over the steps of the caption, against no pruning."]
+    for what, pays in costs.items():
+        if names := [name for name, each in settings.items() if pays(each)]:
+            said.append(f"{', '.join(names)}: {what}.")
+    return said
 
 
 def verdict(table: pd.DataFrame) -> list[str]:
-    """Return in words which policies lower CHAIR_i at equal recall, which raise it, and what of the oracle's gain they win.
+    """Return in words which policies are shown to lower CHAIR_i, which raise it, and what of the oracle's gain they win.
 
     Args:
         table: what :func:`compare` returned; "oracle" and names with a comma are controls.
     """
-    own = table[[name != "oracle" and "," not in name for name in table.index]]
+    own = table[[name != ORACLE and "," not in name for name in table.index]]
+    lower = own["rejected"] & (own["d_chair_i"] < 0)
     kinds = {
-        "Lower CHAIR_i at equal recall (after Holm's correction; recall at most a point lower)": own[own["lowers"]],
-        "Lower CHAIR_i at a loss of recall": own[own["rejected"] & (own["d_chair_i"] < 0) & ~own["lowers"]],
-        "Higher CHAIR_i": own[own["rejected"] & (own["d_chair_i"] > 0)],
+        "Lower CHAIR_i after Holm's correction, lower at equal length, recall shown to be at most a point lower": own["lowers"],
+        "Lower CHAIR_i after Holm's correction, but not shown at equal length or at equal recall": lower & ~own["lowers"],
+        "Higher CHAIR_i after Holm's correction": own["rejected"] & (own["d_chair_i"] > 0),
     }
-    said = [f"{what}: {', '.join(part.index) or 'no policy'}" for what, part in kinds.items()]
+    said = [f"{what}: {', '.join(own.index[which]) or 'no policy'}" for what, which in kinds.items()]
     for metric, label in (("chair_i", "CHAIR_i"), ("recall", "recall")):
-        oracle, won = between(table.loc["oracle"], f"d_{metric}"), of_oracle(table, metric)
-        if won is None:
+        oracle, shown = between(table.loc[ORACLE], f"d_{metric}"), shown_parts(table, metric)
+        if shown is None:
             said.append(f"The oracle changes {label} by {oracle}: there is no gain of which a selection could win a part")
-        else:
-            parts = won[own.index].sort_values(ascending=False)
-            shares = ", ".join(f"{name} {part:.0%}" for name, part in parts.items())
-            said.append(f"The oracle changes {label} by {oracle}; of that the policies win: {shares}")
+            continue
+        parts = own.sort_values(f"part_{metric}", ascending=False)
+        columns = parts[[f"part_{metric}{end}" for end in ("", "_low", "_high")]]
+        shares = ", ".join(f"{name} {part:.0%} [{low:.0%}, {high:.0%}]" for name, part, low, high in columns.itertuples())
+        said.append(f"The oracle changes {label} by {oracle}; the policies' parts of that: {shares}")
+        winners = ", ".join(name for name in parts.index if shown[name]) or "no policy"
+        said.append(f"Shown to win a part of it (interval above 0, and a change after Holm's correction): {winners}")
     return said
 
 
@@ -230,3 +287,14 @@ def _family(experiment: Experiment) -> str:
         return f"Bank by {experiment.policy.back}"
     names = {"draft": "Draft", "first-token": "FirstToken"}
     return names.get(experiment.mode, type(experiment.policy).__name__)
+
+
+def _attended(store: Store, experiment: Experiment, base: Experiment) -> float:
+    """Return the visual tokens that a step attends to in the mean, in percent of those without pruning."""
+    rows, before = store.captions(experiment), store.captions(base)["visual"].sum()
+    held, policy = rows["visual"], experiment.policy
+    if isinstance(policy, StepTopK):
+        steps = rows["tokens"] + rows["finished"]
+        free = np.minimum(policy.step - 1, steps) / steps  # the part of the steps that are not restricted
+        held = free * held + (1 - free) * np.minimum(policy.k, held)
+    return 100 * held.sum() / before

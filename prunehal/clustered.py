@@ -1,6 +1,7 @@
 """Means of mentions and their differences, with images as the units: mentions of one caption may depend on each other.
 
-Intervals are BCa over images (`prunehal.bootstrap`), p-values Wald's with the error of a jackknife over images.
+Intervals are BCa over images (`prunehal.bootstrap`), p-values Wald's with the error of a jackknife over images. A difference of
+two groups has the degrees of freedom of the smaller one: Welch's are never fewer, so that the p-value errs on the safe side.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from prunehal.bootstrap import Statistic, bca
 from prunehal.pooled import ratio
 
 __all__ = ["estimate", "gap", "matched_gap", "mean"]
+
+_ROUNDING = 1e-9  # a spread below this share of the estimate is mere rounding
 
 
 def mean(values: np.ndarray, images: np.ndarray) -> Statistic:
@@ -69,20 +72,28 @@ def matched_gap(values: np.ndarray, images: np.ndarray, first: np.ndarray, strat
     return statistic
 
 
-def estimate(statistic: Statistic, n_images: int, n: int, n_resamples: int = 5000) -> dict[str, float]:
+def estimate(
+    statistic: Statistic, n_images: int, n: int, n_resamples: int = 5000, n_smaller: int | None = None
+) -> dict[str, float]:
     """Return an estimate with its 95% interval (BCa) and p-value over images.
 
     Args:
         statistic: weights (resample, image) -> values.
         n_images, n: how many images and mentions it is from.
         n_resamples: of the bootstrap.
+        n_smaller: images of the smaller group, for a difference of two; None: the statistic is of all images.
 
     Returns:
-        n, images, estimate, low, high, p (two-sided; Student's t of the estimate over its jackknife error).
+        n, images, estimate, low, high, p: two-sided, Student's t of the estimate over its jackknife error, with one degree of
+        freedom fewer than the smaller group has images. Values without spread say nothing of their error: p is then nan, or 1
+        where the estimate is 0.
     """
     found = bca(statistic, n_images, n, n_resamples, 0, 0.95)
     without = statistic(1.0 - np.eye(n_images))
     without = without[np.isfinite(without)]
     error = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
-    p = 2 * stats.t.sf(abs(found.estimate) / error, n_images - 1) if error > 0 else float(found.estimate == 0)
+    if error > _ROUNDING * abs(found.estimate):
+        p = 2 * stats.t.sf(abs(found.estimate) / error, (n_images if n_smaller is None else n_smaller) - 1)
+    else:
+        p = 1.0 if found.estimate == 0 else np.nan
     return {"n": n, "images": n_images, "estimate": found.estimate, "low": found.low, "high": found.high, "p": p}

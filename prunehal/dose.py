@@ -1,6 +1,8 @@
 """Dose and response: how the probability of a word changes with the attention on the image, from the rows of interventions.
 
-Changes are of the log-probability, in nats, from the same mention left as it was; images are the units of every interval.
+Changes are of the log-probability, in nats, from the same mention left as it was; images are the units of every interval. Greedy
+decoding chose each word as the likeliest one, so that any disturbance lowers it on average, of whatever sign (regression to the
+mean): :func:`signed` splits off what follows the sign. `prunehal.dose_reading` says in words what comes out.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ from prunehal.kinds import KINDS, kinds_of
 __all__ = [
     "DOUBLED",
     "FEWEST",
+    "LIKELIEST",
     "MOVED",
+    "NEW_OR_AGAIN",
+    "SIGNED",
+    "SIGN_FREE",
     "TO_IMAGE",
     "WITHHELD",
     "balance",
     "comparisons",
     "curves",
     "matched",
-    "reading",
     "responses",
+    "signed",
     "slopes",
     "strata",
 ]
@@ -36,12 +42,14 @@ DOUBLED = "odds of visual attention doubled"
 MOVED = "a quarter of the attention on text moved to the image"
 WITHHELD = "the same given to the start token"
 TO_IMAGE = "to the image rather than to the start token"
+SIGNED = "a quarter moved, signed part: half of (to the image - to the text)"
+SIGN_FREE = "a quarter moved, sign-free part: half of (to the image + to the text)"
 _MOVE = 0.25
-_LIKELIEST = {
+LIKELIEST = {
     "new": "likeliest is an object of the scene not named before",
     "again": "likeliest is an object of the scene named before",
 }
-_NEW_OR_AGAIN = "hallucinated: not named before - named before"
+NEW_OR_AGAIN = "hallucinated: not named before - named before"
 _KEYS = ["image_id", "index"]
 _BINS, _LAST = 10, 5  # bins of the baseline; place in the caption from which on all count as one
 
@@ -87,6 +95,33 @@ def slopes(found: pd.DataFrame) -> pd.DataFrame:
     x -= x.mean()
     slope = (table @ x / (x @ x)).rename("change").reset_index()
     return scaled[scaled["dose"] == 1].drop(columns="change").merge(slope, on=_KEYS)
+
+
+def signed(found: pd.DataFrame, share: float, part: str = "all") -> pd.DataFrame:
+    """Return for each mention what of its change follows the sign of a move, and what does not.
+
+    The change f(d) is the sum of an odd part, (f(d) - f(-d)) / 2, and an even one, (f(d) + f(-d)) / 2. A disturbance that
+    lowers the likeliest word whichever way it goes is in the even part. The slopes of :func:`slopes` are odd as they are: their
+    doses lie evenly about 1.
+
+    Args:
+        found: what :func:`responses` returns.
+        share: d, of the attention on text that goes to the image; its negative, of that on the image to the text.
+        part: layers.
+
+    Returns:
+        One line for each mention, as the rows have them at d, with odd and even, in nats.
+
+    >>> from prunehal.interventions import interventions
+    >>> parts = signed(responses(interventions(n_images=20)), 0.25)
+    >>> np.allclose(parts["odd"] + parts["even"], parts["change"])
+    True
+    """
+    both = _at(found, "move", part, share).merge(
+        _at(found, "move", part, -share)[[*_KEYS, "change"]], on=_KEYS, suffixes=("", "_back"), validate="one_to_one"
+    )
+    back = both.pop("change_back")
+    return both.assign(odd=(both["change"] - back) / 2, even=(both["change"] + back) / 2)
 
 
 def curves(found: pd.DataFrame, groups: Mapping[str, pd.Series], n_resamples: int = 2000) -> pd.DataFrame:
@@ -176,8 +211,8 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
 
     Returns:
         Indexed by intervention and group ("a - b" is a difference, "matched" one within strata): unit, n, images, estimate, low,
-        high, p, p_holm, rejected. A comparison of fewer than FEWEST mentions is not made, and a share is not tested: their
-        numbers or p-values are nan, and they are no part of the family.
+        high, p, p_holm, rejected. A comparison of fewer than FEWEST mentions is not made, and a share, or changes without any
+        spread, are not tested: their numbers or p-values are nan, and they are no part of the family.
     """
     moved = _at(found, "move", "all", _MOVE)
     lines = []
@@ -193,11 +228,22 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
             (intervention, " - ".join(KINDS[:2]), unit, kinds, kinds["kind"] == KINDS[0]),
         ]
     bad = moved[moved["hallucinated"]]
-    for word, label in _LIKELIEST.items():
+    for word, label in LIKELIEST.items():
         switched = bad.assign(change=(bad["likeliest"] == word) * 1.0)
         lines.append((MOVED, f"hallucinated: {label}", "share", switched))
     taken = bad.assign(change=(bad["likeliest"] == "new") * 1.0 - (bad["likeliest"] == "again"))
-    lines.append((MOVED, _NEW_OR_AGAIN, "difference of shares", taken))
+    lines.append((MOVED, NEW_OR_AGAIN, "difference of shares", taken))
+    parts = signed(found, _MOVE)
+    odd, even = (parts.assign(change=parts[side]) for side in ("odd", "even"))
+    pairs, kinds = matched(odd), odd[odd["hallucinated"] & odd["kind"].isin(KINDS[:2])]
+    lines += [
+        (SIGNED, "hallucinated", "nats", odd[odd["hallucinated"]]),
+        (SIGNED, "faithful", "nats", odd[~odd["hallucinated"]]),
+        (SIGNED, "hallucinated - faithful, matched", "nats", pairs, pairs["hallucinated"], pairs["stratum"]),
+        (SIGNED, " - ".join(KINDS[:2]), "nats", kinds, kinds["kind"] == KINDS[0]),
+        (SIGN_FREE, "hallucinated", "nats", even[even["hallucinated"]]),
+        (SIGN_FREE, "faithful", "nats", even[~even["hallucinated"]]),
+    ]
     withheld = _at(found, "withhold", "all", _MOVE)
     both = moved.merge(withheld[[*_KEYS, "change"]], on=_KEYS, suffixes=("", "_withheld"))
     both["change"] -= both.pop("change_withheld")
@@ -230,51 +276,6 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
     return table.assign(rejected=table["rejected"].eq(True))
 
 
-def reading(table: pd.DataFrame) -> list[str]:
-    """Return what the comparisons say, in sentences whose words follow the corrected p-values.
-
-    Args:
-        table: what :func:`comparisons` returns.
-    """
-    verbs = {-1: "lowers", 1: "raises", 0: "is not shown to change"}
-
-    def doubt(key: tuple[str, str]) -> str:
-        return "" if table.loc[key, "rejected"] else ", not shown to differ from 0"
-
-    def says(key: tuple[str, str]) -> tuple[str, str]:
-        line = table.loc[key]
-        if not np.isfinite(line["estimate"]):
-            return f"(too few mentions, {line['n']})", verbs[0]
-        interval = f"{line['estimate']:+.2f} nats [{line['low']:.2f}, {line['high']:.2f}]"
-        return interval, verbs[int(np.sign(line["estimate"])) if line["rejected"] else 0]
-
-    matching, between = (MOVED, "hallucinated - faithful, matched"), (MOVED, " - ".join(KINDS[:2]))
-    bad, lost = says((MOVED, "hallucinated")), says(("itself removed", "faithful"))
-    alike, withheld, image = (says((name, "hallucinated")) for name in ("most alike removed", WITHHELD, TO_IMAGE))
-    new, again = (table.loc[(MOVED, f"hallucinated: {label}"), "estimate"] for label in _LIKELIEST.values())
-    new_or_again = table.loc[(MOVED, _NEW_OR_AGAIN)]
-    more = {-1: "more often it says again what it has said", 1: "more often it names what it had left out"}.get(
-        int(np.sign(new_or_again["estimate"])) if new_or_again["rejected"] else 0, "neither is shown to be more frequent"
-    )
-    acts = {
-        (True, True): "Both act: that the text loses attention, and that the image gains it",
-        (True, False): "What acts is that the text loses attention; that the image gains it is not shown to matter",
-        (False, True): "What acts is that the image gains attention; that the text loses it is not shown to matter",
-        (False, False): "Neither what the text loses nor what the image gains is shown to act",
-    }[tuple(bool(table.loc[(name, "hallucinated"), "rejected"]) for name in (WITHHELD, TO_IMAGE))]
-    return [
-        f"With {MOVED}, the log-probability of a hallucinated word changes by {bad[0]}: that {bad[1]} it.",
-        f"With {WITHHELD} it changes by {withheld[0]}; the image's own part is the difference, {image[0]}, which {image[1]} it.",
-        f"{acts}.",
-        f"Hallucinated minus faithful words as likely and at the same place: {says(matching)[0]}{doubt(matching)}.",
-        f"The likeliest word is then an object of the scene that was not named before in {new:.0%} of the hallucinated mentions, "
-        f"and one that was named before in {again:.0%}: {more}.",
-        f"Prior-driven minus look-alike words: {says(between)[0]}{doubt(between)}.",
-        f"Hiding the patches of a word's own object {lost[1]} a faithful word: {lost[0]}. Hiding those of the object most alike "
-        f"{alike[1]} a hallucinated one: {alike[0]}.",
-    ]
-
-
 def _at(found: pd.DataFrame, what: str, part: str, dose: float | None = None) -> pd.DataFrame:
     """Return the lines of one intervention: one for each mention."""
     return found[(found["what"] == what) & (found["part"] == part) & (dose is None or found["dose"] == dose)]
@@ -295,4 +296,5 @@ def _estimate(
         statistic = gap(values, images, first.to_numpy())
     else:
         statistic = matched_gap(values, images, first.to_numpy(), stratum.to_numpy())
-    return estimate(statistic, len(labels), len(part), n_resamples)
+    smaller = None if first is None else min(part.loc[group, "image_id"].nunique() for group in (first, ~first))
+    return estimate(statistic, len(labels), len(part), n_resamples, smaller)

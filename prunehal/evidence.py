@@ -21,6 +21,7 @@ from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_batch, mention_attention
 from prunehal.core import NoPruning
 from prunehal.experiments import Experiment, Store
+from prunehal.experiments.description import TESTBED
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.prefill import batch_inputs, caches, object_marks
 from prunehal.loading import load
@@ -52,7 +53,7 @@ def evidence(
         step can attend to); objects (share of the visual tokens that show objects).
 
     Raises:
-        ValueError: the experiment has other images than the testbed's.
+        ValueError: the experiment has other images than the testbed's, or another decoding; no keys.
 
     >>> from prunehal import load
     >>> from prunehal.core import PruneHal
@@ -61,8 +62,11 @@ def evidence(
     >>> frame["kept"].tolist(), bool((frame["kept_objects"] > frame["kept"]).all())
     ([0.25, 0.25], True)
     """
-    if not isinstance(keys[0], int) or experiment.images != "testbed":
-        raise ValueError(f"images={experiment.images!r}: objects are known of the testbed's scenes only; expected 'testbed'")
+    if experiment.images != TESTBED or experiment.decoding != "greedy" or not keys:
+        raise ValueError(
+            f"images={experiment.images!r}, decoding={experiment.decoding!r}, {len(keys)} keys: expected greedy captions of at "
+            f"least one scene of the {TESTBED!r}, whose objects are known"
+        )
     parts = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return pd.concat([_batch(model, processor, experiment, list(part)) for part in parts], ignore_index=True)
 

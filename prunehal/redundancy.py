@@ -31,6 +31,7 @@ __all__ = [
     "PUBLISHED",
     "all_rules",
     "chosen_rules",
+    "controls",
     "levels",
     "recall_by_patches",
     "responses",
@@ -43,6 +44,7 @@ PUBLISHED, ORACLE = "published (r = 0.4, t = 3)", "oracle: objects only"
 CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
 
 Rule = tuple[str, Policy]  # mode and policy of an experiment
+_ACCUMULATED, _DRAFT = "accumulated steps", "draft, then prune"
 _NONE: Rule = ("decoding", NoPruning())
 _PUBLISHED: Rule = ("decoding", PruneHal(r=0.4, t=3))
 _ORACLE: Rule = ("first-token", Keep())
@@ -93,16 +95,25 @@ def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
     return {PUBLISHED: _PUBLISHED} | {name: each.setting for name, each in chosen.items()} | {ORACLE: _ORACLE}
 
 
+def controls(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
+    """Return, for the rules that do not prune at the published step, as many random tokens at their own time.
+
+    Whoever beats them does so by which tokens stay, not by when or how many.
+    """
+    later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT)}
+    return {f"{name}: random": (mode, replace(policy, selection="random")) for name, (mode, policy) in later.items()}
+
+
 def _family(rule: Rule) -> str:
     """Return the way of selecting that a rule is a setting of; "" for no pruning and the oracles."""
     mode, policy = rule
     if isinstance(policy, NoPruning | Keep):
         return ""
     if mode == "draft":
-        return "draft, then prune"
+        return _DRAFT
     if policy.selection == "random":
         return "random"
-    return {StepTopK: "per step, nothing lost", Accumulated: "accumulated steps", PruneHal: "one step"}[type(policy)]
+    return {StepTopK: "per step, nothing lost", Accumulated: _ACCUMULATED, PruneHal: "one step"}[type(policy)]
 
 
 def _pooled(store: Store, experiments: Sequence[Experiment]) -> ChairResult:
@@ -191,7 +202,7 @@ def responses(
 
 def share_of_gain(
     store: Store, experiment: Experiment, oracle: Experiment, base: Experiment, *, n_resamples: int = N_RESAMPLES
-) -> tuple[Interval, Interval]:
+) -> tuple[Interval, Interval | None]:
     """Return the oracle's gain in the objects' F1, and the share of it that an experiment wins.
 
     F1 is the harmonic mean of precision (1 - CHAIR_i) and recall: one number in which neither can be bought by the other alone.
@@ -202,8 +213,8 @@ def share_of_gain(
         n_resamples: of the bootstrap over images (BCa).
 
     Returns:
-        The gain as a fraction, and the share: 1 where the experiment does as well as the oracle, below 0 where it does harm. The
-        share means something only where the whole interval of the gain is above 0.
+        The gain as a fraction, and the share: 1 where the experiment does as well as the oracle, below 0 where it does harm; None
+        unless the whole interval of the gain is above 0, for a share of nothing means nothing.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -216,8 +227,10 @@ def share_of_gain(
         return _f1(weights @ frame) - _f1(weights @ plain)
 
     options = {"units": len(plain), "n": len(plain), "n_resamples": n_resamples, "seed": 0, "confidence": 0.95}
-    won = bca(lambda weights: gain(ours, weights) / gain(best, weights), **options)
-    return bca(lambda weights: gain(best, weights), **options), won
+    possible = bca(lambda weights: gain(best, weights), **options)
+    if possible.low <= 0:
+        return possible, None
+    return possible, bca(lambda weights: gain(ours, weights) / gain(best, weights), **options)
 
 
 def _f1(pooled: np.ndarray) -> np.ndarray:

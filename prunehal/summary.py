@@ -1,50 +1,48 @@
-"""The README's numbers: computed from the stored rows and written between two markers, never typed in."""
+"""The README's numbers, section by section: computed from the stored rows, never typed in."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pandas as pd
 import pyperf
 
-from prunehal import bench, bench_decoders, bench_scoring, bench_sweep, beyond
+from prunehal import bench, bench_decoders, bench_scoring, bench_sweep, beyond, redundancy
 from prunehal import numerics as half
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
-from prunehal.dose import comparisons, reading, responses
-from prunehal.experiments import Experiment, Store, graded, grid
+from prunehal.dose import comparisons, responses
+from prunehal.dose_reading import reading
+from prunehal.experiments import Experiment, Store, graded, grid, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
-from prunehal.resources import data_path, written
+from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, choose
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
 __all__ = [
-    "SECTIONS",
     "beyond_the_paper",
     "causal",
     "chosen_on_validation",
     "cost",
     "decoders",
     "findings",
-    "markers",
     "numerics",
+    "redundant",
     "released",
     "scoring",
     "speed",
     "sweeps",
     "thresholds",
-    "update_readme",
-    "write_between",
 ]
 
 STORED = Store.shipped()
+_TILES = ("clean", "cluttered")
 
 
 def chosen_on_validation() -> Chosen:
@@ -209,43 +207,29 @@ def causal() -> str:
     )
 
 
-SECTIONS = {
-    "findings": findings,
-    "decoders": decoders,
-    "causal": causal,
-    "cost": cost,
-    "beyond": beyond_the_paper,
-    "released": released,
-    "scoring": scoring,
-    "sweeps": sweeps,
-    "speed": speed,
-    "numerics": numerics,
-}
-
-
-def markers(section: str) -> tuple[str, str]:
-    """Return the lines between which a section of the README stands."""
-    return f"<!-- {section}: begin, written by `python -m prunehal readme` -->", f"<!-- {section}: end -->"
-
-
-def update_readme(path: Path) -> None:
-    """Write all sections into a README, in place; as :func:`write_between` does."""
-    for section, text in SECTIONS.items():
-        write_between(path, *markers(section), text())
-
-
-def write_between(path: Path, begin: str, end: str, text: str) -> None:
-    """Write text between two markers of a file, in place; the rest of the file stays as it is.
-
-    Raises:
-        ValueError: the file lacks a marker.
-    """
-    old = path.read_text(encoding="utf-8")
-    if begin not in old or end not in old:
-        raise ValueError(f"{path} lacks the marker {begin!r} or {end!r}; expected both, each on a line of its own; put them back")
-    head, tail = old.split(begin)[0], old.split(end)[1]
-    with written(path) as part:
-        part.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+def redundant() -> str:
+    """Return the README's table of rules among three background tiles, and what of the oracle's gain each wins."""
+    rules = redundancy.all_rules(redundancy.chosen_rules(STORED))
+    base = replace(read_grid(data_path("grids", "redundancy_test.toml"))[0], tiles=0)
+    table = redundancy.responses(STORED, base, rules, [(3, kind == "cluttered") for kind in _TILES])
+    table = table.set_index(["clutter", "rule"])
+    head = ["rule", *(f"{kind} tiles: {what}" for kind in _TILES for what in ("CHAIR_i", "recall", "share of the oracle's F1"))]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    cells = {kind: replace(base, tiles=3, clutter=kind == "cluttered") for kind in _TILES}
+    for name, rule in rules.items():
+        found = [name]
+        for cell in cells.values():
+            line = table.loc[(cell.clutter, name)]
+            ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
+            _, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
+            share = "no gain to win" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
+            found += [_between(line, "d_chair_i"), _between(line, "d_recall"), share]
+        lines.append(f"| {' | '.join(found)} |")
+    without = ", ".join(f"{kind} {100 * STORED.score(cell).metrics['chair_i']:.1f}" for kind, cell in cells.items())
+    note = (
+        f"{base.n_images} images; changes against no pruning, percent points (its CHAIR_i: {without}); paired 95% BCa intervals"
+    )
+    return "\n".join([*lines, "", f"{note} over images."])
 
 
 def _observation() -> list[str]:

@@ -15,7 +15,7 @@ from prunehal.loading import EMBEDDED
 from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, choose
 
-__all__ = ["chosen_factors", "factors_at_equal_budget", "saturation", "time_to_prune", "vote_rate"]
+__all__ = ["at_edge", "chosen_factors", "factors_at_equal_budget", "saturation", "time_to_prune", "vote_rate"]
 
 
 def time_to_prune(store: Store, experiment: Experiment, number: int = 1) -> pd.DataFrame:
@@ -140,6 +140,24 @@ def chosen_factors(store: Store, subject_to: Mapping[str, float], model: str = E
         except ValueError:  # no factor meets the conditions
             continue
     return chosen
+
+
+def at_edge(policy: PruneHal) -> str:
+    """Return whether a factor of the threshold is the "lowest" or the "highest" that was tried for its r, or "" if it is neither.
+
+    At an edge the best factor is not bracketed: a better one may lie further out. sqrt(r) counts as tried.
+
+    >>> at_edge(PruneHal(r=0.7, factor=0.1)), at_edge(PruneHal(r=0.7, factor=0.5)), at_edge(PruneHal(r=0.7, factor=0.95))
+    ('lowest', '', 'highest')
+    """
+    grid = [each.policy for each in read_grid(data_path("grids", "factor.toml")) if each.split == "validation"]
+    tried = [_threshold(each) for each in grid if each.r == policy.r]
+    own = _threshold(policy)
+    return "lowest" if own <= min(tried) else "highest" if own >= max(tried) else ""
+
+
+def _threshold(policy: PruneHal) -> float:
+    return policy.r**0.5 if policy.factor is None else policy.factor
 
 
 def factors_at_equal_budget(shared: SharedImages, metric: str, degree: int = 2, *, n_resamples: int = 5000) -> pd.DataFrame:

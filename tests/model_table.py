@@ -7,7 +7,7 @@ from pathlib import Path
 from families import FAMILIES, IMAGE, VIDEO, Family
 from families.refused import REFUSED
 
-from prunehal.summary import write_between
+from prunehal.readme import write_between
 
 __all__ = ["BEGIN", "END", "models_section"]
 

@@ -9,8 +9,8 @@ import pytest
 
 import prunehal as ph
 from prunehal.automatic import chosen_ratios, transfer
-from prunehal.beyond import Setting, candidates, chosen_policies, compare, controls, of_oracle, verdict
-from prunehal.core import Accumulated, MassShare, NoPruning, PruneHal, attach
+from prunehal.beyond import Setting, candidates, chosen_policies, compare, controls, footnotes, lowers, shown_parts, verdict
+from prunehal.core import Accumulated, Bank, Keep, MassShare, NoPruning, PruneHal, StepTopK, attach
 from prunehal.experiments import Experiment, read_grid, sweep
 from prunehal.experiments.pictures import truth
 from prunehal.resources import data_path
@@ -69,6 +69,8 @@ def small(tmp_path_factory):
         "a": Setting(PruneHal(r=0.4, t=3)),
         "b": Setting(MassShare(p=0.8), "draft"),
         "c": Setting(Accumulated(r=0.5, t=1)),
+        "d": Setting(StepTopK(k=8)),
+        "oracle": Setting(Keep(), "first-token"),
     }
     store = sweep([base, *(each.on(base) for each in settings.values())], tmp_path_factory.mktemp("rows"), progress=False)
     return store, settings, base
@@ -79,36 +81,72 @@ def test_settings_are_compared_with_no_pruning(small):
     table = compare(store, settings, base, n_resamples=200)
     plain = store.score(base).metrics
     words = {name: store.score(each.on(base)).metrics for name, each in settings.items()}
-    assert table.index.tolist() == ["a", "b", "c"]
+    assert table.index.tolist() == [*"abcd", "oracle"]
     for name, line in table.iterrows():
         for metric in ("chair_i", "recall"):
             assert line[f"d_{metric}"] == pytest.approx(100 * (words[name][metric] - plain[metric]))
         assert line["equal_low"] <= line["equal_chair_i"] <= line["equal_high"]
         assert line["equal_recall_low"] <= line["equal_recall"] <= line["equal_recall_high"]
         assert line["p_holm"] >= line["p_chair_i"]
-        assert line["lowers"] == bool(line["rejected"] and line["d_chair_i"] < 0 and line["d_recall"] >= -1)
+        assert line["lowers"] == bool(
+            line["rejected"] and line["d_chair_i"] < 0 and line["equal_high"] < 0 and line["d_recall_low"] >= -1
+        )
+        for metric in ("chair_i", "recall"):
+            wins = (words[name][metric] - plain[metric]) / (words["oracle"][metric] - plain[metric])
+            assert line[f"part_{metric}"] == pytest.approx(wins)
+        assert (line["attended"] < line["visual"]) == (name == "d")
 
 
-def planted(**columns):
-    return pd.DataFrame(columns, index=["a", "b", "oracle"])
+@pytest.mark.parametrize("policy", [StepTopK(k=8), StepTopK(k=100, step=5), MassShare(p=0.8)])
+def test_attended_tokens_are_those_with_weight_at_each_step(policy, tmp_path):
+    base = Experiment(split="test", n_images=2)
+    settings = {"a": Setting(policy)}
+    store = sweep([base, settings["a"].on(base)], tmp_path, progress=False)
+    model, processor = ph.load()
+    seen = []
+    for i in range(2):
+        inputs = processor(images=scene("test", i).image(), text=build_prompt(1), return_tensors="pt")
+        cache = attach(model, inputs, policy, maps=True)
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=base.max_new_tokens, do_sample=False)
+        maps = cache.trace.maps[:, :, 0]  # (step, layer, visual)
+        seen.append(np.mean([(maps[m, layer] > 0).sum() for m in range(maps.shape[0]) for layer in range(maps.shape[1])]))
+    table = compare(store, settings, base, n_resamples=200)
+    assert table.loc["a", "attended"] == pytest.approx(100 * np.mean(seen) / 144, abs=0.02)
 
 
-def test_a_policy_lowers_only_where_recall_stays(tmp_path):
+def test_a_policy_lowers_only_where_recall_stays_and_length_is_no_reason(tmp_path):
     base = Experiment(split="test", n_images=40)
-    settings = {"silent": Setting(PruneHal(r=0.5)), "same": Setting(PruneHal(r=0.6))}
+    settings = {name: Setting(PruneHal(r=r)) for name, r in (("silent", 0.5), ("short", 0.6), ("same", 0.7))}
     store = ph.Store(tmp_path)
     present = {key: sorted(names) for key, names in truth(base).items()}
     texts = {
         base: lambda names: f"There is a {names[0]}, a {names[1]} and a {_absent(names)}.",
-        settings["silent"].on(base): lambda names: f"There is a {names[0]}.",
-        settings["same"].on(base): lambda names: f"There is a {names[0]} and a {names[1]}.",
+        settings["silent"].on(base): lambda names: f"There is a {names[0]}, a wall, a floor and a wall.",
+        settings["short"].on(base): lambda names: f"There is a {names[0]} and a {names[1]}.",
+        settings["same"].on(base): lambda names: f"There is a {names[0]}, a {names[1]} and a wall.",
     }
     with store.writing():
         for experiment, text in texts.items():
             store.append(experiment, [_row(key, text(names)) for key, names in present.items()])
     table = compare(store, settings, base, n_resamples=200)
-    assert table["rejected"].tolist() == [True, True]
-    assert table["lowers"].tolist() == [False, True]
+    assert table["rejected"].tolist() == [True] * 3
+    assert table["lowers"].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"d_recall": -0.9, "d_recall_low": -3.5, "d_recall_high": 1.7}, False),  # the estimate alone is within a point
+        ({"d_recall_low": -1.0}, True),
+        ({"equal_high": 0.0}, False),
+        ({"rejected": False}, False),
+        ({"d_chair_i": 3.0}, False),
+    ],
+)
+def test_equal_recall_and_length_are_shown_by_intervals(changed, expected):
+    line = {"rejected": True, "d_chair_i": -3.0, "equal_high": -0.2, "d_recall": 0.0, "d_recall_low": -0.5, "d_recall_high": 0.5}
+    assert lowers(pd.DataFrame([line | changed])).tolist() == [expected]
 
 
 def _absent(names):
@@ -120,35 +158,57 @@ def _row(key, text):
     return row | {"layers": [0], "mass": [0.5], "mentions": []}
 
 
-def test_parts_of_the_oracles_gain():
-    worse = planted(d_chair_i=[1.0, -2.0, 4.0], d_chair_i_low=[0.0, -3.0, 3.0], d_chair_i_high=[2.0, -1.0, 5.0])
-    assert of_oracle(worse, "chair_i") is None
-    unsure = worse.assign(d_chair_i=-4.0, d_chair_i_low=-9.0, d_chair_i_high=0.5)
-    assert of_oracle(unsure, "chair_i") is None
-    better = planted(d_chair_i=[1.0, -2.0, -4.0], d_chair_i_low=[0.0, -3.0, -5.0], d_chair_i_high=[2.0, -1.0, -3.0])
-    assert of_oracle(better, "chair_i").to_dict() == {"a": -0.25, "b": 0.5}
-    recall = planted(d_recall=[1.0, -2.0, 4.0], d_recall_low=[0.0, -3.0, 3.0], d_recall_high=[2.0, -1.0, 5.0])
-    assert of_oracle(recall, "recall").to_dict() == {"a": 0.25, "b": -0.5}
+def planted(**oracle):
+    line = {"d_chair_i": 0.0, "d_recall": 0.0, "rejected": False, "lowers": False, "p_holm": 1.0, "p_holm_recall": 1.0}
+    line |= {f"{kind}_{metric}{end}": 0.0 for kind in ("d", "part") for metric in ("chair_i", "recall") for end in ENDS}
+    return {"A": line, "B": line, "A, random tokens": line, "oracle": line | oracle}
+
+
+ENDS = ("", "_low", "_high")
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("chair_i", -1), ("recall", 1)])
+def test_a_part_of_the_oracles_gain_is_shown_by_its_interval_and_after_correction(metric, sign):
+    p = "p_holm" if metric == "chair_i" else "p_holm_recall"
+    for low, high in ((-5.0, -3.0), (-0.5, 9.0), (0.0, 9.0)):
+        lines = planted(**dict(zip((f"d_{metric}_low", f"d_{metric}_high"), sorted((sign * low, sign * high)), strict=True)))
+        assert shown_parts(pd.DataFrame.from_dict(lines, orient="index"), metric) is None
+    lines = planted(**dict(zip((f"d_{metric}_low", f"d_{metric}_high"), sorted((sign * 3.0, sign * 5.0)), strict=True)))
+    lines["A"] = lines["A"] | {f"part_{metric}_low": 0.01, p: 0.2}
+    lines["B"] = lines["A"] | {p: 0.04}
+    lines["C"] = lines["B"] | {f"part_{metric}_low": -0.1}
+    shown = shown_parts(pd.DataFrame.from_dict(lines, orient="index"), metric)
+    assert shown.to_dict() == {"A": False, "B": True, "C": False, "A, random tokens": False}
 
 
 def test_the_words_follow_the_numbers():
-    low, high = {"d_chair_i_low": -9.0, "d_recall_low": -9.0}, {"d_chair_i_high": 9.0, "d_recall_high": 9.0}
-    line = {"d_chair_i": 0.0, "d_recall": 0.0, "rejected": False, "lowers": False} | low | high
-    lines = {"A": line, "B": line, "A, random tokens": line | {"rejected": True, "d_chair_i": 3.0}, "oracle": line}
-    said = verdict(pd.DataFrame.from_dict(lines, orient="index"))
+    said = verdict(pd.DataFrame.from_dict(planted(), orient="index"))
     assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["no policy"] * 3
     assert said[3:] == [
-        f"The oracle changes {label} by +0.0 [-9.0, 9.0]: there is no gain of which a selection could win a part"
+        f"The oracle changes {label} by +0.0 [0.0, 0.0]: there is no gain of which a selection could win a part"
         for label in ("CHAIR_i", "recall")
     ]
-    lines["A"] = line | {"rejected": True, "lowers": True, "d_chair_i": -2.0, "d_recall": 1.0}
-    lines["B"] = line | {"rejected": True, "d_chair_i": -4.0, "d_recall": -5.0}
-    lines["C"] = line | {"rejected": True, "d_chair_i": 4.0}
-    lines["oracle"] = line | {"d_chair_i": -4.0, "d_chair_i_high": -1.0, "d_recall": 4.0, "d_recall_low": 1.0}
+    lines = planted(d_recall=4.0, d_recall_low=1.0, d_recall_high=9.0)
+    lines["A, random tokens"] = lines["A, random tokens"] | {"rejected": True, "d_chair_i": 3.0}
+    lines["C"] = lines["A"] | {"rejected": True, "d_chair_i": 4.0}
+    lines["A"] = lines["A"] | {"rejected": True, "lowers": True, "d_chair_i": -2.0}
+    lines["A"] |= {"part_recall": 0.25, "part_recall_low": 0.1, "part_recall_high": 0.5}
+    lines["B"] = lines["B"] | {"rejected": True, "d_chair_i": -4.0}
+    lines["B"] |= {"part_recall": -1.25, "part_recall_low": -2.0, "part_recall_high": 0.25}
     said = verdict(pd.DataFrame.from_dict(lines, orient="index"))
     assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["A", "B", "C"]
-    assert said[3].endswith("by -4.0 [-9.0, -1.0]; of that the policies win: B 100%, A 50%, C -100%")
-    assert said[4].endswith("by +4.0 [1.0, 9.0]; of that the policies win: A 25%, C 0%, B -125%")
+    assert said[4].endswith(
+        "by +4.0 [1.0, 9.0]; the policies' parts of that: A 25% [10%, 50%], C 0% [0%, 0%], B -125% [-200%, 25%]"
+    )
+    assert said[5].endswith("Holm's correction): no policy")
+    lines["A"]["p_holm_recall"] = 0.01
+    assert verdict(pd.DataFrame.from_dict(lines, orient="index"))[5].endswith("Holm's correction): A")
+
+
+def test_footnotes_name_what_the_columns_leave_out():
+    settings = {"D": Setting(MassShare(), "draft"), "S": Setting(StepTopK(k=8)), "B": Setting(Bank()), "P": Setting(PruneHal())}
+    assert [each.partition(":")[0] for each in footnotes(settings)[1:]] == ["D", "S", "B"]
+    assert len(footnotes({"P": settings["P"]})) == 1
 
 
 def test_transfer_is_the_difference_from_what_was_chosen_here(small):

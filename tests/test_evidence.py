@@ -1,16 +1,21 @@
 """Where attention lies and what stays: equal to loops over one scene at a time, for policies of every kind."""
 
+import gzip
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from prunehal import load
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes, mention_attention
 from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, attach
-from prunehal.evidence import evidence
-from prunehal.experiments import Experiment
+from prunehal.evidence import FILE, evidence, measure, stored
+from prunehal.experiments import Experiment, Store
+from prunehal.experiments.pictures import image_keys
+from prunehal.redundancy import CELLS, ORACLE, all_rules, chosen_rules, with_rule
+from prunehal.resources import data_path
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 from prunehal.testbed.world import NAMES
@@ -64,6 +69,40 @@ def test_the_oracle_keeps_all_of_the_objects_and_nothing_else(mode):
     assert (found["at_others_share"] == 1).all() == (mode == "first-token")  # while decoding, two steps see everything
 
 
-def test_images_without_known_objects_are_refused():
-    with pytest.raises(ValueError, match="images='photos': objects are known of the testbed's scenes only; expected 'testbed'"):
-        evidence(*load(), Experiment(images="photos"), ["a.jpg"])
+@pytest.mark.parametrize(
+    ("experiment", "keys"),
+    [(Experiment(images="photos"), ["a.jpg"]), (replace(PLAIN, decoding="beam"), [300000000]), (PLAIN, [])],
+    ids=["folder", "beam", "nothing"],
+)
+def test_what_has_no_greedy_captions_of_scenes_is_refused(experiment, keys):
+    with pytest.raises(ValueError, match=rf"images='{experiment.images}', decoding='{experiment.decoding}', {len(keys)} keys:"):
+        evidence(*load(), experiment, keys)
+
+
+# The stored rows.
+
+
+def test_the_stored_rows_are_those_of_the_shipped_model_and_rules():
+    frame = stored()
+    rules = {"no pruning", *all_rules(chosen_rules(Store.shipped()))}
+    cells = frame.groupby(["rule", "tiles", "clutter"]).size()
+    assert (cells == cells.iloc[0]).all()
+    expected = {("no pruning", *cell) for cell in CELLS} | {(rule, 3, clutter) for rule in rules for clutter in (False, True)}
+    assert set(cells.index) == expected
+    plain = Experiment(split="test", n_images=2)
+    for name, rule in (("no pruning", ("decoding", NoPruning())), (ORACLE, ("first-token", Keep()))):
+        again = evidence(*load(), with_rule(replace(plain, tiles=3, clutter=True), rule), image_keys(plain)).set_index("image_id")
+        rows = frame[(frame["rule"] == name) & (frame["tiles"] == 3) & frame["clutter"]].set_index("image_id")
+        assert rows.loc[again.index, again.columns].to_numpy() == pytest.approx(again.to_numpy(), abs=1e-3, nan_ok=True)
+
+
+def test_rows_are_measured_read_again_and_refused_under_other_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("prunehal.evidence.CELLS", ((0, False), (3, True)))
+    path = tmp_path / FILE
+    made = measure(path, n_images=1, progress=False)
+    pd.testing.assert_frame_equal(stored(path), made, check_dtype=False)
+    text = gzip.decompress(path.read_bytes()).decode()
+    path.write_bytes(gzip.compress(text.replace('"weights": "', '"weights": "x', 1).encode()))
+    with pytest.raises(ValueError, match="holds rows of other weights: it was x"):
+        stored(path)
+    assert data_path("results", FILE).stat().st_size < 100_000

@@ -8,10 +8,23 @@ from PIL import Image
 
 from prunehal import load
 from prunehal.captioning import caption_batch
-from prunehal.core import Accumulated, Draft, FirstToken, Keep, MassShare, NoPruning, SharedPrefill, StepTopK, TopK, attach
+from prunehal.core import (
+    Accumulated,
+    Bank,
+    Draft,
+    FirstToken,
+    Keep,
+    MassShare,
+    NoPruning,
+    PruneHal,
+    SharedPrefill,
+    StepTopK,
+    TopK,
+    attach,
+)
 from prunehal.experiments import Experiment, sweep
 from prunehal.experiments.description import MODES
-from prunehal.experiments.prefill import batch_inputs
+from prunehal.experiments.prefill import _positions, batch_inputs
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.scenes import scene
@@ -96,6 +109,17 @@ def test_mode_positions_and_least_length_are_part_of_the_key():
         ({"mode": "draft", "policy": MassShare(0.9), "decoding": "vcd"}, r"a mitigation decoder runs with mode='decoding' only"),
         ({"positions_only": True}, r"positions_only=True, tiles=0: expected positions_only=True only with background tiles"),
         ({"min_new_tokens": 161}, r"min_new_tokens=161: expected at most max_new_tokens=160; raise that too"),
+        ({"mode": "draft", "policy": Bank()}, r"mode='draft', policy=Bank.*nothing returns there"),
+        ({"mode": "draft", "policy": Accumulated(wait=16)}, r"wait says when to prune, which the mode does"),
+        ({"mode": "first-token", "policy": TopK(9, step=3)}, r"step says when to prune"),
+        ({"mode": "first-token", "policy": PruneHal(factor=0.5, majority=0.25)}, r"factor, majority says when to prune"),
+        (
+            {"mode": "draft", "policy": TOP, "min_new_tokens": 9},
+            r"min_new_tokens=9, mode='draft': the draft ends where the model",
+        ),
+        ({"policy": Bank(), "decoding": "opera"}, r"OPERA looks ahead beside the cache"),
+        ({"policy": StepTopK(8), "decoding": "opera"}, r"OPERA looks ahead beside the cache"),
+        ({"policy": Keep(), "decoding": "fastv"}, r"FastV drops tokens of its own"),
         ({"policy": Keep(), "images": "photos"}, r"known of the testbed's scenes only where their objects are"),
     ],
 )
@@ -153,3 +177,11 @@ def test_positions_only_goes_on_counting_and_a_caption_that_must_go_on_does(tmp_
     assert store.captions(far).set_index("image_id")["caption"].to_dict() == by_hand_
     assert store.captions(long)["tokens"].tolist() == [30, 30, 30]
     assert store.captions(replace(PLAIN, policy=TOP))["tokens"].min() < 30
+
+
+def test_positions_of_another_number_of_visual_tokens_are_refused():
+    visual = torch.ones(1, 576, dtype=torch.bool)
+    with pytest.raises(
+        ValueError, match=r"positions_only=True: the scenes have \[576\] visual tokens in this model; expected 144"
+    ):
+        _positions(visual, Experiment(tiles=3, positions_only=True), IDS[:1])

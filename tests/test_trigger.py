@@ -11,7 +11,7 @@ from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, read_grid
 from prunehal.experiments.pictures import image_keys
 from prunehal.resources import data_path
-from prunehal.trigger import chosen_factors, factors_at_equal_budget, saturation, time_to_prune, vote_rate
+from prunehal.trigger import at_edge, chosen_factors, factors_at_equal_budget, saturation, time_to_prune, vote_rate
 
 T = 2
 ONE = Experiment(n_images=12, policy=PruneHal(r=0.7, t=T))
@@ -114,6 +114,15 @@ def test_the_chosen_factor_has_the_lowest_chair_of_those_that_keep_the_recall_of
     found = chosen_factors(store, subject_to)
     assert {r: (choice.value, choice.setting.factor) for r, choice in found.items()} == lowest
     assert all(choice.baseline == PruneHal(r=r, t=3, forced_first=False) for r, choice in found.items())
+
+
+def test_a_factor_at_the_edge_of_those_tried_is_named():
+    tried = [each.policy for each in read_grid(data_path("grids", "factor.toml")) if each.split == "validation"]
+    for policy in tried:
+        of_r = sorted(each.r**0.5 if each.factor is None else each.factor for each in tried if each.r == policy.r)
+        own = policy.r**0.5 if policy.factor is None else policy.factor
+        assert at_edge(policy) == {0: "lowest", len(of_r) - 1: "highest"}.get(of_r.index(own), "")
+    assert at_edge(PruneHal(r=0.4)) == ""
 
 
 def test_the_shipped_grid_reports_the_chosen_factors_and_the_square_root():

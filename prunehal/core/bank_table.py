@@ -166,7 +166,10 @@ class BankTable(VisualTable):
 
     def _note(self, step: int) -> None:
         kept = self._marked(self.width + 1, self._numbers, self.valid).unflatten(1, (-1, self.pools)).any(2)
-        self._log = torch.cat([self._log, kept[None]])
+        known = len(self._log_steps)
+        if known == len(self._log):  # twice as long, so that the steps before are copied seldom
+            self._log = torch.cat([self._log, kept.new_zeros(max(1, known), *kept.shape)])
+        self._log[known] = kept
         self._log_steps.append(step)
 
     def reorder(self, index: Tensor, rows: list[int]) -> None:

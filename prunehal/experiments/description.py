@@ -13,7 +13,9 @@ from typing import Any
 
 from prunehal.core import Accumulated, Bank, Keep, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
 from prunehal.decoding.base import Decoder
+from prunehal.decoding.fastv import FastV
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
+from prunehal.decoding.opera import OPERA
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
 from prunehal.running.loop import DTYPES
@@ -26,6 +28,9 @@ POLICIES: dict[str, type[Policy]] = {
     kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep, Bank)
 }
 MODES = ("decoding", "first-token", "draft")
+
+# Options that say when a policy prunes while decoding; no other mode asks it.
+_WHEN = ("factor", "majority", "forced_first", "step", "wait", "z", "least", "like")
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, "seed": 0}  # and the smallest value of each
 # Fields that hold a text, and whether they may be None.
@@ -139,13 +144,19 @@ class Experiment:
         self._check_mode()
 
     def _check_mode(self) -> None:
-        keeps = isinstance(self.policy, Keep)
+        keeps, banks = isinstance(self.policy, Keep), isinstance(self.policy, Bank)
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: expected one of {', '.join(map(repr, MODES))}")
         if keeps and self.images != TESTBED:
             raise ValueError(
                 f"policy={self.policy!r}: it is known of the testbed's scenes only where their objects are; expected "
                 f"images={TESTBED!r}, or another policy"
+            )
+        restricts = banks or self.policy.restricts_from is not None
+        if (restricts and isinstance(self.decoding, OPERA)) or (keeps and isinstance(self.decoding, FastV)):
+            why = "OPERA looks ahead beside the cache" if restricts else "FastV drops tokens of its own that are to be kept"
+            raise ValueError(
+                f"policy={self.policy!r}, decoding={self.decoding!r}: {why}; expected another decoding, or another policy"
             )
         if self.mode == "decoding":
             return
@@ -154,12 +165,25 @@ class Experiment:
                 f"mode={self.mode!r}, decoding={self.decoding!r}: a mitigation decoder runs with mode='decoding' only; expected "
                 "'greedy', 'beam' or 'nucleus'"
             )
-        if self.policy.limit == 0:
-            raise ValueError(f"mode={self.mode!r}, policy={self.policy!r}: never prunes; expected one that chooses tokens")
+        if self.policy.limit == 0 or banks:
+            why = "nothing returns there" if banks else "never prunes"
+            raise ValueError(
+                f"mode={self.mode!r}, policy={self.policy!r}: {why}; expected one that chooses tokens, e.g. TopK(36)"
+            )
+        if self.mode == "draft" and self.min_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens}, mode='draft': the draft ends where the model ends it; expected 0"
+            )
         if keeps and (self.mode == "draft" or self.policy != Keep()):
             raise ValueError(
                 f"mode={self.mode!r}, policy={self.policy!r}: what it keeps is given; expected mode='first-token' and Keep(), or "
                 "mode='decoding'"
+            )
+        unused = [name for name in _WHEN if getattr(self.policy, name, None) != getattr(type(self.policy), name, None)]
+        if unused and not isinstance(self.policy, Keep):
+            raise ValueError(
+                f"mode={self.mode!r}, policy={self.policy!r}: {', '.join(unused)} says when to prune, which the mode does; "
+                "expected the default, so that equal experiments have one key"
             )
 
     @property

@@ -44,6 +44,11 @@ def _visual(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def _positions(visual: Tensor, experiment: Experiment, keys: Sequence[int | str]) -> Tensor:
     """Return the positions, (batch, prompt), that scene and text have among the background tiles; a prompt is not padded."""
+    if (counts := set(visual.sum(1).tolist())) != {GRID**2}:
+        raise ValueError(
+            f"positions_only=True: the scenes have {sorted(counts)} visual tokens in this model; expected {GRID**2}, as in "
+            "the testbed's tiles; use the embedded model"
+        )
     at = torch.tensor([scene_of(key).tiles(experiment.tiles, experiment.clutter)[1] for key in keys], device=visual.device)
     before = torch.where(visual, at[:, None], 0) + torch.where(visual.cumsum(1) == GRID**2, experiment.tiles, 0) * ~visual
     return torch.arange(visual.shape[1], device=visual.device) + GRID**2 * before

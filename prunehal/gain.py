@@ -1,0 +1,54 @@
+"""What part of a bound's change a condition reaches, with an interval: a paired ratio of differences over the same images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from prunehal.bootstrap import Interval, bca
+from prunehal.pooled import counts
+
+__all__ = ["part_of_change"]
+
+
+def part_of_change(
+    ours: pd.DataFrame, bound: pd.DataFrame, plain: pd.DataFrame, metric: str, *, n_resamples: int = 5000
+) -> Interval:
+    """Return the change of a metric from a baseline as a part of the change that a bound makes.
+
+    The images are drawn for all three at once, so that the interval tells of both changes. It means something only where the
+    bound's own change is not 0 by its interval.
+
+    Args:
+        ours, bound, plain: items of a `ChairResult` of the condition, of the bound and of the baseline, on the same images.
+        metric: "chair_i", "chair_s", "recall" or "words".
+        n_resamples: of the bootstrap over images (BCa).
+
+    Returns:
+        1 where the condition changes as much as the bound, 0 where it changes nothing, below 0 where it goes the other way.
+
+    Raises:
+        ValueError: the three are not of the same images.
+
+    >>> plain = pd.DataFrame({"image_id": range(40), "n_truth": 4, "n_recalled": [1, 2] * 20})
+    >>> bound, ours = plain.assign(n_recalled=[3, 3, 2, 2] * 10), plain.assign(n_recalled=[1, 3] * 20)
+    >>> part_of_change(ours, bound, plain, "recall", n_resamples=200).estimate
+    0.5
+    """
+    frames = [counts(items, metric, name) for name, items in (("ours", ours), ("bound", bound), ("plain", plain))]
+    ids = frames[2].index
+    for name, frame in zip(("ours", "bound"), frames, strict=False):
+        if set(frame.index) != set(ids):
+            raise ValueError(
+                f"{name} has {len(frame)} images, plain {len(ids)}, and {len(ids.intersection(frame.index))} are in both; "
+                "expected the same images in all three; score the captions of the same images"
+            )
+    sums = np.stack([frame.loc[ids].to_numpy() for frame in frames], axis=1)  # (image, condition, 2)
+
+    def part(weights: np.ndarray) -> np.ndarray:
+        top, bottom = np.moveaxis(np.tensordot(weights, sums, axes=1), -1, 0)  # (resample, condition) each
+        pooled = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):  # draws in which the bound changes nothing are left out by bca
+            return (pooled[:, 0] - pooled[:, 2]) / (pooled[:, 1] - pooled[:, 2])
+
+    return bca(part, len(ids), len(ids), n_resamples, 0, 0.95)
