@@ -110,10 +110,7 @@ def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict
         scores = {none: store.score(none.on(experiments[0]))}
         scores |= {Setting(each.policy, each.mode): store.score(each) for each in experiments}
         graded = Graded("validation", scores)
-        try:
-            chosen[family] = choose(graded, subject_to=CHOSEN_BY, baseline=none)
-        except ValueError:  # no setting keeps the recall
-            chosen[family] = choose(graded, by="recall", baseline=none)
+        chosen[family] = choose(graded, subject_to=CHOSEN_BY, otherwise="recall", baseline=none)
     return chosen
 
 

@@ -50,10 +50,7 @@ def chosen_decoders(store: Store) -> dict[str, Chosen]:
     for name in dict.fromkeys(name_of(decoding) for decoding in scores if isinstance(decoding, Decoder)):
         of_kind = {decoding: result for decoding, result in scores.items() if name_of(decoding) in ("greedy", name)}
         graded = Graded("validation", of_kind)
-        try:
-            chosen[name] = choose(graded, subject_to=CHOSEN_BY, baseline="greedy")
-        except ValueError:  # no setting keeps the recall
-            chosen[name] = choose(graded, by="recall", baseline="greedy")
+        chosen[name] = choose(graded, subject_to=CHOSEN_BY, otherwise="recall", baseline="greedy")
     return chosen
 
 

@@ -83,10 +83,7 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
     for family in dict.fromkeys(filter(None, map(_family, cells))):
         of_family = {rule: _pooled(store, cells[rule]) for rule in cells if _family(rule) == family}
         graded = Graded("validation", {_NONE: none} | of_family)
-        try:
-            chosen[family] = choose(graded, subject_to=CHOSEN_BY, baseline=_NONE)
-        except ValueError:  # no setting keeps the recall
-            chosen[family] = choose(graded, by="recall", baseline=_NONE)
+        chosen[family] = choose(graded, subject_to=CHOSEN_BY, otherwise="recall", baseline=_NONE)
     return chosen
 
 

@@ -154,6 +154,7 @@ def choose(
     subject_to: Mapping[str, float] | None = None,
     *,
     baseline: Hashable,
+    otherwise: str | None = None,
     allow_test_selection: bool = False,
 ) -> Chosen:
     """Choose the best setting of a split; the baseline itself is no candidate, and a tie goes to the first.
@@ -164,6 +165,7 @@ def choose(
         subject_to: metric -> how much worse than the baseline it may be at most, as in `prunehal.inference.no_harm`: {"recall":
             0.01} lets recall fall by a point.
         baseline: the setting to compare with, such as no pruning.
+        otherwise: the metric to choose by, without conditions, where no setting meets them; None refuses.
         allow_test_selection: choose on a test split all the same; the answer says so.
 
     Raises:
@@ -186,7 +188,7 @@ def choose(
             "to mark the choice instead"
         )
     limits = dict(subject_to or {})
-    if unknown := {by, *limits} - set(WORSE):
+    if unknown := {by, *limits, *([] if otherwise is None else [otherwise])} - set(WORSE):
         raise ValueError(f"unknown metric(s) {sorted(unknown)}; expected some of {sorted(WORSE)}; pass these names")
     if negative := {metric: limit for metric, limit in limits.items() if not limit >= 0}:
         raise ValueError(f"subject_to holds {negative}; expected how much worse a metric may be, 0 or more; drop the sign")
@@ -203,6 +205,8 @@ def choose(
         return max((worse_by[metric] - most for metric, most in limits.items()), default=0)
 
     allowed = [setting for setting, metrics in candidates.items() if excess(metrics) <= _ROUNDING]
+    if not allowed and otherwise is not None:
+        return choose(results, otherwise, baseline=baseline, allow_test_selection=allow_test_selection)
     if not allowed:
         nearest = min(candidates, key=lambda setting: excess(candidates[setting]))
         raise ValueError(

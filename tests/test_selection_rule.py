@@ -60,6 +60,16 @@ def test_the_baseline_is_no_candidate_and_its_loss_is_measured_from_it():
     assert choose(graded(**worst), subject_to={"recall": 0}, baseline="none").n_allowed == 1
 
 
+def test_where_no_setting_meets_the_limits_another_metric_may_decide():
+    worst = {"none": (12, 30), "a": (2, 20), "b": (9, 24)}
+    found = choose(graded(**worst), subject_to={"recall": 0.01}, otherwise="recall", baseline="none")
+    assert (found.setting, found.by, found.subject_to, found.n_allowed) == ("b", "recall", (), 2)
+    met = choose(graded(**GRID), subject_to={"recall": 0.01}, otherwise="recall", baseline="none")
+    assert (met.setting, met.by) == ("mild", "chair_i")
+    with pytest.raises(ValueError, match=r"unknown metric\(s\) \['recal'\]"):
+        choose(graded(**GRID), otherwise="recal", baseline="none")
+
+
 def test_a_limit_that_rounding_misses_is_met():
     grid = graded(none=(12, 32), a=(10, 28))
     assert (32 - 28) / 40 == 0.1 < 32 / 40 - 28 / 40  # in floating point
