@@ -21,7 +21,7 @@ from prunehal.core import (
     StepTopK,
     TopK,
     attach,
-)  # fmt: skip
+)
 from prunehal.experiments import Experiment, Store, sweep
 from prunehal.experiments.prefill import _positions, batch_inputs
 from prunehal.testbed.model import build_prompt
