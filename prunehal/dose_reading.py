@@ -13,7 +13,7 @@ __all__ = ["reading"]
 _VERBS = {-1: "lowers", 1: "raises", 0: "is not shown to change"}
 _MATCHED, _KINDS = "hallucinated - faithful, matched", " - ".join(KINDS[:2])
 _TAKES = "the control that takes the same from the text"
-_UNKNOWN = "which of the changes that both make acts (the text loses, another place gains) this design does not tell"
+_UNKNOWN = "which of the two changes in both acts (the text loses, another place gains) this design does not tell"
 _CONTROL = {  # is there an effect of the control, and a difference from it?
     (True, True): f"Where the attention goes matters to such a word: {_TAKES} has another effect; {_UNKNOWN}",
     (True, False): f"What the image gains is not shown to matter to such a word: {_TAKES} has the same effect, "

@@ -30,6 +30,7 @@ from prunehal.experiments.worker import Made, Task, work
 
 MODULE = importlib.import_module("prunehal.experiments.sweep")  # the name in the package is the function
 WORKER = importlib.import_module("prunehal.experiments.worker")
+PREFILL = importlib.import_module("prunehal.experiments.prefill")
 KEYS = image_keys(Experiment(n_images=3))
 GREEDY = Experiment(n_images=3, max_new_tokens=30)
 EXPERIMENTS = {
@@ -94,7 +95,7 @@ def test_batch_order_and_company_change_nothing(ours, tmp_path):
 
 def test_policies_of_a_prompt_share_its_prefill_and_a_task_is_no_larger_than_asked(monkeypatch, tmp_path):
     prefills, tasks = [], []
-    monkeypatch.setattr(WORKER, "SharedPrefill", lambda *args: prefills.append(1) or SharedPrefill(*args))
+    monkeypatch.setattr(PREFILL, "SharedPrefill", lambda *args: prefills.append(1) or SharedPrefill(*args))
     monkeypatch.setattr(MODULE, "work", lambda task: tasks.append(task) or work(task))
     wanted = [Experiment(n_images=2, max_new_tokens=2, policy=TopK(k)) for k in range(1, 11)]
     sweep(wanted, tmp_path, batch_size=2, progress=False)
