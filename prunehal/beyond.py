@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from prunehal.core import Bank, Keep, NoPruning, Policy, PruneHal, StepTopK
-from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
+from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.gain import part_of_change
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
 from prunehal.resources import data_path
-from prunehal.selection_rule import Chosen, Graded, choose
+from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
 
 __all__ = [
     "CHOSEN_BY",
@@ -36,7 +36,6 @@ __all__ = [
     "verdict",
 ]
 
-CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
 MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where its interval shows no larger loss
 ALPHA = 0.05  # of Holm's correction
 ORACLE = "oracle"
@@ -152,12 +151,7 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
     """
     cells = [setting.on(base) for setting in settings.values()]
     table = changes(store, cells, base, p_values=True, n_resamples=n_resamples)
-    for row, cell in enumerate(cells):
-        found = at_equal_length(store, cell, base, n_resamples=n_resamples)
-        for metric, start in (("chair_i", "equal"), ("recall", "equal_recall")):
-            d = found[metric]
-            columns = [f"equal_{metric}", f"{start}_low", f"{start}_high"]
-            table.loc[row, columns] = 100 * np.array([d.estimate, d.low, d.high])
+    table = table.join(equal_lengths(store, cells, base, n_resamples=n_resamples))
     table["attended"] = [_attended(store, cell, base) for cell in cells]
     table["p_holm_recall"] = holm(table, "p_recall")["p_holm"]
     table = holm(table, "p_chair_i").set_index(pd.Index(settings, name="policy"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from prunehal.bootstrap import Interval, bca
-from prunehal.pooled import counts
+from prunehal.bootstrap import Interval, Statistic, bca
+from prunehal.pooled import counts, ratio
 
-__all__ = ["part_of_change"]
+__all__ = ["part", "part_of_change"]
 
 
 def part_of_change(
@@ -43,12 +43,19 @@ def part_of_change(
                 f"{name} has {len(frame)} images, plain {len(ids)}, and {len(ids.intersection(frame.index))} are in both; "
                 "expected the same images in all three; score the captions of the same images"
             )
-    sums = np.stack([frame.loc[ids].to_numpy() for frame in frames], axis=1)  # (image, condition, 2)
+    return bca(part(*(ratio(frame.loc[ids]) for frame in frames)), len(ids), len(ids), n_resamples, 0, 0.95)
 
-    def part(weights: np.ndarray) -> np.ndarray:
-        top, bottom = np.moveaxis(np.tensordot(weights, sums, axes=1), -1, 0)  # (resample, condition) each
-        pooled = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+def part(ours: Statistic, bound: Statistic, plain: Statistic) -> Statistic:
+    """Return the function weights of images -> change of a condition as a part of the change of a bound.
+
+    >>> part(lambda w: w, lambda w: 3 * w, lambda w: 0 * w)(np.array([3.0])).tolist()
+    [0.3333333333333333]
+    """
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        base = plain(weights)
         with np.errstate(divide="ignore", invalid="ignore"):  # draws in which the bound changes nothing are left out by bca
-            return (pooled[:, 0] - pooled[:, 2]) / (pooled[:, 1] - pooled[:, 2])
+            return (ours(weights) - base) / (bound(weights) - base)
 
-    return bca(part, len(ids), len(ids), n_resamples, 0, 0.95)
+    return statistic

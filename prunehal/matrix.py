@@ -11,10 +11,10 @@ import pandas as pd
 from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import STOCK, Decoding, name_of
-from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
+from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.inference import holm
 from prunehal.resources import data_path
-from prunehal.selection_rule import Chosen, Graded, choose
+from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
 
 __all__ = ["CHOSEN_BY", "POLICIES", "chosen_decoders", "front", "matrix", "name_of"]
 
@@ -23,7 +23,6 @@ POLICIES: dict[str, Policy] = {
     "PruneHal r = 0.4, t = 3": PruneHal(r=0.4, t=3),  # published for LLaVA-1.5
     "PruneHal r = 0.9, t = 1": PruneHal(r=0.9, t=1),  # chosen on the validation split, notebook 03
 }
-CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebook 03
 
 
 def chosen_decoders(store: Store) -> dict[str, Chosen]:
@@ -72,8 +71,8 @@ def matrix(
         n_resamples: of the bootstrap over images.
 
     Returns:
-        The columns of `prunehal.experiments.changes`, and: decoding (its name), policy (a name of POLICIES); equal_chair_i,
-        equal_low, equal_high, equal_recall (differences in percent after both were cut to the shorter mean length); p_holm
+        The columns of `prunehal.experiments.changes`, and: decoding (its name), policy (a name of POLICIES); those of
+        `prunehal.experiments.equal_lengths`; p_holm
         (of chair_i, over the whole matrix) and rejected; own_chair_i, own_low, own_high, own_recall (what the policy changes
         beside this decoding: difference from the same decoding without pruning). The baseline's own differences are NaN.
 
@@ -89,12 +88,7 @@ def matrix(
         own = changes(store, cells, cells[0], n_resamples=n_resamples)
         for column in ("d_chair_i", "d_chair_i_low", "d_chair_i_high", "d_recall"):
             part[column.replace("d_chair_i_", "own_").replace("d_", "own_")] = own[column].where(own.index > 0)
-        for row, cell in enumerate(cells):
-            if cell != base:
-                found = at_equal_length(store, cell, base, n_resamples=n_resamples)
-                d, recall = found["chair_i"], found["recall"]
-                values = 100 * np.array([d.estimate, d.low, d.high, recall.estimate])
-                part.loc[row, ["equal_chair_i", "equal_low", "equal_high", "equal_recall"]] = values
+        part = part.join(equal_lengths(store, cells, base, n_resamples=n_resamples))
         parts.append(part.assign(decoding=name_of(decoding), policy=list(policies)))
     table = pd.concat(parts, ignore_index=True)
     is_base = table["experiment"] == base

@@ -15,18 +15,18 @@ import pandas as pd
 from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.bootstrap import Interval, bca
 from prunehal.core import Accumulated, Keep, NoPruning, Policy, PruneHal, StepTopK
-from prunehal.experiments import Experiment, Store, at_equal_length, changes, read_grid
+from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
+from prunehal.gain import part
 from prunehal.resources import data_path
-from prunehal.selection_rule import Chosen, Graded, choose
+from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
 from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.world import NAMES
 
 __all__ = [
     "CELLS",
-    "CHOSEN_BY",
     "ORACLE",
     "PUBLISHED",
     "all_rules",
@@ -41,7 +41,6 @@ __all__ = [
 
 CELLS = ((0, False), (1, False), (3, False), (7, False), (1, True), (3, True), (7, True))  # background tiles, cluttered
 PUBLISHED, ORACLE = "published (r = 0.4, t = 3)", "oracle: objects only"
-CHOSEN_BY = {"recall": 0.01}  # how much recall a setting may lose on the validation split, as in notebooks 03 and 07
 
 Rule = tuple[str, Policy]  # mode and policy of an experiment
 _ACCUMULATED, _DRAFT = "accumulated steps", "draft, then prune"
@@ -176,8 +175,8 @@ def responses(
         n_resamples: of the bootstrap over images.
 
     Returns:
-        The columns of `prunehal.experiments.changes` with p values, and: rule (its name), tiles, clutter; equal_chair_i,
-        equal_low, equal_high, equal_recall (differences in percent after both were cut to the shorter mean length).
+        The columns of `prunehal.experiments.changes` with p values, and: rule (its name), tiles, clutter; those of
+        `prunehal.experiments.equal_lengths`.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -187,12 +186,7 @@ def responses(
         cell = replace(base, tiles=tiles, clutter=clutter)
         experiments = [with_rule(cell, rule) for rule in rules.values()]
         part = changes(store, experiments, cell, p_values=True, n_resamples=n_resamples)
-        equal = []
-        for experiment in experiments:
-            found = at_equal_length(store, experiment, cell, n_resamples=n_resamples)
-            chair, recall = found["chair_i"], found["recall"]
-            equal.append([100 * value for value in (chair.estimate, chair.low, chair.high, recall.estimate)])
-        part[["equal_chair_i", "equal_low", "equal_high", "equal_recall"]] = equal
+        part = part.join(equal_lengths(store, experiments, cell, n_resamples=n_resamples))
         parts.append(part.assign(rule=list(rules), tiles=tiles, clutter=clutter))
     return pd.concat(parts, ignore_index=True)
 
@@ -220,14 +214,12 @@ def share_of_gain(
     counted = [store.score(each).items.set_index("image_id")[columns] for each in (experiment, oracle, base)]
     ours, best, plain = (frame.loc[counted[0].index].to_numpy(dtype=float) for frame in counted)
 
-    def gain(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return _f1(weights @ frame) - _f1(weights @ plain)
-
+    of_ours, of_best, of_plain = (lambda weights, frame=frame: _f1(weights @ frame) for frame in (ours, best, plain))
     options = {"units": len(plain), "n": len(plain), "n_resamples": n_resamples, "seed": 0, "confidence": 0.95}
-    possible = bca(lambda weights: gain(best, weights), **options)
+    possible = bca(lambda weights: of_best(weights) - of_plain(weights), **options)
     if possible.low <= 0:
         return possible, None
-    return possible, bca(lambda weights: gain(ours, weights) / gain(best, weights), **options)
+    return possible, bca(part(of_ours, of_best, of_plain), **options)
 
 
 def _f1(pooled: np.ndarray) -> np.ndarray:

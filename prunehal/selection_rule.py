@@ -19,7 +19,9 @@ from prunehal.bootstrap import Interval
 from prunehal.inference import WORSE
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["Chosen", "Graded", "Reported", "choose", "report"]
+__all__ = ["CHOSEN_BY", "Chosen", "Graded", "Reported", "choose", "report"]
+
+CHOSEN_BY = {"recall": 0.01}  # how much recall the project's own choices may lose on the validation split
 
 # Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one: a test split that is
 # not noticed does harm in silence, a refusal does not.

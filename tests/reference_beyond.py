@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import reference
 import torch
+from reference_cache import hooked
 
 __all__ = ["decider", "hidden_from_newest", "observer", "restricted", "unhidden"]
 
@@ -135,12 +136,8 @@ def unhidden(layers, joint, gone):
 
         return hook
 
-    handles = [layer.self_attn.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    try:
+    with hooked(layers, before=before):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _best(policy, scores, budget):
@@ -253,12 +250,8 @@ def restricted(layers, policy, visual, seen):
 
         return hook
 
-    handles = [layer.self_attn.register_forward_hook(after(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    try:
+    with hooked(layers, after=after):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -277,12 +270,8 @@ def hidden_from_newest(layers, kept, visual):
 
         return hook
 
-    handles = [layer.self_attn.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    try:
+    with hooked(layers, before=before):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def observer():

@@ -1,11 +1,24 @@
 """Slow twins of the decoders that change the KV cache: stock models, stock caches, and hooks that edit them number by number."""
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
-__all__ = ["fastv", "hiding", "smoothing"]
+__all__ = ["fastv", "hiding", "hooked", "smoothing"]
+
+
+@contextmanager
+def hooked(layers, before=None, after=None, chosen=None):
+    """Keep hooks on the attention of the chosen layers (all by default) inside the block; each is made by the layer's index."""
+    with ExitStack() as stack:
+        for index in range(len(layers)) if chosen is None else chosen:
+            attention = layers[index].self_attn
+            if before is not None:
+                stack.enter_context(attention.register_forward_pre_hook(before(index), with_kwargs=True))
+            if after is not None:
+                stack.enter_context(attention.register_forward_hook(after(index), with_kwargs=True))
+        yield
 
 
 @contextmanager
@@ -28,12 +41,8 @@ def hiding(layers, dropped):
 
         return hook
 
-    handles = [layer.self_attn.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    try:
+    with hooked(layers, before=before):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -65,12 +74,8 @@ def smoothing(layers, chosen, ref, radius, window):
 
         return hook
 
-    handles = [layers[index].self_attn.register_forward_hook(after(index), with_kwargs=True) for index in chosen]
-    try:
+    with hooked(layers, after=after, chosen=chosen):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def fastv(block, ratio):

@@ -5,7 +5,7 @@ Below them, ``pictures`` finds images and their truth, ``prefill`` gives the mod
 several policies, ``sampling`` draws words independently of the batch, and ``versions`` refuses rows that something else made.
 """
 
-from prunehal.experiments.compare import at_equal_length, changes, graded
+from prunehal.experiments.compare import at_equal_length, changes, equal_lengths, graded
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.grids import grid, read_grid
 from prunehal.experiments.parameters import check_parameters, note_names
@@ -18,6 +18,7 @@ __all__ = [
     "at_equal_length",
     "changes",
     "check_parameters",
+    "equal_lengths",
     "graded",
     "grid",
     "note_names",

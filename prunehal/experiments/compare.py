@@ -17,7 +17,7 @@ from prunehal.inference import paired_p_value
 from prunehal.selection_rule import Graded
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["METRICS", "N_RESAMPLES", "at_equal_length", "changes", "graded"]
+__all__ = ["METRICS", "N_RESAMPLES", "at_equal_length", "changes", "equal_lengths", "graded"]
 
 N_RESAMPLES = 5000  # of every interval that the README and the notebooks show
 METRICS = {"chair_i": 100, "chair_s": 100, "recall": 100, "words": 1}  # and the unit in which tables show them
@@ -92,6 +92,31 @@ def at_equal_length(
         for rows in (store.captions(_same_images(baseline, experiment)), store.captions(experiment))
     ]
     return difference(*pair, truth(experiment), "fixed", equal_length=True, n_resamples=n_resamples)
+
+
+def equal_lengths(
+    store: Store, experiments: Sequence[Experiment], baseline: Experiment, *, n_resamples: int = N_RESAMPLES
+) -> pd.DataFrame:
+    """Return :func:`at_equal_length` of several experiments, in percent, as columns that join what :func:`changes` returned.
+
+    Returns:
+        equal_chair_i, equal_low, equal_high; equal_recall, equal_recall_low, equal_recall_high. NaN for the baseline itself.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`changes`.
+    """
+    lines = []
+    for experiment in experiments:
+        line = {}
+        if experiment != baseline:
+            found = at_equal_length(store, experiment, baseline, n_resamples=n_resamples)
+            for metric, start in (("chair_i", "equal"), ("recall", "equal_recall")):
+                d = found[metric]
+                ends = {f"equal_{metric}": d.estimate, f"{start}_low": d.low, f"{start}_high": d.high}
+                line |= {name: 100 * value for name, value in ends.items()}
+        lines.append(line)
+    columns = [f"equal_{name}" for name in ("chair_i", "low", "high", "recall", "recall_low", "recall_high")]
+    return pd.DataFrame(lines, columns=columns, dtype=float)
 
 
 def graded(store: Store, experiments: Sequence[Experiment]) -> Graded:

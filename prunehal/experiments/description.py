@@ -13,24 +13,19 @@ from typing import Any
 
 from prunehal.core import Accumulated, Bank, Keep, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.fastv import FastV
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
-from prunehal.decoding.opera import OPERA
+from prunehal.experiments.modes import check_mode
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
 from prunehal.running.loop import DTYPES
 from prunehal.testbed.scenes import SPLITS
 
-__all__ = ["MODES", "POLICIES", "TESTBED", "Experiment", "policy_from"]
+__all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 
 TESTBED = "testbed"
 POLICIES: dict[str, type[Policy]] = {
     kind.__name__: kind for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep, Bank)
 }
-MODES = ("decoding", "first-token", "draft")
-
-# Options that say when a policy prunes while decoding; no other mode asks it.
-_WHEN = ("factor", "majority", "forced_first", "step", "wait", "z", "least", "like")
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, "seed": 0}  # and the smallest value of each
 # Fields that hold a text, and whether they may be None.
@@ -137,55 +132,17 @@ class Experiment:
                 raise ValueError(f"split={self.split!r}: expected one of {known}, the splits of the testbed")
             if self.questions is not None:
                 raise ValueError(f"questions={self.questions!r}: the testbed has splits instead; expected None")
+        elif isinstance(self.policy, Keep):
+            raise ValueError(
+                f"policy={self.policy!r}: it is known of the testbed's scenes only where their objects are; expected "
+                f"images={TESTBED!r}, or another policy"
+            )
         elif self.tiles:
             raise ValueError(f"tiles={self.tiles}: only scenes of the testbed have background tiles; expected 0")
         if not re.fullmatch(r"[\w\-]+", self.split):
             raise ValueError(f"split={self.split!r}: expected a name of letters, digits, - and _")
         check_template(self.template)
-        self._check_mode()
-
-    def _check_mode(self) -> None:
-        keeps, banks = isinstance(self.policy, Keep), isinstance(self.policy, Bank)
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r}: expected one of {', '.join(map(repr, MODES))}")
-        if keeps and self.images != TESTBED:
-            raise ValueError(
-                f"policy={self.policy!r}: it is known of the testbed's scenes only where their objects are; expected "
-                f"images={TESTBED!r}, or another policy"
-            )
-        restricts = banks or self.policy.restricts_from is not None
-        if (restricts and isinstance(self.decoding, OPERA)) or (keeps and isinstance(self.decoding, FastV)):
-            why = "OPERA looks ahead beside the cache" if restricts else "FastV drops tokens of its own that are to be kept"
-            raise ValueError(
-                f"policy={self.policy!r}, decoding={self.decoding!r}: {why}; expected another decoding, or another policy"
-            )
-        if self.mode == "decoding":
-            return
-        if isinstance(self.decoding, Decoder):
-            raise ValueError(
-                f"mode={self.mode!r}, decoding={self.decoding!r}: a mitigation decoder runs with mode='decoding' only; expected "
-                "'greedy', 'beam' or 'nucleus'"
-            )
-        if self.policy.limit == 0 or banks:
-            why = "nothing returns there" if banks else "never prunes"
-            raise ValueError(
-                f"mode={self.mode!r}, policy={self.policy!r}: {why}; expected one that chooses tokens, e.g. TopK(36)"
-            )
-        if self.mode == "draft" and self.min_new_tokens:
-            raise ValueError(
-                f"min_new_tokens={self.min_new_tokens}, mode='draft': the draft ends where the model ends it; expected 0"
-            )
-        if keeps and (self.mode == "draft" or self.policy != Keep()):
-            raise ValueError(
-                f"mode={self.mode!r}, policy={self.policy!r}: what it keeps is given; expected mode='first-token' and Keep(), or "
-                "mode='decoding'"
-            )
-        unused = [name for name in _WHEN if getattr(self.policy, name, None) != getattr(type(self.policy), name, None)]
-        if unused and not isinstance(self.policy, Keep):
-            raise ValueError(
-                f"mode={self.mode!r}, policy={self.policy!r}: {', '.join(unused)} says when to prune, which the mode does; "
-                "expected the default, so that equal experiments have one key"
-            )
+        check_mode(self)
 
     @property
     def one_input(self) -> bool:
