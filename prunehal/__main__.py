@@ -122,6 +122,17 @@ def evidence(
 
 
 @app.command()
+def poll(
+    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split.")] = 200,
+    out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/polled.csv.gz"),
+) -> None:
+    """Ask POPE's questions about scenes, with pruning before the first token and without."""
+    from prunehal.polled import measure
+
+    typer.echo(f"{out}: {len(measure(out, images))} rows")
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.readme import update_readme

@@ -15,6 +15,7 @@ from prunehal.benchmarks.chair import ChairResult
 from prunehal.core import NoPruning, Policy, PrunableCache, attach
 from prunehal.core.observed import PRUNES
 from prunehal.core.visual import generating
+from prunehal.testbed.captions import PROMPT
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import Scene
 
@@ -53,7 +54,8 @@ def caption_scenes(
     k: int = 0,
     clutter: bool = False,
     batch_size: int = 50,
-    max_new_tokens: int = 100,
+    prompt: str = PROMPT,
+    max_new_tokens: int = 160,
     sample_seed: int | None = None,
     trace: bool = False,
     progress: bool = False,
@@ -66,6 +68,7 @@ def caption_scenes(
         policy: when and what to prune; ``NoPruning()`` if left out.
         k, clutter: background tiles around each scene, as in :meth:`Scene.tiles`.
         batch_size: scenes decoded at once; it does not change greedy captions.
+        prompt: what is asked; of the testbed's model, ``captions.BRIEF`` gives one short sentence.
         max_new_tokens: longest caption.
         sample_seed: sample with this seed, temperature 1.
         trace: keep the attention statistics of every step and layer.
@@ -91,7 +94,7 @@ def caption_scenes(
     for start in tqdm(range(0, len(scenes), batch_size), desc="captions", unit="batch", disable=not progress):
         batch = scenes[start : start + batch_size]
         images = [image for scene in batch for image in scene.tiles(k, clutter)[0]]
-        inputs = processor(images=images, text=[build_prompt(k + 1)] * len(batch), return_tensors="pt").to(model.device)
+        inputs = processor(images=images, text=[build_prompt(k + 1, prompt)] * len(batch), return_tensors="pt").to(model.device)
         ids = [scene.image_id for scene in batch]
         cache = attach(model, inputs, policy, seeds=ids, entropy=trace)
         sampling = {"do_sample": sample_seed is not None, "max_new_tokens": max_new_tokens}

@@ -95,7 +95,7 @@ class Recaption:
 
 
 def recaption(
-    model: PreTrainedModel, processor: ProcessorMixin, scene: Scene, policy: Policy, *, max_new_tokens: int = 100
+    model: PreTrainedModel, processor: ProcessorMixin, scene: Scene, policy: Policy, *, max_new_tokens: int = 160
 ) -> Recaption:
     """Caption one scene greedily, score the caption with CHAIR, and keep which patches each prune left.
 

@@ -22,7 +22,8 @@ from prunehal.core import (
     TopK,
     attach,
 )
-from prunehal.experiments import Experiment, Store, sweep
+from prunehal.experiments import Experiment, sweep
+from prunehal.experiments.description import MODES
 from prunehal.experiments.prefill import _positions, batch_inputs
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
@@ -91,14 +92,10 @@ def test_no_case_writes_what_another_writes(store):
     assert len(set(rows)) == len(rows)
 
 
-def test_the_mode_is_part_of_the_key_and_the_default_leaves_keys_as_they_were():
+def test_mode_positions_and_least_length_are_part_of_the_key():
     kinds = [replace(PLAIN, tiles=1), replace(PLAIN, tiles=1, positions_only=True), replace(PLAIN, tiles=1, min_new_tokens=1)]
-    assert len({each.key for each in kinds}) == 3
-    assert all("positions_only" not in each.description or each.positions_only for each in kinds)
-    modes = [replace(PLAIN, policy=TOP), replace(PLAIN, policy=TOP, mode="first-token"), replace(PLAIN, policy=TOP, mode="draft")]
-    assert len({each.key for each in modes}) == 3
-    assert ["mode" in each.description for each in modes] == [False, True, True]
-    assert [Store.shipped().path(each).name.count("mode") for each in modes] == [0, 1, 1]
+    kinds += [replace(PLAIN, policy=TOP, mode=mode) for mode in MODES]
+    assert len({each.key for each in kinds}) == len({each.name for each in kinds}) == 6
 
 
 @pytest.mark.parametrize(
@@ -111,7 +108,7 @@ def test_the_mode_is_part_of_the_key_and_the_default_leaves_keys_as_they_were():
         ({"mode": "first-token", "policy": Keep(selection="random")}, r"what it keeps is given"),
         ({"mode": "draft", "policy": MassShare(0.9), "decoding": "vcd"}, r"a mitigation decoder runs with mode='decoding' only"),
         ({"positions_only": True}, r"positions_only=True, tiles=0: expected positions_only=True only with background tiles"),
-        ({"min_new_tokens": 101}, r"min_new_tokens=101: expected at most max_new_tokens=100; raise that too"),
+        ({"min_new_tokens": 161}, r"min_new_tokens=161: expected at most max_new_tokens=160; raise that too"),
         ({"mode": "draft", "policy": Bank()}, r"mode='draft', policy=Bank.*nothing returns there"),
         ({"mode": "draft", "policy": Accumulated(wait=16)}, r"wait says when to prune, which the mode does"),
         ({"mode": "first-token", "policy": TopK(9, step=3)}, r"step says when to prune"),

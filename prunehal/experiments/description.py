@@ -32,7 +32,6 @@ _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, 
 _TEXTS = {"model": False, "dtype": False, "images": False, "split": False, "mode": False}
 _TEXTS |= {"revision": True, "questions": True, "prompt": True, "template": True}
 _NOT_IN_KEY = ("n_images",)  # more images of the same experiment only add rows
-_SAID_IF_SET = ("mode", "positions_only", "min_new_tokens")  # in description and key only where they differ from the defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class Experiment:
     decoding: Decoding = "greedy"
     policy: Policy = field(default_factory=NoPruning)
     mode: str = "decoding"
-    max_new_tokens: int = 100
+    max_new_tokens: int = 160
     min_new_tokens: int = 0
     seed: int = 0
 
@@ -151,9 +150,8 @@ class Experiment:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All fields as JSON, policy and decoder with their names; a few only where they differ from their defaults."""
-        names = [f.name for f in fields(self) if f.name not in _SAID_IF_SET or self._differs(f.name)]
-        found = {name: getattr(self, name) for name in names}
+        """All fields as JSON, policy and decoder with their names."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
         policy = {"name": type(self.policy).__name__} | asdict(self.policy)
         return found | {"decoding": described(self.decoding), "policy": policy}
 

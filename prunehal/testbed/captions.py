@@ -1,112 +1,181 @@
 """The caption grammar: several sentences about a scene, with the bias of real instruction data.
 
-A writer names what stands in the scene, the salient first, leaves out some of the small, and, mostly in the second half,
-names things that usually go with such a scene although they are absent. That bias is what a model trained on such
-captions learns to hallucinate.
+A writer goes over the scene from the top left to the bottom right and names what stands there; leaves a little out, and
+keeps some for the end. There, and now and then in the second half of the round, come things that usually go with such a
+scene although they are absent. That bias is what a model trained on such captions learns to hallucinate. Asked to be brief,
+the writer lists what is there and nothing else.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
 from prunehal.testbed.scenes import Scene, SceneObject
 from prunehal.testbed.world import COMPANIONS, NAMES, SCENES
 
-__all__ = ["LONGEST", "PROMPT", "noun_phrase", "parses", "vocabulary", "write_caption"]
+__all__ = [
+    "ADJECTIVES", "BRIEF", "LONGEST", "PLACES", "PROMPT", "adjectives", "in_order", "listed", "noun_phrase", "parses",
+    "place_phrase", "vocabulary", "write_brief", "write_caption",
+]  # fmt: skip
 
 PROMPT = "Describe this scene in detail."
-LONGEST = 63  # words and punctuation marks of the longest training caption
+BRIEF = "Describe this scene briefly."
+LONGEST = 138  # words and punctuation marks of the longest training caption
 
-_TOKEN = re.compile(r"[A-Za-z]+|[.,]")
+TOKEN = re.compile(r"[A-Za-z]+|[.,?]")
 
 _STRAY = 0.2  # probability that a caption names one more absent object that is usual in such a scene
-_AT_END = 0.7  # probability that an absent object is named last; else somewhere in the second half
-_OMITTED = {16: 0.18, 24: 0.06, 32: 0.03, 40: 0.03}  # probability that an object of this size is left out
+_AT_END = 0.7  # probability that an absent object is kept for the end; else it comes in the second half of the round
+_OMITTED = {16: 0.1, 24: 0.03, 32: 0.02, 40: 0.02}  # probability that an object of this size is left out
+_DEFERRED = {16: 0.3, 24: 0.15, 32: 0.1, 40: 0.1}  # probability that it is kept for the end
 
-_PLACES = (
+PLACES = (
     ("at the top left", "at the top", "at the top right"),
     ("on the left", "in the center", "on the right"),
     ("at the bottom left", "at the bottom", "at the bottom right"),
 )
+ADJECTIVES = (("small", "medium", "large"), ("clear", "faint"))  # by size and by faintness
 _OPENING = (
     "The image shows {s}.",
     "This is a picture of {s}.",
     "The photo was taken at {s}.",
     "We are looking at {s}.",
 )
-_ONE = ("There is {a} {p}.", "{P}, there is {a}.", "{A} can be seen {p}.", "{A} is visible {p}.")
+_ONE = ("There is {a} {p}.", "{P}, there is {a}.", "{P}, we can see {a}.", "{A} can be seen {p}.")
+_TWO = ("{P}, there is {a}, and {q}, there is {b}.", "{A} is {p}, and {b} is {q}.", "There is {a} {p} and {b} {q}.")
+_TWO_HERE = ("{P}, there is {a} beside {b}.", "{P}, we can see {a} and {b}.", "{A} and {b} can be seen {p}.")
 _ONE_LATE = (
     "There is also {a} {p}.", "In addition, {a} can be seen {p}.", "Further back, there is {a}.",
     "{A} has been left nearby.", "Somewhere {p}, we also notice {a}.",
 )  # fmt: skip
-_TWO = ("{A} is {p}, and {b} is {q}.", "There is {a} {p} and {b} {q}.", "{A} and {b} are visible in the scene.")
 _TWO_LATE = ("The scene also includes {a} and {b}.", "Besides, there are {a} {p} and {b} {q}.")
 _MOODS = ("calm", "lively", "cheerful", "quiet", "relaxed", "ordinary")
 _CLOSING = ("The overall mood is {m}.", "It looks like a {m} moment.", "Everything about it feels {m}.")
+_BRIEF = "{S} with {l}."
 
 
-def noun_phrase(name: str, size: str = "") -> str:
+@dataclass(frozen=True)
+class _Named:
+    """What a sentence says of one object: its noun phrase and its place."""
+
+    phrase: str
+    place: str
+
+
+def noun_phrase(name: str, adjective: str = "") -> str:
     """Return the object with its article, e.g. ``a small dog``, ``an orange``, ``a pair of skis``.
 
-    >>> noun_phrase("umbrella"), noun_phrase("umbrella", "large"), noun_phrase("skis")
-    ('an umbrella', 'a large umbrella', 'a pair of skis')
+    >>> noun_phrase("umbrella"), noun_phrase("umbrella", "large faint"), noun_phrase("skis")
+    ('an umbrella', 'a large faint umbrella', 'a pair of skis')
     """
     if name in ("skis", "scissors"):
         name = f"pair of {name}"
-    words = f"{size} {name}".strip()
+    words = f"{adjective} {name}".strip()
     return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def adjectives(thing: SceneObject) -> str:
+    """Return the adjectives that captions give an object, e.g. ``small faint``."""
+    *_, size, faint = thing.traits
+    return f"{ADJECTIVES[0][size]} {ADJECTIVES[1][faint]}"
+
+
+def place_phrase(thing: SceneObject) -> str:
+    """Return where an object stands, e.g. ``at the top left``."""
+    column, row = thing.place
+    return PLACES[row][column]
+
+
+def in_order(scene: Scene) -> list[SceneObject]:
+    """Return the scene's objects as captions go over them: place by place, row by row, and from the left in each place."""
+    return sorted(scene.objects, key=lambda o: (o.place[1], o.place[0], o.x, o.y))
+
+
+def listed(phrases: list[str]) -> str:
+    """Join phrases as a list.
+
+    >>> listed(["a cup"]), listed(["a cup", "a dog", "a bed"])
+    ('a cup', 'a cup, a dog and a bed')
+    """
+    *first, last = phrases
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def write_brief(scene: Scene) -> str:
+    """Write the short caption of a scene: all that stands in it, in order."""
+    return _fill(_BRIEF, s=scene.type.phrase, l=listed([noun_phrase(o.name) for o in in_order(scene)]))
 
 
 def write_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Write one training caption of the scene, of at most LONGEST tokens.
 
-    Two calls with different generators give different captions: other order, words, omissions and absent objects.
+    Two calls with different generators give different captions: other words, omissions and absent objects.
     """
     while True:
         caption = _compose(scene, rng)
-        if len(_TOKEN.findall(caption)) <= LONGEST:
+        if len(TOKEN.findall(caption)) <= LONGEST:
             return caption
 
 
 def _compose(scene: Scene, rng: np.random.Generator) -> str:
-    present = sorted(scene.objects, key=lambda o: -o.size + 7.0 * rng.standard_normal())
-    named: list[SceneObject | str] = [o for o in present if rng.random() >= _OMITTED[o.size]] or [present[0]]
-    half = (len(named) + 1) // 2
-    for name in _absent_objects(scene, named, rng):
-        named.insert(len(named) if rng.random() < _AT_END else int(rng.integers(half, len(named) + 1)), name)
-    sentences = [_pick(_OPENING, rng).format(s=scene.type.phrase)]
-    at = 0
-    while at < len(named):
-        late = at >= 2 and rng.random() < 0.6
-        if len(named) - at >= 2 and rng.random() < 0.4:
-            template = _pick(_TWO_LATE if late else _TWO, rng)
-            (a, p), (b, q) = _describe(named[at], rng), _describe(named[at + 1], rng)
-            sentences.append(_fill(template, a=a, b=b, p=p, q=q))
-            at += 2
-        else:
-            a, p = _describe(named[at], rng)
-            sentences.append(_fill(_pick(_ONE_LATE if late else _ONE, rng), a=a, p=p))
-            at += 1
+    kept = [o for o in in_order(scene) if rng.random() >= _OMITTED[o.size]] or [scene.objects[0]]
+    later = [rng.random() < _DEFERRED[o.size] for o in kept]
+    named = [_Named(noun_phrase(o.name, adjectives(o)), place_phrase(o)) for o in kept]
+    scan = [thing for thing, late in zip(named, later, strict=True) if not late] or named[:1]
+    tail = [thing for thing in named if thing not in scan]
+    half = (len(scan) + 1) // 2
+    for name in _absent_objects(scene, kept, rng):
+        phrase, place = _imagined(name, rng)
+        if rng.random() < _AT_END:
+            tail.append(_Named(phrase, place))
+        else:  # where the round has come to
+            at = int(rng.integers(half, len(scan) + 1))
+            scan.insert(at, _Named(phrase, scan[at - 1].place))
+    rng.shuffle(tail)
+    sentences = [_pick(_OPENING, rng).format(s=scene.type.phrase), *_sentences(scan, _ONE, _TWO, _TWO_HERE, rng)]
+    sentences += _sentences(tail, _ONE_LATE, _TWO_LATE, _TWO_LATE, rng)
     if rng.random() < 0.5:
         sentences.append(_pick(_CLOSING, rng).format(m=_pick(_MOODS, rng)))
     return " ".join(sentences)
 
 
+def _sentences(things: list[_Named], one, two, two_here, rng: np.random.Generator) -> list[str]:
+    sentences, at = [], 0
+    while at < len(things):
+        a, b = (things[at : at + 2] * 2)[:2]
+        if at + 1 < len(things) and rng.random() < 0.3:
+            template = _pick(two_here if a.place == b.place else two, rng)
+            sentences.append(_fill(template, a=a.phrase, b=b.phrase, p=a.place, q=b.place))
+            at += 2
+        else:
+            sentences.append(_fill(_pick(one, rng), a=a.phrase, p=a.place))
+            at += 1
+    return sentences
+
+
 def parses(caption: str) -> bool:
     """Tell whether a caption is fluent here: an opening, sentences about objects, perhaps a closing, all of the grammar.
+
+    A brief caption is fluent too: a scene with a list of things.
 
     >>> parses("The image shows a farm. There is a cow on the left.")
     True
     >>> parses("The image shows a farm. There is a cow cow.")
     False
+    >>> parses("A farm with a cow, a dog and a sheep.")
+    True
     """
+    opening, body, closing, brief = _patterns()
+    if brief.fullmatch(caption.strip()):
+        return True
     sentences = re.findall(r"[^.]+\.", caption)
     if "".join(sentences).strip() != caption.strip() or not sentences:
         return False
-    opening, body, closing = _patterns()
     first, *rest = (sentence.strip() for sentence in sentences)
     if rest and closing.fullmatch(rest[-1]):
         rest = rest[:-1]
@@ -115,17 +184,17 @@ def parses(caption: str) -> bool:
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Return every word and punctuation mark that a prompt or a caption can hold, sorted."""
-    texts = [PROMPT, *_MOODS, "small large", *(kind.phrase for kind in SCENES), *map(noun_phrase, NAMES)]
-    for place in (place for row in _PLACES for place in row):
-        texts += [place, place[0].upper() + place[1:]]
-    for template in _OPENING + _ONE + _ONE_LATE + _TWO + _TWO_LATE + _CLOSING:
+    """Return every word and punctuation mark that a caption, or the prompt for one, can hold, sorted."""
+    texts = [PROMPT, BRIEF, *_MOODS, *ADJECTIVES[0], *ADJECTIVES[1], *map(noun_phrase, NAMES)]
+    for place in (place for row in PLACES for place in row):
+        texts += [place, _capital(place)]
+    for template in (*_OPENING, *_ONE, *_TWO, *_TWO_HERE, *_ONE_LATE, *_TWO_LATE, *_CLOSING, _BRIEF):
         texts.append(re.sub(r"\{\w\}", " ", template))
-    texts.append("A An")
-    return tuple(sorted({token for text in texts for token in _TOKEN.findall(text)}))
+    texts += [phrase for kind in SCENES for phrase in (kind.phrase, _capital(kind.phrase))]
+    return tuple(sorted({token for text in texts for token in TOKEN.findall(text)}))
 
 
-def _absent_objects(scene: Scene, named: list[SceneObject | str], rng: np.random.Generator) -> list[str]:
+def _absent_objects(scene: Scene, named: list[SceneObject], rng: np.random.Generator) -> list[str]:
     """Draw what is named although absent: companions of what is named, by habit, and now and then a usual object."""
     absent: list[str] = []
     for o in named:
@@ -138,21 +207,18 @@ def _absent_objects(scene: Scene, named: list[SceneObject | str], rng: np.random
     return absent
 
 
-def _describe(thing: SceneObject | str, rng: np.random.Generator) -> tuple[str, str]:
-    """Return (noun phrase, place); an absent object gets a place and a size at random."""
-    if isinstance(thing, str):
-        name, size = thing, _pick((16, 24, 24, 32, 40), rng)
-        column, row = (int(v) for v in rng.integers(0, 3, size=2))
-    else:
-        name, size = thing.name, thing.size
-        column, row = thing.place
-    adjective = {16: "small", 40: "large"}.get(size, "") if rng.random() < 0.4 else ""
-    return noun_phrase(name, adjective), _PLACES[row][column]
+def _imagined(name: str, rng: np.random.Generator) -> tuple[str, str]:
+    """Return (noun phrase, place) of an absent object: size, faintness and place at random."""
+    size, faint = _pick((0, 1, 1, 2), rng), int(rng.random() < 0.3)
+    return noun_phrase(name, f"{ADJECTIVES[0][size]} {ADJECTIVES[1][faint]}"), _pick(_pick(PLACES, rng), rng)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _fill(template: str, **parts: str) -> str:
-    capital = {key.upper(): text[0].upper() + text[1:] for key, text in parts.items()}
-    return template.format(**parts, **capital)
+    return template.format(**parts, **{key.upper(): _capital(text) for key, text in parts.items()})
 
 
 def _pick(options, rng: np.random.Generator):
@@ -160,17 +226,21 @@ def _pick(options, rng: np.random.Generator):
 
 
 @cache
-def _patterns() -> tuple[re.Pattern, re.Pattern, re.Pattern]:
-    """Compile the grammar: patterns of an opening, of a sentence about objects, and of a closing."""
-    things = [noun_phrase(name, size) for name in NAMES for size in ("", "small", "large")]
-    places = [place for row in _PLACES for place in row]
+def _patterns() -> tuple[re.Pattern, re.Pattern, re.Pattern, re.Pattern]:
+    """Compile the grammar: patterns of an opening, of a sentence about objects, of a closing, and of a brief caption."""
+    kinds = ["", *(" ".join(pair) for pair in product(*ADJECTIVES))]
+    things = [noun_phrase(name, adjective) for name in NAMES for adjective in kinds]
+    places = [place for row in PLACES for place in row]
+    phrases = [kind.phrase for kind in SCENES]
     choices = {
-        "a": things, "b": things, "p": places, "q": places, "m": list(_MOODS), "s": [k.phrase for k in SCENES],
-        "A": [t[0].upper() + t[1:] for t in things], "P": [p[0].upper() + p[1:] for p in places],
+        "a": things, "b": things, "p": places, "q": places, "m": list(_MOODS), "s": phrases,
+        "A": map(_capital, things), "P": map(_capital, places), "S": map(_capital, phrases),
     }  # fmt: skip
     slots = {key: "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")" for key, words in choices.items()}
+    slots["l"] = f"{slots['a']}(?:(?:, {slots['a']})* and {slots['a']})?"
 
-    def compiled(templates: tuple[str, ...]) -> re.Pattern:
+    def compiled(*templates: str) -> re.Pattern:
         return re.compile("|".join(re.sub(r"\\\{(\w)\\\}", lambda m: slots[m[1]], re.escape(t)) for t in templates))
 
-    return compiled(_OPENING), compiled(_ONE + _ONE_LATE + _TWO + _TWO_LATE), compiled(_CLOSING)
+    body = compiled(*_ONE, *_TWO, *_TWO_HERE, *_ONE_LATE, *_TWO_LATE)
+    return compiled(*_OPENING), body, compiled(*_CLOSING), compiled(_BRIEF)

@@ -6,33 +6,66 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import torch
+from tqdm import tqdm
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes
 from prunehal.loading import load
-from prunehal.testbed.captions import parses
+from prunehal.testbed.captions import BRIEF, PROMPT, parses
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.questions import is_there, presence
 from prunehal.testbed.scenes import Scene, scene
 
-__all__ = ["evaluate", "write_card"]
+__all__ = ["answers", "evaluate", "write_card"]
 
 
-def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False) -> dict[str, float]:
+def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False, prompt: str = PROMPT) -> dict[str, float]:
     """Caption scenes greedily without pruning and score them.
 
     Returns:
-        chair_i, chair_s, recall, duplicates, parses (share of captions that the grammar accepts), tokens (mean length),
-        and chair_i_shuffled: the same captions against the truth of another scene, what a blind model would get.
+        chair_i, chair_s, recall, duplicates, parses (share of captions that the grammar accepts), words and tokens (mean
+        length), and chair_i_shuffled: the same captions against the truth of another scene, what a blind model would get.
     """
-    done = caption_scenes(model, processor, scenes, k=k, clutter=clutter, progress=True)
+    done = caption_scenes(model, processor, scenes, k=k, clutter=clutter, prompt=prompt, progress=True)
     truth = {s.image_id: set(s.names) for s in scenes}
     metrics = score(done.texts, truth).metrics
     shuffled = dict(zip(truth, [*list(truth.values())[1:], next(iter(truth.values()))], strict=True))
     return {key: metrics[key] for key in ("chair_i", "chair_s", "recall", "duplicates")} | {
         "parses": done.captions["caption"].map(parses).mean(),
-        "tokens": done.captions["tokens"].mean(),
         "chair_i_shuffled": score(done.texts, shuffled).metrics["chair_i"],
+        "words": done.captions["caption"].str.split().str.len().mean(),
+        "tokens": done.captions["tokens"].mean(),
     }
+
+
+def answers(model, processor, scenes: list[Scene], questions: int = 4, batch_size: int = 50) -> dict[str, float]:
+    """Ask of each scene whether things are there, half of them present ones, and score the answers.
+
+    Returns:
+        accuracy, yes (share of questions answered so) and the accuracy at absent objects that are usual in such a scene.
+    """
+    rows = []
+    for start in tqdm(range(0, len(scenes), batch_size), desc="questions", unit="batch"):
+        batch = [(s, *pair) for s in scenes[start : start + batch_size] for pair in presence(s, questions, _generator(s))]
+        images = [s.image() for s, *_ in batch]
+        text = [build_prompt(1, question) for _, question, _ in batch]
+        inputs = processor(images=images, text=text, padding=True, return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            made = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        said = processor.batch_decode(made, skip_special_tokens=True)
+        rows += [
+            (right == given, given == "Yes.", right == "No." and any(is_there(name) == question for name in s.type.objects))
+            for (s, question, right), given in zip(batch, said, strict=True)
+        ]
+    right, yes, usual = np.array(rows).T
+    return {"accuracy": right.mean(), "yes": yes.mean(), "accuracy_usual_absent": right[usual].mean()}
+
+
+def _generator(s: Scene) -> np.random.Generator:
+    return np.random.default_rng([s.image_id, 8])
 
 
 def write_card(folder: Path, n_images: int = 1000) -> Path:
@@ -49,23 +82,31 @@ def write_card(folder: Path, n_images: int = 1000) -> Path:
     splits = {name: [scene(name, i) for i in range(n_images)] for name in ("validation", "test")}
     rows = {name: evaluate(model, processor, scenes) for name, scenes in splits.items()}
     few = splits["test"][: max(1, n_images // 2)]
+    rows["test, asked to be brief"] = evaluate(model, processor, few, prompt=BRIEF)
     rows["test, 3 clean background tiles"] = evaluate(model, processor, few, k=3)
     rows["test, 3 cluttered background tiles"] = evaluate(model, processor, few, k=3, clutter=True)
+    asked = {name: answers(model, processor, scenes) for name, scenes in splits.items()}
     curve = pd.DataFrame(json.loads((folder / "training_curve.json").read_text(encoding="utf-8")))
     _draw(curve, folder / "training_curve.png")
-    (folder / "figures.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    table = pd.DataFrame(rows).T
-    percent = table.drop(columns="tokens").mul(100).assign(tokens=table["tokens"])
-    lines = ["| split | " + " | ".join(percent.columns) + " |", "|---" * (len(percent.columns) + 1) + "|"]
-    for name, row in zip(percent.index, percent.to_numpy(), strict=True):
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
+    (folder / "figures.json").write_text(json.dumps(rows | {"questions": asked}, indent=1), encoding="utf-8")
     samples = curve.groupby("stage", sort=False)["samples"].max()
     trained = "; ".join(f"{name} {count:,} scenes" for name, count in samples.items())
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     card = folder / "README.md"
-    numbers = {"parameters": f"{parameters:.2f}", "trained": trained, "table": "\n".join(lines), "n": n_images, "few": len(few)}
-    card.write_text(_CARD.format(**numbers), encoding="utf-8")
+    numbers = {"parameters": f"{parameters:.2f}", "trained": trained, "table": _table(rows), "questions": _table(asked)}
+    card.write_text(_CARD.format(n=n_images, few=len(few), prompt=PROMPT, brief=BRIEF, **numbers), encoding="utf-8")
     return card
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table: a line for each split, in percent but for mean lengths."""
+    lengths = ("words", "tokens")
+    columns = list(next(iter(rows.values())))
+    lines = ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = (f"{value if key in lengths else 100 * value:.1f}" for key, value in row.items())
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _draw(curve: pd.DataFrame, path: Path) -> None:
@@ -86,16 +127,27 @@ _CARD = """# The embedded model
 A small multimodal LLM of LLaVA architecture (`LlavaForConditionalGeneration`: CLIP vision tower, patch 8, 96 x 96 pixels, 144
 visual tokens a tile; two-layer projector; Llama decoder of 6 layers x 192), {parameters} million parameters in bfloat16.
 Trained from scratch by `python -m prunehal train` on scenes and captions that this project renders and writes itself
-({trained}; every training scene is fresh; captions come four to a scene). License: Apache-2.0.
+({trained}; every training scene is fresh). License: Apache-2.0.
 It is a testbed, not a captioner of photos.
+
+It answers "{prompt}" with some 80 words that go over the scene from the top left to the bottom right, "{brief}"
+with one sentence, and "Is there a dog in the image?" with "Yes." or "No."; also "Where is the dog?" and "What is at the top
+left?". Each split draws its objects in looks of its own (tilts and tints that the others never have), so that validation and
+test show looks that training never saw.
 
 It hallucinates for the reason that real ones are said to: its training captions name, mostly late, objects that usually go with
 such a scene although they are absent.
 
-Greedy decoding, no pruning; percent, but tokens. {n} scenes of each split, {few} for the redundant conditions. `parses`: captions
-that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without looking.
+Greedy decoding, no pruning; percent, but words and tokens. {n} scenes of each split, {few} for the other conditions. `parses`:
+captions that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without
+looking.
 
 {table}
+
+Four questions a scene whether a thing is in the image, half of them about things that are; `accuracy_usual_absent`: at absent
+things that are usual in such a scene.
+
+{questions}
 
 ![loss of each stage against the scenes seen](training_curve.png)
 """

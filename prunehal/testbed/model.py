@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prunehal.testbed.captions import PROMPT, vocabulary
+from prunehal.testbed.captions import PROMPT
+from prunehal.testbed.questions import known_words
 from prunehal.testbed.scenes import PATCH, TILE
 from prunehal.testbed.world import NAMES
 
@@ -26,21 +27,22 @@ __all__ = ["IMAGE_TOKEN", "build_model", "build_processor", "build_prompt", "nam
 
 IMAGE_TOKEN = "<image>"
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_TOKEN)
+_MARKS = (".", ",", "?")
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def build_prompt(tiles: int = 1) -> str:
+def build_prompt(tiles: int = 1, text: str = PROMPT) -> str:
     """Return the prompt for a scene of that many tiles; the processor expands each ``<image>`` to 144 placeholders.
 
     >>> build_prompt(2)
     '<image><image>Describe this scene in detail.'
     """
-    return IMAGE_TOKEN * tiles + PROMPT
+    return IMAGE_TOKEN * tiles + text
 
 
 def build_processor() -> LlavaProcessor:
     """Build the processor: word-level tokenizer of the caption grammar, and CLIP's image processor."""
-    words = [*_SPECIAL, ".", ",", *(f"▁{word}" for word in vocabulary() if word not in ".,")]
+    words = [*_SPECIAL, *_MARKS, *(f"▁{word}" for word in known_words() if word not in _MARKS)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     tokenizer.decoder = decoders.Metaspace()
@@ -63,10 +65,11 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Build the untrained model, 3.5 million parameters.
+    """Build the untrained model, 3.3 million parameters.
 
     The start matters more than the size at this scale. An orthogonal value projection with its transpose as the output
     projection passes on what is attended to, which with tied embeddings is to copy it; query = key attends to what is alike.
+    Embeddings begin at the scale that they would grow to: else they leave the symbols that the projector was aligned with.
     """
     tokenizer = processor.tokenizer
     tower = CLIPVisionConfig(
@@ -92,8 +95,10 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
         attention.o_proj.weight.data.copy_(attention.v_proj.weight.T)
         nn.init.normal_(attention.q_proj.weight, std=attention.q_proj.in_features**-0.5)
         attention.k_proj.weight.data.copy_(attention.q_proj.weight)
+    nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+    nn.init.constant_(model.model.language_model.norm.weight, 0.1)
     generation = model.generation_config
-    generation.do_sample, generation.max_new_tokens = False, 100
+    generation.do_sample, generation.max_new_tokens = False, 160
     generation.eos_token_id, generation.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
     return model

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
-from prunehal.testbed.sprites import SIZES, load_sprites
+from prunehal.testbed.sprites import LOOKS, PLAIN, SIZES, Look, dressed
 from prunehal.testbed.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
 
 __all__ = ["GRID", "PATCH", "SPLITS", "TILE", "Scene", "SceneObject", "coco_instances", "scene", "scene_of"]
@@ -23,28 +23,35 @@ GRID = TILE // PATCH  # patches along one side: 12, so one tile gives 144 visual
 SPLITS = {"train": 1, "validation": 2, "test": 3}  # the first word of every seed: splits share no scene
 _ID_STEP = 100_000_000  # image_id = split * step + index
 
-_SIZE_SHARE = (0.22, 0.33, 0.28, 0.17)  # of the sizes 16, 24, 32, 40
-_COUNT_SHARE = {2: 0.1, 3: 0.25, 4: 0.3, 5: 0.2, 6: 0.15}  # objects in a scene
-_FOREIGN = 0.05  # probability that an object does not belong to its scene type
-_MAX_OVERLAP = 0.35  # of the smaller of two objects
+_SIZE_SHARE = (0.24, 0.36, 0.26, 0.14)  # of the sizes 16, 24, 32, 40
+_COUNT_SHARE = {5: 0.25, 6: 0.25, 7: 0.25, 8: 0.15, 9: 0.1}  # objects in a scene
+_FOREIGN = 0.08  # probability that an object does not belong to its scene type
+_FAINT = 0.5  # opacity below which an object is called faint
+_MAX_OVERLAP = 0.25  # of the smaller of two objects
 _NOISE_SIGMA = 18  # of 255, each pixel and channel
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: its COCO name, its top left corner and size in pixels, its opacity."""
+    """One object: its COCO name, its top left corner and size in pixels, its opacity, the look of its sprite."""
 
     name: str
     x: int
     y: int
     size: int
     opacity: float
+    look: Look = PLAIN
 
     @property
     def place(self) -> tuple[int, int]:
         """Thirds of the tile that hold the centre: (column, row), each 0, 1 or 2."""
         half = self.size // 2
         return min(2, (self.x + half) * 3 // TILE), min(2, (self.y + half) * 3 // TILE)
+
+    @property
+    def traits(self) -> tuple[int, int, int, int]:
+        """What captions say of it: column and row of its place, size (0 small, 1 medium, 2 large), 1 if it is faint."""
+        return *self.place, {SIZES[0]: 0, SIZES[-1]: 2}.get(self.size, 1), int(self.opacity < _FAINT)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Scene:
         for _ in range(int(rng.integers(3, 8))):
             _clutter(canvas, rng, 16, 0.35)
         for o in self.objects:
-            _blend(canvas, o.name, o.x, o.y, o.size, o.opacity)
+            _blend(canvas, dressed(o.name, o.size, o.look), o.x, o.y, o.opacity)
         return _with_noise(canvas, rng)
 
     def image(self) -> Image.Image:
@@ -110,19 +117,28 @@ class Scene:
         at = int(rng.integers(0, k + 1))
         return [*tiles[:at], self.image(), *tiles[at:]], at
 
-    def patch_labels(self) -> np.ndarray:
-        """What each patch shows: int64 array (144,), row by row; index into NAMES, or len(NAMES) + index of the scene type.
+    def patch_objects(self) -> np.ndarray:
+        """Which object each patch shows: int64 array (144,), row by row; index into ``objects``, or -1 for the background.
 
         A patch belongs to the object drawn last of those whose sprite covers at least a fifth of it.
         """
-        labels = np.full((GRID, GRID), len(NAMES) + SCENES.index(self.type), dtype=np.int64)
-        for o in self.objects:
-            alpha = load_sprites()[o.name, o.size][..., 3] > 127
+        shown = np.full((GRID, GRID), -1, dtype=np.int64)
+        for number, o in enumerate(self.objects):
+            alpha = dressed(o.name, o.size, o.look)[..., 3] > 127
             cells = o.size // PATCH
             cover = alpha.reshape(cells, PATCH, cells, PATCH).sum(axis=(1, 3)) * 5 >= PATCH * PATCH
-            view = labels[o.y // PATCH : o.y // PATCH + cells, o.x // PATCH : o.x // PATCH + cells]
-            view[cover] = NAMES.index(o.name)
-        return labels.ravel()
+            view = shown[o.y // PATCH : o.y // PATCH + cells, o.x // PATCH : o.x // PATCH + cells]
+            view[cover] = number
+        return shown.ravel()
+
+    def patch_labels(self) -> np.ndarray:
+        """What each patch shows: int64 array (144,), row by row; index into NAMES, or len(NAMES) + index of the scene type."""
+        labels = [*(NAMES.index(o.name) for o in self.objects), len(NAMES) + SCENES.index(self.type)]
+        return np.array(labels, dtype=np.int64)[self.patch_objects()]
+
+    def patch_traits(self) -> np.ndarray:
+        """The traits of the object that each patch shows: int64 array (144, 4), row by row; -1 for the background."""
+        return np.array([*(o.traits for o in self.objects), (-1,) * 4], dtype=np.int64)[self.patch_objects()]
 
 
 @lru_cache(maxsize=10_000)  # rows are read by the scenes' ids and truth, again and again
@@ -147,7 +163,7 @@ def scene(split: str, index: int) -> Scene:
         names.append(left[int(rng.choice(len(left), p=weights / weights.sum()))])
     objects: list[SceneObject] = []
     for name in names:
-        placed = _place(name, objects, rng)
+        placed = _place(name, objects, LOOKS[split], rng)
         if placed is not None:
             objects.append(placed)
     return Scene(split, index, kind, tuple(objects))
@@ -189,10 +205,11 @@ def coco_instances(scenes: list[Scene]) -> dict:
     }
 
 
-def _place(name: str, others: list[SceneObject], rng: np.random.Generator) -> SceneObject | None:
+def _place(name: str, others: list[SceneObject], looks: tuple[Look, ...], rng: np.random.Generator) -> SceneObject | None:
     """Put an object on the patch grid without hiding another; None when 40 throws find no room."""
     size = int(rng.choice(SIZES, p=_SIZE_SHARE))
     opacity = round(float(rng.uniform(0.3, 1.0)), 2)
+    look = looks[int(rng.integers(len(looks)))]
     for _ in range(40):
         x, y = (int(v) * PATCH for v in rng.integers(0, (TILE - size) // PATCH + 1, size=2))
         for o in others:
@@ -201,7 +218,7 @@ def _place(name: str, others: list[SceneObject], rng: np.random.Generator) -> Sc
             if across * down > _MAX_OVERLAP * min(size, o.size) ** 2:
                 break
         else:
-            return SceneObject(name, x, y, size, opacity)
+            return SceneObject(name, x, y, size, opacity, look)
     return None
 
 
@@ -222,11 +239,11 @@ def _background(kind: SceneType, rng: np.random.Generator) -> np.ndarray:
 def _clutter(canvas: np.ndarray, rng: np.random.Generator, size: int, opacity: float) -> None:
     name = tuple(CLUTTER)[int(rng.integers(len(CLUTTER)))]
     x, y = (int(v) for v in rng.integers(0, TILE - size + 1, size=2))
-    _blend(canvas, name, x, y, size, opacity)
+    _blend(canvas, dressed(name, size, PLAIN), x, y, opacity)
 
 
-def _blend(canvas: np.ndarray, name: str, x: int, y: int, size: int, opacity: float) -> None:
-    sprite = load_sprites()[name, size]
+def _blend(canvas: np.ndarray, sprite: np.ndarray, x: int, y: int, opacity: float) -> None:
+    size = len(sprite)
     alpha = sprite[..., 3:].astype(np.float32) * np.float32(opacity / 255)
     view = canvas[y : y + size, x : x + size]
     view += (sprite[..., :3] - view) * alpha
