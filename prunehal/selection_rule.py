@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from prunehal.benchmarks.chair import ChairResult
@@ -86,6 +86,7 @@ class Chosen:
         value: that metric of the setting on that split; too good an estimate, as the best of `n_candidates`.
         baseline: the setting that it is compared with.
         subject_to: (metric, largest worsening against the baseline) pairs that it had to meet.
+        missed: such pairs that no setting met, where `choose` was told to go on by another metric.
         n_candidates, n_allowed: settings compared; those of them that met all conditions.
         selected_on_test: whether the split was a test split.
         images: image_ids that the choice has seen.
@@ -101,15 +102,21 @@ class Chosen:
     n_allowed: int
     selected_on_test: bool
     images: frozenset[Hashable] = field(repr=False)
+    missed: tuple[tuple[str, float], ...] = ()
 
     @property
     def note(self) -> str:
         """One sentence for a caption: the rule, the split, and a warning where one is due."""
         best = "lowest" if WORSE[self.by] == "higher" else "highest"
         text = f"{best} {self.by} of {self.n_candidates} settings on the {self.split} split"
-        if self.subject_to:
-            limits = " and ".join(f"{metric} at most {most:g} {WORSE[metric]}" for metric, most in self.subject_to)
-            text += f", given {limits} than the baseline"
+        given, missed = (
+            " and ".join(f"{metric} at most {most:g} {WORSE[metric]}" for metric, most in limits)
+            for limits in (self.subject_to, self.missed)
+        )
+        if given:
+            text += f", given {given} than the baseline"
+        if missed:
+            text += f", as none has {missed} than the baseline"
         return text + ("; CHOSEN ON TEST, so its gain there is optimistic" if self.selected_on_test else "")
 
     @property
@@ -208,7 +215,8 @@ def choose(
 
     allowed = [setting for setting, metrics in candidates.items() if excess(metrics) <= _ROUNDING]
     if not allowed and otherwise is not None:
-        return choose(results, otherwise, baseline=baseline, allow_test_selection=allow_test_selection)
+        found = choose(results, otherwise, baseline=baseline, allow_test_selection=allow_test_selection)
+        return replace(found, missed=tuple(limits.items()))
     if not allowed:
         nearest = min(candidates, key=lambda setting: excess(candidates[setting]))
         raise ValueError(

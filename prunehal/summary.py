@@ -22,7 +22,7 @@ from prunehal.experiments.pictures import truth
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path
-from prunehal.selection_rule import Chosen, choose
+from prunehal.selection_rule import CHOSEN_BY, Chosen, choose
 from prunehal.statistics import adjusted_logit, association, paired_bootstrap
 
 __all__ = [
@@ -48,10 +48,9 @@ _TILES = ("clean", "cluttered")
 def chosen_on_validation() -> Chosen:
     """Return the (r, t) of lowest CHAIR_i on the validation split among those that lose at most a point of recall there.
 
-    Raises:
-        ValueError: no setting keeps the recall.
+    Where none keeps the recall, it is the one of highest recall, and its note says so.
     """
-    return choose(graded(STORED, [*thresholds("validation")]), subject_to={"recall": 0.01}, baseline=NoPruning())
+    return choose(graded(STORED, [*thresholds("validation")]), subject_to=CHOSEN_BY, otherwise="recall", baseline=NoPruning())
 
 
 def thresholds(split: str) -> list[Experiment]:

@@ -64,8 +64,9 @@ def test_where_no_setting_meets_the_limits_another_metric_may_decide():
     worst = {"none": (12, 30), "a": (2, 20), "b": (9, 24)}
     found = choose(graded(**worst), subject_to={"recall": 0.01}, otherwise="recall", baseline="none")
     assert (found.setting, found.by, found.subject_to, found.n_allowed) == ("b", "recall", (), 2)
+    assert found.note.endswith("on the validation split, as none has recall at most 0.01 lower than the baseline")
     met = choose(graded(**GRID), subject_to={"recall": 0.01}, otherwise="recall", baseline="none")
-    assert (met.setting, met.by) == ("mild", "chair_i")
+    assert (met.setting, met.by, met.missed) == ("mild", "chair_i", ())
     with pytest.raises(ValueError, match=r"unknown metric\(s\) \['recal'\]"):
         choose(graded(**GRID), otherwise="recal", baseline="none")
 
