@@ -14,7 +14,8 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from prunehal.benchmarks.pope import KINDS, Question, parse_answer
+from prunehal.benchmarks.pope import KINDS, Question, parse_answer, score
+from prunehal.clustered import estimate, mean
 from prunehal.core import FirstToken, Keep, NoPruning, Policy, PruneHal, SharedPrefill, attach
 from prunehal.experiments import Experiment
 from prunehal.loading import load
@@ -25,7 +26,7 @@ from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.polling import polling_questions
 from prunehal.testbed.scenes import scene_of
 
-__all__ = ["FILE", "RULES", "ask", "measure", "stored"]
+__all__ = ["FILE", "RULES", "ask", "compare", "measure", "stored"]
 
 FILE = "polled.csv.gz"  # among the shipped results
 RULES: dict[str, tuple[str, Policy]] = {
@@ -121,3 +122,41 @@ def stored(path: Path | None = None) -> pd.DataFrame:
     path = data_path("results", FILE, must_exist=False) if path is None else path
     _, table = read_marked(path, Experiment(split="test"), "python -m prunehal poll")
     return pd.read_csv(io.StringIO(table))
+
+
+def compare(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
+    """Compare every rule with no pruning, on the same questions of each kind and number of tiles.
+
+    Args:
+        rows: as :func:`measure` or :func:`stored` returns them.
+        n_resamples: of every bootstrap over images.
+
+    Returns:
+        One line for each tiles, kind and rule; in percent or points: accuracy, f1, yes (share of the answers), changed (answers
+        that differ from those without pruning), d_accuracy, low, high (difference from no pruning, 95% BCa interval over images);
+        p (Wald's, with the error of a jackknife over images). The last four are NaN for no pruning.
+
+    >>> answers = {"question_id": [1, 2] * 2, "image_id": [7, 8] * 2, "label": ["yes", "no"] * 2, "kind": "random", "tiles": 0}
+    >>> answers |= {"rule": ["no pruning"] * 2 + ["some"] * 2, "answer": ["yes", "yes", "yes", "no"]}
+    >>> compare(pd.DataFrame(answers), 100).set_index("rule").loc["some", ["accuracy", "changed", "d_accuracy"]].tolist()
+    [100.0, 50.0, 50.0]
+    """
+    lines = []
+    for (tiles, kind), cell in rows.groupby(["tiles", "kind"], sort=False):
+        rules = {rule: part.set_index("question_id") for rule, part in cell.groupby("rule", sort=False)}
+        plain = rules["no pruning"]
+        asked = [Question(number, str(line.image_id), "", line.label) for number, line in plain.iterrows()]
+        images, names = pd.factorize(plain["image_id"])
+        right = plain["answer"].eq(plain["label"])
+        for rule, part in rules.items():
+            answers = part.loc[plain.index, "answer"]
+            metrics = score(asked, answers.tolist()).metrics
+            line = {"accuracy": metrics["accuracy"], "f1": metrics["f1"], "yes": metrics["yes_ratio"]}
+            line["changed"] = answers.ne(plain["answer"]).mean()
+            line = {"tiles": tiles, "kind": kind, "rule": rule} | {name: 100 * value for name, value in line.items()}
+            if rule != "no pruning":
+                change = 100.0 * answers.eq(plain["label"]) - 100.0 * right
+                found = estimate(mean(change.to_numpy(), images), len(names), len(plain), n_resamples)
+                line |= {"d_accuracy": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}}
+            lines.append(line)
+    return pd.DataFrame(lines)

@@ -2,6 +2,7 @@
 
 import gzip
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from prunehal import load
 from prunehal.benchmarks.pope import parse_answer
 from prunehal.core import Keep, NoPruning, PruneHal, TopK
-from prunehal.polled import FILE, RULES, ask, measure, stored
+from prunehal.polled import FILE, RULES, ask, compare, measure, stored
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.polling import polling_questions
@@ -78,3 +79,29 @@ def test_rows_are_measured_read_again_and_refused_under_other_weights(tmp_path):
     path.write_bytes(gzip.compress(text.replace('"weights": "', '"weights": "x', 1).encode()))
     with pytest.raises(ValueError, match="holds rows of other weights: it was x"):
         stored(path)
+
+
+def test_a_comparison_counts_answers_by_hand():
+    rng = np.random.default_rng(0)
+    shared = {"question_id": range(1, 41), "image_id": np.repeat(range(10), 4), "label": ["yes", "no"] * 20, "kind": "popular"}
+    parts = [
+        pd.DataFrame(shared | {"tiles": 3, "rule": rule, "answer": rng.choice(["yes", "no"], 40)})
+        for rule in ("no pruning", "first token, r = 0.4")
+    ]
+    parts.append(parts[0].assign(rule="PruneHal while decoding"))
+    found = compare(pd.concat([part.sample(frac=1, random_state=3) for part in parts]), 200).set_index("rule")
+    plain, pruned = (part.to_dict("records") for part in parts[:2])
+    right = [sum(line["answer"] == line["label"] for line in lines) / 40 for lines in (plain, pruned)]
+    line = found.loc["first token, r = 0.4"]
+    assert line["accuracy"] == pytest.approx(100 * right[1])
+    assert line["d_accuracy"] == pytest.approx(100 * (right[1] - right[0]))
+    assert line["low"] < line["d_accuracy"] < line["high"]
+    assert line["changed"] == pytest.approx(
+        100 * sum(a["answer"] != b["answer"] for a, b in zip(plain, pruned, strict=True)) / 40
+    )
+    hits = sum(line["answer"] == line["label"] == "yes" for line in pruned)
+    said = sum(line["answer"] == "yes" for line in pruned)
+    assert (line["yes"], line["f1"]) == (pytest.approx(100 * said / 40), pytest.approx(100 * 2 * hits / (said + 20)))
+    same = found.loc["PruneHal while decoding"]
+    assert same[["changed", "d_accuracy", "low", "high", "p"]].tolist() == [0, 0, 0, 0, 1]
+    assert found.loc["no pruning", ["d_accuracy", "p"]].isna().all()
