@@ -101,7 +101,7 @@ def bench_decoders(
 
 @app.command()
 def causal(
-    images: Annotated[int, typer.Option(min=1, help="Stored captions of so many scenes of the test split.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, help="Stored captions of so many scenes of the test split.")] = 400,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
 ) -> None:
     """Intervene on the attention at every mention of the embedded model's captions; write each word's probability."""

@@ -23,7 +23,7 @@ from prunehal.resources import data_path
 
 __all__ = ["CAPTIONED", "FILE", "interventions", "measure"]
 
-CAPTIONED = Experiment(split="test", n_images=1000)  # whose stored captions are written again
+CAPTIONED = Experiment(split="test", n_images=400)  # whose stored captions are written again
 FILE = "interventions.csv.gz"  # among the shipped results
 _MENTION = ["image_id", "index", "node", "hallucinated", "ambiguous"]
 _CASE = ["what", "part", "dose"]

@@ -7,7 +7,7 @@ import model_table
 import pandas as pd
 import pytest
 
-from prunehal import evidence, interventions
+from prunehal import evidence, interventions, polled
 from prunehal.experiments import Store, graded, read_grid
 from prunehal.readme import SECTIONS, markers, update_readme
 from prunehal.resources import data_path
@@ -46,7 +46,11 @@ def test_every_experiment_of_the_shipped_grids_is_stored_whole(path):
 def test_nothing_is_stored_that_no_grid_asks_for():
     store = Store.shipped()
     asked = {store.path(experiment).name for path in GRIDS for experiment in read_grid(path)}
-    assert {path.name for path in store.folder.iterdir()} - {"run.lock"} == asked | {evidence.FILE, interventions.FILE}
+    assert {path.name for path in store.folder.iterdir()} - {"run.lock"} == asked | {
+        evidence.FILE,
+        interventions.FILE,
+        polled.FILE,
+    }
 
 
 def test_the_choice_that_the_readme_reports_has_not_seen_the_test_split():
