@@ -43,6 +43,7 @@ _HOMES = {
         "Bank",
         "Draft",
         "FirstToken",
+        "Informative",
         "Keep",
         "MassShare",
         "NoPruning",

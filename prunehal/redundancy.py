@@ -14,7 +14,7 @@ import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.bootstrap import Interval, bca
-from prunehal.core import Accumulated, Keep, NoPruning, Policy, PruneHal, StepTopK
+from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, StepTopK
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
@@ -43,7 +43,7 @@ CELLS = ((0, False), (1, False), (3, False), (7, False), (1, True), (3, True), (
 PUBLISHED, ORACLE = "published (r = 0.4, t = 3)", "oracle: objects only"
 
 Rule = tuple[str, Policy]  # mode and policy of an experiment
-_ACCUMULATED, _DRAFT = "accumulated steps", "draft, then prune"
+_ACCUMULATED, _DRAFT, _INFORMATIVE = "accumulated steps", "draft, then prune", "informative tokens"
 _NONE: Rule = ("decoding", NoPruning())
 _PUBLISHED: Rule = ("decoding", PruneHal(r=0.4, t=3))
 _ORACLE: Rule = ("first-token", Keep())
@@ -96,7 +96,7 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
 
     Whoever beats them does so by which tokens stay, not by when or how many.
     """
-    later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT)}
+    later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT, _INFORMATIVE)}
     return {f"{name}: random": (mode, replace(policy, selection="random")) for name, (mode, policy) in later.items()}
 
 
@@ -109,7 +109,8 @@ def _family(rule: Rule) -> str:
         return _DRAFT
     if policy.selection == "random":
         return "random"
-    return {StepTopK: "per step, nothing lost", Accumulated: _ACCUMULATED, PruneHal: "one step"}[type(policy)]
+    names = {StepTopK: "per step, nothing lost", Accumulated: _ACCUMULATED, PruneHal: "one step", Informative: _INFORMATIVE}
+    return names[type(policy)]
 
 
 def _pooled(store: Store, experiments: Sequence[Experiment]) -> ChairResult:

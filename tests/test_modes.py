@@ -13,6 +13,7 @@ from prunehal.core import (
     Bank,
     Draft,
     FirstToken,
+    Informative,
     Keep,
     MassShare,
     NoPruning,
@@ -120,6 +121,9 @@ def test_mode_positions_and_least_length_are_part_of_the_key():
         ({"policy": Bank(), "decoding": "opera"}, r"OPERA looks ahead beside the cache"),
         ({"policy": StepTopK(8), "decoding": "opera"}, r"OPERA looks ahead beside the cache"),
         ({"policy": Keep(), "decoding": "fastv"}, r"FastV drops tokens of its own"),
+        ({"policy": Informative(), "decoding": "fastv"}, r"FastV drops tokens of its own"),
+        ({"mode": "draft", "policy": Informative()}, r"it reads the prompt and nothing of a draft"),
+        ({"mode": "first-token", "policy": Informative(step=3)}, r"step says when to prune"),
         ({"policy": Keep(), "images": "photos"}, r"known of the testbed's scenes only where their objects are"),
     ],
 )

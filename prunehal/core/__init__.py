@@ -7,7 +7,8 @@ checks that generate() gets the one that was attached, ``memory`` keeps what the
 ``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
 their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
 ``restricting`` is the cache for ``StepTopK`` (``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table``
-knows which token is in the bank, and its ``vault`` holds K and V there.
+knows which token is in the bank, and its ``vault`` holds K and V there. ``lens`` reads the visual tokens through the model's
+head, for ``Informative`` (``informative``).
 """
 
 from prunehal.core.accumulated import Accumulated
@@ -16,6 +17,7 @@ from prunehal.core.bank import Bank
 from prunehal.core.cache import PrunableCache
 from prunehal.core.drafting import Draft, FirstToken
 from prunehal.core.given import Keep
+from prunehal.core.informative import Informative
 from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.pruning import PruningRun, pruning
@@ -31,6 +33,7 @@ __all__ = [
     "Bank",
     "Draft",
     "FirstToken",
+    "Informative",
     "Keep",
     "Listener",
     "MassShare",

@@ -14,7 +14,7 @@ from prunehal.core.checks import check_count, check_flag
 from prunehal.core.policy import Policy, PruneHal
 from prunehal.core.seen import Seen
 
-__all__ = ["Accumulated", "Accumulating", "smoothed"]
+__all__ = ["Accumulated", "Accumulating", "check_squares", "smoothed"]
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,8 @@ class Accumulating(Policy):
 
     def check_prompt(self, numbers: Tensor) -> None:
         """Raise a ValueError unless every run of visual tokens is made of squares of grid x grid, each in one pool."""
-        if self.grid is None:
-            return
-        square = self.grid**2
-        for row, line in enumerate(numbers.tolist()):
-            runs, visual = _runs(line), [number for number in line if number]
-            if odd := [length for length in runs if length % square]:
-                side = math.isqrt(odd[0])
-                fix = f"Set grid={side}" if side**2 == odd[0] else "Set grid=None: these patches form no square"
-                raise ValueError(
-                    f"grid={self.grid}: row {row} has {odd[0]} visual tokens on end; expected a multiple of {square}, the "
-                    f"patches of square images or tiles. {fix}."
-                )
-            if any(len(set(visual[start : start + square])) > 1 for start in range(0, len(visual), square)):
-                raise ValueError(
-                    f"grid={self.grid}: visual_mask gives a tile of row {row} to several images; expected one image for each "
-                    f"{square} tokens. Set grid=None."
-                )
+        if self.grid is not None:
+            check_squares(numbers, self.grid)
 
     def judge(self, seen: Seen, reference: Tensor, entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return level, threshold and votes as every policy does, without votes before m = wait."""
@@ -113,14 +98,15 @@ class Accumulated(Accumulating, PruneHal):
         return self.forced_first and step == self.wait
 
 
-def smoothed(scores: Tensor, numbers: Tensor, side: int) -> Tensor:
-    """Average each token's score with those of its neighbours that are still there, 3 x 3 on its own tile.
+def smoothed(scores: Tensor, numbers: Tensor, side: int, window: int = 3) -> Tensor:
+    """Average each token's score with those of its neighbours that are still there, window x window on its own tile.
 
     Args:
         scores: (layer, batch, head, visual).
         numbers: of the tokens within their row, tile after tile and row by row within a tile, of the same shape; entries that
             are no token have a number beyond the last tile.
         side: of a tile, in patches.
+        window: of the neighbours, the token among them, in patches; odd.
 
     >>> smoothed(torch.tensor([[[[4.0, 0.0, 2.0]]]]), torch.tensor([[[[0, 1, 3]]]]), side=2).tolist()
     [[[[2.0, 2.0, 2.0]]]]
@@ -129,8 +115,33 @@ def smoothed(scores: Tensor, numbers: Tensor, side: int) -> Tensor:
     dense = scores.new_zeros(2, *numbers.shape[:3], tiles * side**2)
     dense[0].scatter_(3, numbers, scores)
     dense[1].scatter_(3, numbers, 1.0)
-    total, present = torch.nn.functional.avg_pool2d(dense.reshape(2, -1, side, side), 3, stride=1, padding=1).view_as(dense)
+    planes = dense.reshape(2, -1, side, side)
+    total, present = torch.nn.functional.avg_pool2d(planes, window, stride=1, padding=window // 2).view_as(dense)
     return total.gather(3, numbers) / present.gather(3, numbers)
+
+
+def check_squares(numbers: Tensor, grid: int) -> None:
+    """Raise a ValueError unless every run of visual tokens is made of squares of grid x grid, each in one pool.
+
+    Args:
+        numbers: the pool of each token, (batch, prompt); 0 is text.
+        grid: patches along one side.
+    """
+    square = grid**2
+    for row, line in enumerate(numbers.tolist()):
+        runs, visual = _runs(line), [number for number in line if number]
+        if odd := [length for length in runs if length % square]:
+            side = math.isqrt(odd[0])
+            fix = f"Set grid={side}" if side**2 == odd[0] else "Set grid=None: these patches form no square"
+            raise ValueError(
+                f"grid={grid}: row {row} has {odd[0]} visual tokens on end; expected a multiple of {square}, the "
+                f"patches of square images or tiles. {fix}."
+            )
+        if any(len(set(visual[start : start + square])) > 1 for start in range(0, len(visual), square)):
+            raise ValueError(
+                f"grid={grid}: visual_mask gives a tile of row {row} to several images; expected one image for each "
+                f"{square} tokens. Set grid=None."
+            )
 
 
 def _runs(line: list[int]) -> list[int]:

@@ -10,6 +10,8 @@ from prunehal.core.bank import Bank
 from prunehal.core.banking import BankingCache
 from prunehal.core.cache import PrunableCache
 from prunehal.core.given import Keep
+from prunehal.core.informative import Informative
+from prunehal.core.lens import read_tokens
 from prunehal.core.policy import Policy, PruneHal
 from prunehal.core.prompt import Prompt
 from prunehal.core.restricting import RestrictingCache
@@ -33,6 +35,7 @@ def attach(
     seeds: Sequence[int] | None = None,
     end_ids: Sequence[int | Sequence[int] | None] = (),
     keep: Tensor | None = None,
+    readings: Tensor | None = None,
 ) -> PrunableCache:
     """Make the cache that observes and prunes while ``model.generate`` runs on these inputs.
 
@@ -60,6 +63,8 @@ def attach(
         end_ids: the eos_token_id and pad_token_id that generate() will get, where they are not those of the model's
             generation_config: a row that has ended neither votes nor appears in the trace.
         keep: the visual tokens that `Keep` leaves, bool (batch, prompt) or (layer, batch, prompt); for that policy only.
+        readings: what `prunehal.core.lens.read_tokens` returned for these inputs; for `Informative` only, which reads them itself
+            where they are left out.
 
     Returns:
         The cache; pass it as ``past_key_values`` and read ``events``, ``kept`` and ``trace`` afterwards.
@@ -95,6 +100,11 @@ def attach(
             f"keep: is {'missing' if keep is None else 'given'} with policy={policy!r}; expected it with Keep(), and with no "
             "other policy. Fix: attach(model, inputs, Keep(), keep=mask)."
         )
+    if readings is not None and not isinstance(policy, Informative):
+        raise ValueError(
+            f"readings: are given with policy={policy!r}; expected them with Informative() only. "
+            "Fix: attach(model, inputs, Informative(), readings=readings), or no readings."
+        )
     refuse_unsupported(model)
     numbers = find_visual_tokens(model, inputs, visual_mask, per_image)
     if seeds is not None and len(seeds) != len(numbers):
@@ -107,7 +117,9 @@ def attach(
     words = None if decoder is model else decoder.get_input_embeddings()
     prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
     options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
-    return _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, **options)
+    if isinstance(policy, Informative) and readings is None:
+        readings = read_tokens(model, inputs, numbers > 0)
+    return _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, readings=readings, **options)
 
 
 def _kind_of_cache(policy: Policy) -> type[PrunableCache]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from prunehal.core.discard import entries_of
+from prunehal.core.discard import as_entries, entries_of
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.forward import ForwardCache
 from prunehal.core.layer import PrunableLayer
@@ -68,8 +68,9 @@ class PrunableCache(ForwardCache):
         per_image: bool = False,
         entropy: bool = False,
         keep: Tensor | None = None,
+        readings: Tensor | None = None,
     ) -> None:
-        self.policy, self.exact, self._keep = policy, exact, keep
+        self.policy, self.exact, self._keep, self._readings = policy, exact, keep, readings
         self._config, self._prompt = config.get_text_config(decoder=True), prompt
         self._seeds = [0] * prompt.rows if seeds is None else list(seeds)
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
@@ -125,6 +126,9 @@ class PrunableCache(ForwardCache):
         self._memory = PolicyMemory(self.policy, layers, keys, device, self._wants_entropy)
         if self._keep is not None:
             self._memory.start(entries_of(self, self._keep).float())
+        if self._readings is not None:
+            readings = torch.stack([as_entries(self, each.expand(layers, -1, heads, -1)) for each in self._readings[:, :, None]])
+            self._memory.start(self.policy.told(readings, self.table.numbers))
         self._done = torch.zeros(batch, dtype=torch.bool, device=device)
         self._ends = sent(list(self._prompt.end_ids), device).long()
         width = self.table.width if self._wants_maps else None

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from prunehal.core.given import Keep
+from prunehal.core.informative import Informative
 
 if TYPE_CHECKING:
     from prunehal.core.cache import PrunableCache
 
-__all__ = ["discard", "entries_of", "leave_only"]
+__all__ = ["as_entries", "discard", "entries_of", "leave_only"]
 
 
 def discard(cache: PrunableCache, keep: Tensor) -> None:
@@ -28,7 +29,7 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
 
     Raises:
         RuntimeError: some layer has not reported its attention yet, or a step came before.
-        ValueError: the policy is `Keep`, which has its own tokens.
+        ValueError: the policy is `Keep` or `Informative`, which had its scores before.
     """
     table, layers, reports = cache.table, cache._pruned, cache._reports
     if cache.step != 1 or len(reports) != len(layers):
@@ -36,10 +37,11 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
             f"discard: step {cache.step} with the attention of {len(reports)} of {len(layers)} layers; expected step 1 with all. "
             "Fix: call it when a listener hears the last layer."
         )
-    if isinstance(cache.policy, Keep):
+    if isinstance(cache.policy, Keep | Informative):
+        name = type(cache.policy).__name__
         raise ValueError(
-            "discard: the policy Keep() was given the tokens to leave, and some of them would be gone; expected another policy. "
-            "Fix: NoPruning(), or Keep() without a decoder that drops visual tokens."
+            f"discard: the policy {name}() was given the tokens to leave, and some of them would be gone; expected another "
+            f"policy. Fix: NoPruning(), or {name}() without a decoder that drops visual tokens."
         )
     left = (keep & table.valid)[:, :, 0].sum(-1).tolist()
     slots = table.drop(keep, left, -1, layers[0].seen)
@@ -93,9 +95,7 @@ def entries_of(cache: PrunableCache, keep: Tensor) -> Tensor:
             f"keep: has shape {tuple(keep.shape)} and dtype {keep.dtype}; expected bool (batch, prompt) = {wanted[1:]}, or "
             f"(layer, batch, prompt) with {wanted[0]} layers. Fix: mark the visual tokens that are to stay."
         )
-    copies = table.valid.shape[1] // table.pools // prompt.rows
-    whole = whole.expand(-1, -1, heads, -1).repeat_interleave(copies, dim=1).to(table.valid.device)
-    marks = table.read(list(whole.float())).bool() & table.valid
+    marks = as_entries(cache, whole.expand(-1, -1, heads, -1).float()).bool()
     counts = marks.sum(-1).tolist()
     if any(len(set(of_heads)) > 1 for of_layer in counts for of_heads in of_layer):
         raise ValueError("keep: the KV heads of a layer keep different numbers of tokens; expected as many. Fix: mark as many.")
@@ -107,3 +107,15 @@ def entries_of(cache: PrunableCache, keep: Tensor) -> Tensor:
                     "each layer (and image, where each is pruned by itself). Fix: mark one."
                 )
     return marks
+
+
+def as_entries(cache: PrunableCache, values: Tensor) -> Tensor:
+    """Return values of prompt positions as entries of the table, (layer, pool, head, visual); before any prune.
+
+    Args:
+        cache: whose table is made.
+        values: (layer, batch, head, prompt), of the inputs' rows.
+    """
+    table = cache.table
+    copies = table.valid.shape[1] // table.pools // cache.prompt.rows
+    return table.read(list(values.repeat_interleave(copies, dim=1).to(table.valid.device))) * table.valid

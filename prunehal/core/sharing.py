@@ -12,7 +12,9 @@ from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import PrunableCache
 from prunehal.core.discard import leave_only
 from prunehal.core.given import Keep
+from prunehal.core.informative import Informative
 from prunehal.core.layer import PrunableLayer
+from prunehal.core.lens import read_tokens
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.visual import generating
 
@@ -66,7 +68,8 @@ class SharedPrefill:
                 "inputs: the prompt ends in a visual token; expected a text token at the end, which every policy reads anew. "
                 "Fix: put the text after the image, or attach() for each policy."
             )
-        self._model, self._inputs = model, dict(inputs)
+        self._model, self._inputs, self._visual = model, dict(inputs), cache.prompt.numbers > 0
+        self._readings: Tensor | None = None
         self.inputs = dict(inputs)
         whole = self._first_logits(cache)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
@@ -83,6 +86,12 @@ class SharedPrefill:
     def _first_logits(self, cache: PrunableCache) -> Tensor:
         options = {"do_sample": False, "num_beams": 1, "output_logits": True, "return_dict_in_generate": True}
         return self._model.generate(**self.inputs, past_key_values=cache, max_new_tokens=1, **options).logits[0]
+
+    def _read(self) -> Tensor:
+        """Return the readings of the visual tokens; the prompt is run for them once."""
+        if self._readings is None:
+            self._readings = read_tokens(self._model, self._inputs, self._visual)
+        return self._readings
 
     def attach(
         self, policy: Policy | None = None, *, copies: int = 1, keep: Tensor | None = None, **options: Any
@@ -102,6 +111,8 @@ class SharedPrefill:
         """
         if isinstance(policy, Keep):
             options, keep = options | {"keep": keep}, None
+        if isinstance(policy, Informative):
+            options = {"readings": self._read()} | options
         cache = attach(self._model, self._inputs, policy, **options)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         for layer, parts in zip(layers, self._kept, strict=True):

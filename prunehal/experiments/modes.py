@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prunehal.core import Bank, Keep
+from prunehal.core import Bank, Informative, Keep
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.fastv import FastV
 from prunehal.decoding.opera import OPERA
@@ -26,8 +26,8 @@ def check_mode(experiment: Experiment) -> None:
     keeps, banks = isinstance(policy, Keep), isinstance(policy, Bank)
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
-    restricts = banks or policy.restricts_from is not None
-    if (restricts and isinstance(decoding, OPERA)) or (keeps and isinstance(decoding, FastV)):
+    restricts, reads = banks or policy.restricts_from is not None, isinstance(policy, Informative)
+    if (restricts and isinstance(decoding, OPERA)) or ((keeps or reads) and isinstance(decoding, FastV)):
         why = "OPERA looks ahead beside the cache" if restricts else "FastV drops tokens of its own that are to be kept"
         raise ValueError(f"policy={policy!r}, decoding={decoding!r}: {why}; expected another decoding, or another policy")
     if mode == "decoding":
@@ -43,6 +43,10 @@ def check_mode(experiment: Experiment) -> None:
     if mode == "draft" and experiment.min_new_tokens:
         raise ValueError(
             f"min_new_tokens={experiment.min_new_tokens}, mode='draft': the draft ends where the model ends it; expected 0"
+        )
+    if reads and mode == "draft":
+        raise ValueError(
+            f"mode='draft', policy={policy!r}: it reads the prompt and nothing of a draft; expected mode='first-token', or 'decoding'"
         )
     if keeps and (mode == "draft" or policy != Keep()):
         raise ValueError(

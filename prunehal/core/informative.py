@@ -1,0 +1,89 @@
+"""Keep the informative tokens: what a visual token says, not who attends to it, decides whether it is redundant."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from prunehal.core.accumulated import check_squares, smoothed
+from prunehal.core.checks import check_count, check_fraction, refuse
+from prunehal.core.policy import Policy
+from prunehal.core.seen import Seen
+from prunehal.core.selection import fraction_of
+
+__all__ = ["Informative"]
+
+
+@dataclass(frozen=True)
+class Informative(Policy):
+    """Keep the fraction r of the visual tokens whose readings say most; once, after step m, and in all layers alike.
+
+    A token that says what all others say is redundant. `prunehal.core.lens.read_tokens` reads each token through the model's own
+    head: its information I (nats beyond the mean reading) and its certainty c (largest probability). A token's score is
+    I * S^2, where S is the mean of I * c over its surroundings: things that the model does not know also differ from their
+    background, but are read without certainty. Attention is not asked. Not from the paper.
+
+    ``FirstToken(model, inputs).attach(Informative(...))`` prunes before the first token is chosen. Reading costs one more
+    prefill; `SharedPrefill` and its kin read once for all policies.
+
+    Attributes:
+        r: fraction of the visual tokens that stays, in (0, 1].
+        grid: patches along one side of each image (or tile), whose tokens form a square of grid x grid; None: there are no
+            surroundings, and S is the token's own I * c.
+        window: side of the surroundings, in patches around the token on its own tile; odd. From 2 * grid - 1 on it is the tile.
+        step: the step m after which the others are dropped.
+
+    >>> import prunehal as ph
+    >>> from prunehal.testbed.scenes import scene
+    >>> model, processor = ph.load()
+    >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
+    >>> cache = ph.attach(model, inputs, Informative(r=0.25, grid=12))
+    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    >>> cache.events["kept"][0]
+    [36, 36, 36, 36, 36, 36]
+    """
+
+    r: float = 0.25
+    grid: int | None = field(default=None, kw_only=True)
+    window: int = field(default=11, kw_only=True)
+    step: int = field(default=2, kw_only=True)
+    limit: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction(self, "r", "r is the fraction of the visual tokens that stays, e.g. r=0.25.")
+        if self.grid is not None:
+            check_count(self, "grid", 1, "Set grid=None to score each token by itself.")
+        check_count(self, "window", 1, "Set window=11, the default.")
+        if self.window % 2 == 0:
+            raise refuse("window", self.window, "an odd number of patches", f"Set window={self.window + 1}.")
+        check_count(self, "step", 1, "Set step=2, the default.")
+
+    def check_prompt(self, numbers: Tensor) -> None:
+        """Raise a ValueError unless every run of visual tokens is made of squares of grid x grid, each in one pool."""
+        if self.grid is not None:
+            check_squares(numbers, self.grid)
+
+    def told(self, readings: Tensor, numbers: Tensor) -> Tensor:
+        """Return the scores (layer, batch, head, visual) of the readings, (2, layer, batch, head, visual), before any step.
+
+        Args:
+            readings: information and certainty, as `prunehal.core.lens.read_tokens` gives them.
+            numbers: of the tokens within their row, (layer, batch, head, visual).
+        """
+        information, certainty = readings
+        sure = information * certainty
+        around = sure if self.grid is None else smoothed(sure, numbers, self.grid, self.window)
+        return information * around**2
+
+    def rank(self, seen: Seen, level: Tensor, previous: Tensor | None) -> Tensor:
+        """Return the scores that were there before the first step."""
+        return previous
+
+    def forced(self, step: int) -> bool:
+        """Say whether step m is the one that prunes."""
+        return step == self.step
+
+    def budget(self, n: int) -> int:
+        """Return how many of n visual tokens stay: floor of r * n, at least 1."""
+        return fraction_of(self.r, n)
