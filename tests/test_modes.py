@@ -24,16 +24,16 @@ from prunehal.core import (
     attach,
 )
 from prunehal.experiments import Experiment, sweep
-from prunehal.experiments.description import MODES
+from prunehal.experiments.modes import MODES
 from prunehal.experiments.prefill import _positions, batch_inputs
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.scenes import scene
 
-PLAIN = Experiment(n_images=3, max_new_tokens=30)
+PLAIN = Experiment(n_images=3, max_new_tokens=60)
 SCENES = [scene("validation", i) for i in range(3)]
 IDS = [each.image_id for each in SCENES]
-TOP, CONTENT = TopK(20), Accumulated(r=0.1, content=True)
+TOP, CONTENT, SAYS = TopK(20), Accumulated(r=0.1, content=True), Informative(r=0.15, grid=12)
 
 
 def by_hand(tiles, cache_of):
@@ -43,7 +43,7 @@ def by_hand(tiles, cache_of):
     inputs = processor(images=images, text=[build_prompt(tiles + 1)] * len(SCENES), return_tensors="pt")
     keep = object_tokens(SCENES, inputs["input_ids"] == model.config.image_token_id, tiles)
     cache, given = cache_of(model, inputs, keep)
-    done = caption_batch(model, processor, given, cache, IDS, trace=True, max_new_tokens=30, do_sample=False)
+    done = caption_batch(model, processor, given, cache, IDS, trace=True, max_new_tokens=60, do_sample=False)
     return done.texts, done.steps.groupby("image_id")["n_visual"].mean().round(2).to_dict()
 
 
@@ -58,7 +58,8 @@ def prefilled(kind, policy, **options):
 
 CASES = {
     "first token": (replace(PLAIN, mode="first-token", policy=TOP), prefilled(FirstToken, TOP)),
-    "draft": (replace(PLAIN, mode="draft", policy=CONTENT), prefilled(Draft, CONTENT, max_new_tokens=30)),
+    "what they say": (replace(PLAIN, mode="first-token", policy=SAYS, tiles=1), prefilled(FirstToken, SAYS)),
+    "draft": (replace(PLAIN, mode="draft", policy=CONTENT), prefilled(Draft, CONTENT, max_new_tokens=60)),
     "objects, first token": (replace(PLAIN, mode="first-token", policy=Keep(), tiles=1), prefilled(SharedPrefill, NoPruning())),
     "objects": (
         replace(PLAIN, policy=Keep(), tiles=1),
@@ -172,15 +173,16 @@ def test_positions_only_is_the_prompt_whose_background_tiles_nobody_sees(clutter
 
 def test_positions_only_goes_on_counting_and_a_caption_that_must_go_on_does(tmp_path):
     far = replace(PLAIN, tiles=2, positions_only=True, policy=TOP)
-    long = replace(PLAIN, min_new_tokens=30, policy=TOP)
-    store = sweep([far, replace(far, policy=NoPruning()), long, replace(PLAIN, policy=TOP)], tmp_path, progress=False)
+    usual = replace(PLAIN, max_new_tokens=100, policy=TOP)
+    long = replace(usual, min_new_tokens=100)
+    store = sweep([far, replace(far, policy=NoPruning()), long, usual], tmp_path, progress=False)
     model, processor = load()
     inputs = batch_inputs(model, processor, far, IDS)
     cache = attach(model, inputs, TOP, seeds=IDS)
-    by_hand_ = caption_batch(model, processor, inputs, cache, IDS, max_new_tokens=30, do_sample=False).texts
+    by_hand_ = caption_batch(model, processor, inputs, cache, IDS, max_new_tokens=60, do_sample=False).texts
     assert store.captions(far).set_index("image_id")["caption"].to_dict() == by_hand_
-    assert store.captions(long)["tokens"].tolist() == [30, 30, 30]
-    assert store.captions(replace(PLAIN, policy=TOP))["tokens"].min() < 30
+    assert store.captions(long)["tokens"].tolist() == [100, 100, 100]
+    assert store.captions(usual)["tokens"].min() < 100
 
 
 def test_positions_of_another_number_of_visual_tokens_are_refused():

@@ -46,7 +46,8 @@ def check_mode(experiment: Experiment) -> None:
         )
     if reads and mode == "draft":
         raise ValueError(
-            f"mode='draft', policy={policy!r}: it reads the prompt and nothing of a draft; expected mode='first-token', or 'decoding'"
+            f"mode='draft', policy={policy!r}: it reads the prompt and nothing of a draft; expected mode='first-token' or "
+            "mode='decoding'"
         )
     if keeps and (mode == "draft" or policy != Keep()):
         raise ValueError(
