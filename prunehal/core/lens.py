@@ -33,7 +33,7 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
         float32 (2, batch, prompt): information, in nats, and certainty; 0 at text.
 
     Raises:
-        ValueError: the model's decoder has no hidden states of the whole prompt, or no head.
+        ValueError: the model's decoder has no head that is given the hidden states of the whole prompt.
 
     >>> import prunehal as ph
     >>> from prunehal.testbed.scenes import scene
@@ -45,14 +45,14 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
     (torch.Size([144]), True, True)
     """
     decoder = generating(model)
-    head = decoder.get_output_embeddings()
     hidden = _last_hidden(model, decoder, inputs)
-    if head is None or hidden is None or hidden.shape[:2] != visual.shape:
-        found = "no head" if head is None else "no last hidden state of the whole prompt"
+    if hidden is None or hidden.shape[:2] != visual.shape:
+        found = "none" if hidden is None else f"those of {tuple(hidden.shape[:2])}"
         raise ValueError(
-            f"model={type(model).__name__}: its decoder has {found}; expected both, to read the visual tokens. "
-            "Fix: another policy, e.g. PruneHal(r=0.4, t=3)."
+            f"model={type(model).__name__}: its head is given no hidden states of the whole prompt; expected those of "
+            f"{tuple(visual.shape)} positions, found {found}. Fix: another policy, e.g. PruneHal(r=0.4, t=3)."
         )
+    head = decoder.get_output_embeddings()
     readings = torch.zeros(2, *visual.shape, device=hidden.device)
     with torch.no_grad():
         for row, mine in enumerate(visual.to(hidden.device)):
@@ -65,13 +65,22 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
 
 def _last_hidden(model: torch.nn.Module, decoder: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
     """Return what the decoder's head is given for every position of the prompt, (batch, prompt, hidden)."""
-    seen: list[Any] = []
-    handle = decoder.base_model.register_forward_hook(lambda module, args, output: seen.append(output))
+    seen: list[Tensor] = []
+
+    def last_only(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0][:, -1:],)  # the logits of a whole prompt need much memory, and generate() wants the last ones
+
+    head = decoder.get_output_embeddings()
+    if head is None:
+        return None
+    options = {"logits_to_keep": 0} if decoder._supports_logits_to_keep() else {}  # all, where one is asked for by default
+    handle = head.register_forward_pre_hook(last_only)
     try:
-        type(model).generate(model, **inputs, do_sample=False, num_beams=1, max_new_tokens=1)  # inside `pruning`, too
+        type(model).generate(model, **inputs, do_sample=False, num_beams=1, max_new_tokens=1, **options)  # inside `pruning`, too
     finally:
         handle.remove()
-    return getattr(seen[0], "last_hidden_state", None) if seen else None
+    return seen[0] if seen else None
 
 
 def _scaled(config: Any, logits: Tensor) -> Tensor:

@@ -1,0 +1,150 @@
+"""What visual tokens say: the logit lens equals a stock model's own logits, and Informative keeps what its twin keeps."""
+
+import models
+import pytest
+import reference_lens
+import torch
+from decode import SEED, paddings, run
+
+from prunehal import load
+from prunehal.core import FirstToken, Informative, NoPruning, SharedPrefill, attach, pruning
+from prunehal.core.lens import read_tokens
+from prunehal.testbed.model import build_prompt
+from prunehal.testbed.oracle import object_tokens
+from prunehal.testbed.scenes import scene
+
+TWO = {"before": (3, 6), "after": (5, 4), "seed": SEED}
+POLICIES = [Informative(r=0.3), Informative(r=0.3, grid=4, window=3), Informative(r=0.2, grid=2, window=5)]
+
+
+def visual_of(inputs):
+    return torch.isin(inputs["input_ids"], torch.tensor([models.IMAGE, models.VIDEO]))
+
+
+def expected(model, inputs, policy):
+    """Return the prompt positions that the twin keeps, row by row, each in its own row without padding."""
+    found = []
+    for single in models.rows_of(inputs):
+        visual = visual_of(single)[0].nonzero().flatten().tolist()
+        ranked = reference_lens.scores(*reference_lens.readings(model, single, visual), policy.grid, policy.window)
+        found.append(reference_lens.kept(ranked, visual, policy.r))
+    return found
+
+
+def shifted(kept, inputs):
+    return [[position - padding for position in row.tolist()] for row, padding in zip(kept, paddings(inputs), strict=True)]
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_readings_are_those_of_the_models_own_logits(family):
+    model, inputs = models.build(family, models.FAMILIES[family].functions[0]), models.inputs_for(family, seed=SEED)
+    visual = visual_of(inputs)
+    found = read_tokens(model, inputs, visual)
+    slow = reference_lens.readings(model, inputs, visual[0].nonzero().flatten().tolist())
+    assert torch.allclose(found[:, visual].double(), torch.tensor(slow, dtype=torch.float64), atol=2e-4)
+    assert (found[:, ~visual] == 0).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_best_are_kept_in_every_layer_at_its_step_and_before_the_first_token(family, policy):
+    model, inputs = models.build(family), models.inputs_for(family, **TWO)
+    wanted = expected(model, inputs, policy)
+    _, cache = run(model, inputs, policy, steps=4)
+    first = FirstToken(model, inputs)
+    early = first.attach(policy)
+    model.generate(**first.inputs, past_key_values=early, max_new_tokens=3, do_sample=False)
+    for layer in range(len(models.FAMILIES[family].decoder(model))):
+        assert shifted(cache.kept(layer), inputs) == shifted(early.kept(layer, step=1), inputs) == wanted
+        assert [len(row) for row in cache.kept(layer, step=2)] == [models.VISUAL] * 2
+    assert cache.events["step"].tolist() == [2, 2]
+    assert early.events.empty
+
+
+def test_rows_keep_their_own_beside_others_and_with_beams_and_sequences():
+    model, inputs = models.build("llava"), models.inputs_for("llava", **TWO)
+    policy = Informative(r=0.3, grid=4, window=3, step=3)
+    wanted = expected(model, inputs, policy)
+    for options in ({"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True}):
+        _, cache = run(model, inputs, policy, steps=5, **options)
+        doubled = {name: value.repeat_interleave(3, dim=0) for name, value in inputs.items() if name == "attention_mask"}
+        assert shifted(cache.kept(0), doubled) == [row for row in wanted for _ in range(3)]
+
+
+def test_controls_keep_as_many_others():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    best = expected(model, inputs, Informative(r=0.3))[0]
+    kept = {}
+    for selection in ("random", "lowest"):
+        _, cache = run(model, inputs, Informative(r=0.3, selection=selection), steps=3)
+        kept[selection] = cache.kept(0)[0].tolist()
+    assert len(kept["random"]) == len(kept["lowest"]) == len(best)
+    assert not set(kept["lowest"]) & set(best)
+    assert kept["random"] not in (best, kept["lowest"])
+
+
+def test_it_is_read_once_for_all_policies_and_inside_a_block_that_replaces_generate(monkeypatch):
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    calls = []
+    monkeypatch.setattr("prunehal.core.sharing.read_tokens", lambda *given: calls.append(1) or read_tokens(*given))
+    shared = SharedPrefill(model, inputs)
+    assert not calls
+    caches = [shared.attach(Informative(r)) for r in (0.2, 0.4)]
+    assert len(calls) == 1
+    for cache in caches:
+        model.generate(**shared.inputs, past_key_values=cache, max_new_tokens=3, do_sample=False)
+    with pruning(model, Informative(0.4)) as ran:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert ran.caches[0].kept(0)[0].tolist() == caches[1].kept(0)[0].tolist()
+    assert len(caches[0].kept(0)[0]) == 3
+
+
+def test_on_the_embedded_model_objects_say_more_than_what_is_around_them():
+    model, processor = load()
+    shown = [scene("validation", i) for i in range(4)]
+    images = [tile for each in shown for tile in each.tiles(3)[0]]
+    inputs = processor(images=images, text=[build_prompt(4)] * 4, return_tensors="pt")
+    visual = inputs["input_ids"] == model.config.image_token_id
+    objects = object_tokens(shown, visual, 3)
+    shares = {}
+    for name, policy in {"own": Informative(0.15), "around": Informative(0.15, grid=12)}.items():
+        first = FirstToken(model, inputs)
+        marks = torch.zeros_like(visual)
+        for row, kept in zip(marks, (cache := first.attach(policy)) and _kept(model, first, cache), strict=True):
+            row[kept] = True
+        shares[name] = ((marks & objects).sum() / objects.sum()).item()
+    assert shares["own"] > 0.8
+    assert shares["around"] > 0.8
+
+
+def _kept(model, first, cache):
+    model.generate(**first.inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+    return cache.kept(0, step=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"r": 0}, r"r=0: expected a number in \(0, 1\]"),
+        ({"window": 4}, r"window=4: expected an odd number of patches. Set window=5"),
+        ({"window": 0}, r"window=0: expected an integer of at least 1"),
+        ({"grid": 0}, r"grid=0: expected an integer of at least 1"),
+        ({"step": 0}, r"step=0: expected an integer of at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(options, said):
+    with pytest.raises(ValueError, match=said):
+        Informative(**options)
+
+
+def test_what_cannot_be_read_is_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    with pytest.raises(ValueError, match=r"grid=3: row 0 has 16 visual tokens on end; expected a multiple of 9"):
+        attach(model, inputs, Informative(grid=3))
+    readings = read_tokens(model, inputs, visual_of(inputs))
+    with pytest.raises(ValueError, match=r"readings: are given with policy=NoPruning.*expected them with Informative\(\) only"):
+        attach(model, inputs, NoPruning(), readings=readings)
+    with pytest.raises(
+        ValueError, match=r"no hidden states of the whole prompt; expected those of \(1, 23\) positions, found those of \(1, 24\)"
+    ):
+        read_tokens(model, inputs, visual_of(inputs)[:, 1:])
