@@ -33,7 +33,12 @@ def scores(information, certainty, grid, window):
     return ranked
 
 
-def kept(ranked, visual, r):
-    """Return the positions of the best floor(r * n) tokens, at least one."""
-    best = sorted(range(len(visual)), key=lambda number: -ranked[number])
-    return sorted(visual[number] for number in best[: max(1, math.floor(r * len(visual) + 1e-9))])
+def kept(ranked, visual, p):
+    """Return the positions of the fewest best tokens whose scores sum up to the share p of all."""
+    best, held = [], 0.0
+    for number in sorted(range(len(visual)), key=lambda number: -ranked[number]):
+        if best and held >= p * sum(ranked):
+            break
+        best.append(visual[number])
+        held += ranked[number]
+    return sorted(best)

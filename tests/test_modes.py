@@ -33,7 +33,7 @@ from prunehal.testbed.scenes import scene
 PLAIN = Experiment(n_images=3, max_new_tokens=60)
 SCENES = [scene("validation", i) for i in range(3)]
 IDS = [each.image_id for each in SCENES]
-TOP, CONTENT, SAYS = TopK(20), Accumulated(r=0.1, content=True), Informative(r=0.15, grid=12)
+TOP, CONTENT, SAYS = TopK(20), Accumulated(r=0.1, content=True), Informative(p=0.8, grid=12)
 
 
 def by_hand(tiles, cache_of):

@@ -9,25 +9,26 @@ from prunehal.core.accumulated import check_squares, smoothed
 from prunehal.core.checks import check_count, check_fraction, refuse
 from prunehal.core.policy import Policy
 from prunehal.core.seen import Seen
-from prunehal.core.selection import fraction_of
+from prunehal.core.share import fewest_holding
 
 __all__ = ["Informative"]
 
 
 @dataclass(frozen=True)
 class Informative(Policy):
-    """Keep the fraction r of the visual tokens whose readings say most; once, after step m, and in all layers alike.
+    """Keep the visual tokens whose readings say most, as few as hold the share p of all; once, and in all layers alike.
 
     A token that says what all others say is redundant. `prunehal.core.lens.read_tokens` reads each token through the model's own
     head: its information I (nats beyond the mean reading) and its certainty c (largest probability). A token's score is
     I * S^2, where S is the mean of I * c over its surroundings: things that the model does not know also differ from their
-    background, but are read without certainty. Attention is not asked. Not from the paper.
+    background, but are read without certainty. How many tokens hold the share p of all scores is each image's own affair:
+    the more redundant its tokens, the fewer stay. Attention is not asked. Not from the paper.
 
     ``FirstToken(model, inputs).attach(Informative(...))`` prunes before the first token is chosen. Reading costs one more
     prefill; `SharedPrefill` and its kin read once for all policies.
 
     Attributes:
-        r: fraction of the visual tokens that stays, in (0, 1].
+        p: share of all scores that the kept tokens hold, in (0, 1].
         grid: patches along one side of each image (or tile), whose tokens form a square of grid x grid; None: there are no
             surroundings, and S is the token's own I * c.
         window: side of the surroundings, in patches around the token on its own tile; odd. From 2 * grid - 1 on it is the tile.
@@ -37,13 +38,14 @@ class Informative(Policy):
     >>> from prunehal.testbed.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
-    >>> cache = ph.attach(model, inputs, Informative(r=0.25, grid=12))
+    >>> cache = ph.attach(model, inputs, Informative(p=0.8, grid=12))
     >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
-    >>> cache.events["kept"][0]
-    [36, 36, 36, 36, 36, 36]
+    >>> kept = cache.events["kept"][0]
+    >>> len(set(kept)), 36 < kept[0] < 108
+    (1, True)
     """
 
-    r: float = 0.25
+    p: float = 0.8
     grid: int | None = field(default=None, kw_only=True)
     window: int = field(default=11, kw_only=True)
     step: int = field(default=2, kw_only=True)
@@ -51,7 +53,7 @@ class Informative(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction(self, "r", "r is the fraction of the visual tokens that stays, e.g. r=0.25.")
+        check_fraction(self, "p", "p is the share of the scores that stays, e.g. p=0.8.")
         if self.grid is not None:
             check_count(self, "grid", 1, "Set grid=None to score each token by itself.")
         check_count(self, "window", 1, "Set window=11, the default.")
@@ -85,5 +87,9 @@ class Informative(Policy):
         return step == self.step
 
     def budget(self, n: int) -> int:
-        """Return how many of n visual tokens stay: floor of r * n, at least 1."""
-        return fraction_of(self.r, n)
+        """Return the fewest tokens that a prune can leave of n."""
+        return min(1, n)
+
+    def budgets(self, scores: Tensor, valid: Tensor, left: list[list[int]]) -> list[list[int]]:
+        """Return how many tokens hold the share p, by layer and row; the host waits for it."""
+        return fewest_holding(self.p, scores, valid, left)

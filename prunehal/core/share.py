@@ -7,7 +7,7 @@ from torch import Tensor
 from prunehal.core.accumulated import Accumulating
 from prunehal.core.checks import check_fraction
 
-__all__ = ["MassShare"]
+__all__ = ["MassShare", "fewest_holding"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,29 @@ class MassShare(Accumulating):
 
     def budgets(self, scores: Tensor, valid: Tensor, left: list[list[int]]) -> list[list[int]]:
         """Return how many tokens hold the share p, by layer and row; the host waits for it."""
-        scores = scores.masked_fill(~valid, 0.0).double()
-        if self.kept == "shared":
-            scores = scores.mean(0, keepdim=True).expand_as(scores)
-        mass = scores.sort(dim=-1, descending=True).values
-        before = mass.cumsum(-1) - mass
-        needed = (before < self.p * mass.sum(-1, keepdim=True)) & (mass > 0)
-        counts = needed.sum(-1).amax(-1).tolist()  # (layer, batch): of the head that needs most
-        return [
-            [min(n, max(1, count)) for count, n in zip(*of_layer, strict=True)] for of_layer in zip(counts, left, strict=True)
-        ]
+        return fewest_holding(self.p, scores, valid, left, shared=self.kept == "shared")
+
+
+def fewest_holding(p: float, scores: Tensor, valid: Tensor, left: list[list[int]], *, shared: bool = False) -> list[list[int]]:
+    """Return how many of the best tokens hold the share p of all scores, by layer and row; the host waits for it.
+
+    Args:
+        p: in (0, 1].
+        scores: at least 0, (layer, batch, head, visual); the head that needs most decides.
+        valid: bool, of the same shape.
+        left: visual tokens of each layer and row.
+        shared: let the mean of the layers decide for all of them.
+
+    >>> import torch
+    >>> scores = torch.tensor([[[[1.0, 5.0, 0.0, 4.0]]]])
+    >>> [fewest_holding(p, scores, scores >= 0, [[4]]) for p in (0.5, 0.9, 1.0)]
+    [[[1]], [[2]], [[3]]]
+    """
+    scores = scores.masked_fill(~valid, 0.0).double()
+    if shared:
+        scores = scores.mean(0, keepdim=True).expand_as(scores)
+    mass = scores.sort(dim=-1, descending=True).values
+    before = mass.cumsum(-1) - mass
+    needed = (before < p * mass.sum(-1, keepdim=True)) & (mass > 0)
+    counts = needed.sum(-1).amax(-1).tolist()  # (layer, batch): of the head that needs most
+    return [[min(n, max(1, count)) for count, n in zip(*of_layer, strict=True)] for of_layer in zip(counts, left, strict=True)]
