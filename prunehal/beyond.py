@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from prunehal.core import Bank, Keep, NoPruning, Policy, PruneHal, StepTopK
+from prunehal.core import Bank, Informative, Keep, NoPruning, Policy, PruneHal, StepTopK
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.gain import part_of_change
@@ -75,7 +75,7 @@ def candidates(tiles: int = 0, model: str = EMBEDDED) -> dict[str, list[Experime
         model: as in `Experiment`.
 
     >>> sorted(candidates(tiles=3))
-    ['MassShare', 'PruneHal']
+    ['Informative', 'MassShare', 'PruneHal']
     """
     grids = [each for name in ("thresholds", "beyond_validation") for each in read_grid(data_path("grids", f"{name}.toml"))]
     families: dict[str, list[Experiment]] = {}
@@ -117,11 +117,12 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     """Return what the chosen settings are compared with: the published one, as many random tokens, and the oracle.
 
     >>> list(controls(chosen_policies(Store.shipped())))
-    ['PruneHal, published', 'PruneHal, random tokens', 'MassShare, random tokens', 'oracle']
+    ['PruneHal, published', 'PruneHal, random tokens', 'MassShare, random tokens', 'Informative, random tokens', 'oracle']
     """
     found = {"PruneHal, published": Setting(PUBLISHED)}
-    for family in ("PruneHal", "MassShare"):
-        found[f"{family}, random tokens"] = Setting(replace(chosen[family].setting.policy, selection="random"))
+    for family in ("PruneHal", "MassShare", "Informative"):
+        policy, mode = chosen[family].setting
+        found[f"{family}, random tokens"] = Setting(replace(policy, selection="random"), mode)
     return found | {ORACLE: Setting(Keep(), "first-token")}
 
 
@@ -229,6 +230,7 @@ def footnotes(settings: Mapping[str, Setting]) -> list[str]:
         "before, a whole draft without pruning is written, one more decoding on all visual tokens, which is in neither column": (
             lambda each: each.mode == "draft"
         ),
+        "before, the prompt is run once more to read its visual tokens": lambda each: isinstance(each.policy, Informative),
         "all visual tokens stay in the cache, and each step attends to k of them": lambda each: isinstance(each.policy, StepTopK),
         "what has left the cache is kept beside it": lambda each: isinstance(each.policy, Bank),
     }
@@ -276,6 +278,8 @@ def _family(experiment: Experiment) -> str:
     """Return the name of the family of a stored setting."""
     if isinstance(experiment.policy, Bank):
         return f"Bank by {experiment.policy.back}"
+    if isinstance(experiment.policy, Informative):
+        return "Informative"
     names = {"draft": "Draft", "first-token": "FirstToken"}
     return names.get(experiment.mode, type(experiment.policy).__name__)
 

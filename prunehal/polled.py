@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.pope import KINDS, Question, parse_answer, score
 from prunehal.clustered import estimate, mean
-from prunehal.core import FirstToken, Keep, NoPruning, Policy, PruneHal, SharedPrefill, attach
+from prunehal.core import FirstToken, Informative, Keep, NoPruning, Policy, PruneHal, SharedPrefill, attach
 from prunehal.experiments import Experiment
 from prunehal.loading import load
 from prunehal.marked import read_marked, write_marked
@@ -24,7 +24,7 @@ from prunehal.resources import data_path
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.polling import polling_questions
-from prunehal.testbed.scenes import scene_of
+from prunehal.testbed.scenes import GRID, scene_of
 
 __all__ = ["FILE", "RULES", "ask", "compare", "measure", "stored"]
 
@@ -34,6 +34,7 @@ RULES: dict[str, tuple[str, Policy]] = {
     "PruneHal while decoding": ("decoding", PruneHal(r=0.4, t=3)),
     **{f"first token, r = {r}": ("first-token", PruneHal(r=r, t=1)) for r in (0.9, 0.7, 0.4, 0.25)},
     "first token, random r = 0.4": ("first-token", PruneHal(r=0.4, t=1, selection="random")),
+    "first token, informative tokens": ("first-token", Informative(p=0.8, grid=GRID)),
     "first token, oracle": ("first-token", Keep()),
 }
 

@@ -35,7 +35,7 @@ def test_the_shipped_grid_holds_what_validation_chose_and_its_controls(chosen):
     assert own <= wanted
     redundant = {Setting(each.policy, each.mode) for each in stored if each.split == "test" and each.tiles == 3}
     both = (chosen, chosen_policies(ph.Store.shipped(), tiles=3))
-    assert {each[family].setting for each in both for family in ("PruneHal", "MassShare")} | {NONE} <= redundant
+    assert {each[family].setting for each in both for family in ("PruneHal", "MassShare", "Informative")} | {NONE} <= redundant
 
 
 @pytest.mark.parametrize("tiles", [0, 3])

@@ -7,7 +7,7 @@ import pytest
 
 from prunehal import redundancy
 from prunehal.bootstrap import bca
-from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK
+from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, StepTopK
 from prunehal.experiments import Experiment, Store, changes, sweep
 from prunehal.redundancy import (
     ORACLE,
@@ -143,6 +143,7 @@ def test_every_setting_of_the_grid_belongs_to_one_way_of_selecting():
         ("decoding", Accumulated()): "accumulated steps",
         ("draft", Accumulated()): "draft, then prune",
         ("decoding", StepTopK(8)): "per step, nothing lost",
+        ("first-token", Informative()): "informative tokens",
     }
     assert {rule: redundancy._family(rule) for rule in named} == named
 
