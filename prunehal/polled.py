@@ -34,7 +34,7 @@ RULES: dict[str, tuple[str, Policy]] = {
     "PruneHal while decoding": ("decoding", PruneHal(r=0.4, t=3)),
     **{f"first token, r = {r}": ("first-token", PruneHal(r=r, t=1)) for r in (0.9, 0.7, 0.4, 0.25)},
     "first token, random r = 0.4": ("first-token", PruneHal(r=0.4, t=1, selection="random")),
-    "first token, informative tokens": ("first-token", Informative(p=0.8, grid=GRID)),
+    "first token, informative tokens": ("first-token", Informative(p=0.8, grid=GRID, window=2 * GRID - 1)),
     "first token, oracle": ("first-token", Keep()),
 }
 

@@ -63,7 +63,7 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
     """Choose one setting of each way of selecting on the validation split, among three background tiles.
 
     The setting of lowest CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall
-    against no pruning; where none does, the one of highest recall.
+    against no pruning in each of the two; where none does, the one of highest recall.
 
     Args:
         store: holds the rows of data/grids/redundancy_validation.toml.
@@ -77,13 +77,25 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
     cells: dict[Rule, list[Experiment]] = {}
     for experiment in read_grid(data_path("grids", "redundancy_validation.toml")):
         cells.setdefault((experiment.mode, experiment.policy), []).append(experiment)
-    none = _pooled(store, cells[_NONE])
-    chosen = {}
+    none, chosen = _pooled(store, cells[_NONE]), {}
     for family in dict.fromkeys(filter(None, map(_family, cells))):
         of_family = {rule: _pooled(store, cells[rule]) for rule in cells if _family(rule) == family}
-        graded = Graded("validation", {_NONE: none} | of_family)
-        chosen[family] = choose(graded, subject_to=CHOSEN_BY, otherwise="recall", baseline=_NONE)
+        keeping = {rule: of_family[rule] for rule in of_family if _keeps_recall(store, cells[rule], cells[_NONE])}
+        graded = Graded("validation", {_NONE: none} | (keeping or of_family))
+        found = choose(graded, "chair_i" if keeping else "recall", baseline=_NONE)
+        chosen[family] = replace(
+            found,
+            subject_to=tuple(CHOSEN_BY.items()) if keeping else (),
+            missed=() if keeping else tuple(CHOSEN_BY.items()),
+            n_candidates=len(of_family),
+        )
     return chosen
+
+
+def _keeps_recall(store: Store, experiments: Sequence[Experiment], plain: Sequence[Experiment]) -> bool:
+    """Say whether no kind of tiles loses more recall than a choice may; both lists name the kinds in the same order."""
+    pairs = [[store.score(each).metrics["recall"] for each in pair] for pair in zip(experiments, plain, strict=True)]
+    return all(before - ours <= CHOSEN_BY["recall"] + 1e-12 for ours, before in pairs)
 
 
 def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
