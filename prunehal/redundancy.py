@@ -94,7 +94,7 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
 
 def _keeps_recall(store: Store, experiments: Sequence[Experiment], plain: Sequence[Experiment]) -> bool:
     """Say whether no kind of tiles loses more recall than a choice may; both lists name the kinds in the same order."""
-    pairs = [[store.score(each).metrics["recall"] for each in pair] for pair in zip(experiments, plain, strict=True)]
+    pairs = [[_pooled(store, [each]).metrics["recall"] for each in pair] for pair in zip(experiments, plain, strict=True)]
     return all(before - ours <= CHOSEN_BY["recall"] + 1e-12 for ours, before in pairs)
 
 
