@@ -58,7 +58,7 @@ def matrix(
     chosen: Mapping[str, Chosen],
     *,
     policies: Sequence[str] = tuple(POLICIES),
-    n_images: int = 300,
+    n_images: int = 200,
     n_resamples: int = 5000,
 ) -> pd.DataFrame:
     """Return every decoding beside every policy on the test split, compared with greedy decoding without pruning.

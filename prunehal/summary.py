@@ -173,7 +173,7 @@ def beyond_the_paper() -> str:
     """Return the README's table of policies beyond the paper and their controls on the test split."""
     chosen = beyond.chosen_policies(STORED)
     settings = {family: each.setting for family, each in chosen.items()} | beyond.controls(chosen)
-    base = Experiment(split="test", n_images=400)
+    base = Experiment(split="test", n_images=300)
     table = beyond.as_table(beyond.compare(STORED, settings, base), settings)
     return f"{table}\n\n{base.n_images} images; percent; paired 95% BCa intervals over images, against no pruning."
 

@@ -81,11 +81,11 @@ PARAMETERS = {
         ["r = 1.5", "r = '0.4'", "t = -1", "t = 2.0", "factor = -0.5", "n_images = 1", "n_images = 401"],
     ),
     "05": ({"r", "response", "margin"}, ["r = 0.8", "response = 'chair_i'", "margin = 0.0", "margin = -1.0"]),
-    "06": ({"r", "n_images"}, ["r = 0.8", "n_images = 1", "n_images = 301"]),
-    "07": ({"n_images", "cost_of"}, ["n_images = 1", "n_images = 301", "cost_of = 'llava'"]),
+    "06": ({"r", "n_images"}, ["r = 0.8", "n_images = 1", "n_images = 201"]),
+    "07": ({"n_images", "cost_of"}, ["n_images = 1", "n_images = 201", "cost_of = 'llava'"]),
     "08": ({"n_images", "n_resamples"}, ["n_images = 49", "n_images = 101", "n_images = 99.5", "n_resamples = 99"]),
     "09": ({"n_images"}, ["n_images = 99", "n_images = 401", "n_images = 100.0"]),
-    "10": ({"n_images", "r", "n_followed"}, ["n_images = 1", "n_images = 401", "r = 0.8", "n_followed = 1", "n_followed = 401"]),
+    "10": ({"n_images", "r", "n_followed"}, ["n_images = 1", "n_images = 301", "r = 0.8", "n_followed = 1", "n_followed = 401"]),
 }
 
 
