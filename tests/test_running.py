@@ -366,8 +366,8 @@ def test_other_errors_of_the_model_are_not_taken_for_memory(scenes, tmp_path, mo
 
 def test_captions_are_those_of_caption_scenes(scenes, tmp_path):
     policy = ph.PruneHal(r=0.4, t=3)
-    run(settings("embedded", scenes, tmp_path, policy=policy, max_new_tokens=40, batch_size=2))
-    expected = caption_scenes(*ph.load(), [scene("test", index) for index in range(5)], policy, max_new_tokens=40)
+    run(settings("embedded", scenes, tmp_path, policy=policy, max_new_tokens=110, batch_size=2))
+    expected = caption_scenes(*ph.load(), [scene("test", index) for index in range(5)], policy, max_new_tokens=110)
     rows = told(tmp_path)
     assert {key: row["text"] for key, row in rows.items()} == expected.texts
     assert {key: row["tokens"] for key, row in rows.items()} == expected.captions.set_index("image_id")["tokens"].to_dict()
@@ -375,7 +375,7 @@ def test_captions_are_those_of_caption_scenes(scenes, tmp_path):
         events = expected.events[expected.events["image_id"] == key][["step", "reason", "kept"]].to_dict("records")
         assert row["prunes"] == [event for event in events if event["step"] < row["tokens"] + row["finished"]]
         assert row["prunes"][0] == {"step": 2, "reason": "forced", "kept": [57] * 6}
-    assert {row["finished"] for row in rows.values()} == {row["tokens"] < 40 for row in rows.values()}
+    assert {row["finished"] for row in rows.values()} == {row["tokens"] < 110 for row in rows.values()}
     assert any(row["finished"] for row in rows.values())
 
 
@@ -426,11 +426,11 @@ def test_a_random_choice_of_tokens_depends_on_the_image_and_not_on_the_batch(sce
 
 
 def test_a_prune_after_the_end_of_a_text_is_none_of_its_prunes(scenes, tmp_path):
-    run(settings("embedded", scenes, tmp_path / "stock", max_new_tokens=60))
+    run(settings("embedded", scenes, tmp_path / "stock", max_new_tokens=110))
     ended = min((row for row in told(tmp_path / "stock").values() if row["finished"]), key=lambda row: row["tokens"])
     policy = ph.TopK(36, step=ended["tokens"] + 1)  # the step of its end token: only the others go on without the dropped
     for batch_size in (1, 5):
-        run(settings("embedded", scenes, tmp_path / str(batch_size), policy=policy, max_new_tokens=60, batch_size=batch_size))
+        run(settings("embedded", scenes, tmp_path / str(batch_size), policy=policy, max_new_tokens=110, batch_size=batch_size))
     rows = told(tmp_path / "5")
     assert rows == told(tmp_path / "1")
     assert rows[ended["key"]] == ended
