@@ -18,6 +18,7 @@ from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.gain import part_of_change
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
+from prunehal.redundancy import at_random
 from prunehal.resources import data_path
 from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
 
@@ -122,7 +123,7 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     found = {"PruneHal, published": Setting(PUBLISHED)}
     for family in ("PruneHal", "MassShare", "Informative"):
         policy, mode = chosen[family].setting
-        found[f"{family}, random tokens"] = Setting(replace(policy, selection="random"), mode)
+        found[f"{family}, random tokens"] = Setting(at_random(policy), mode)
     return found | {ORACLE: Setting(Keep(), "first-token")}
 
 

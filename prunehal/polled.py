@@ -20,6 +20,7 @@ from prunehal.core import FirstToken, Informative, Keep, NoPruning, Policy, Prun
 from prunehal.experiments import Experiment
 from prunehal.loading import load
 from prunehal.marked import read_marked, write_marked
+from prunehal.redundancy import at_random
 from prunehal.resources import data_path
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
@@ -29,12 +30,14 @@ from prunehal.testbed.scenes import GRID, scene_of
 __all__ = ["FILE", "RULES", "ask", "compare", "measure", "stored"]
 
 FILE = "polled.csv.gz"  # among the shipped results
+_INFORMATIVE = Informative(p=0.8, grid=GRID, window=2 * GRID - 1)  # chosen on captions, notebook 08
 RULES: dict[str, tuple[str, Policy]] = {
     "no pruning": ("decoding", NoPruning()),
     "PruneHal while decoding": ("decoding", PruneHal(r=0.4, t=3)),
     **{f"first token, r = {r}": ("first-token", PruneHal(r=r, t=1)) for r in (0.9, 0.7, 0.4, 0.25)},
     "first token, random r = 0.4": ("first-token", PruneHal(r=0.4, t=1, selection="random")),
-    "first token, informative tokens": ("first-token", Informative(p=0.8, grid=GRID, window=2 * GRID - 1)),
+    "first token, informative tokens": ("first-token", _INFORMATIVE),
+    "first token, as many random ones": ("first-token", at_random(_INFORMATIVE)),
     "first token, oracle": ("first-token", Keep()),
 }
 

@@ -20,7 +20,7 @@ from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
 from prunehal.gain import part
 from prunehal.resources import data_path
-from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
+from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
 from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.world import NAMES
@@ -30,6 +30,7 @@ __all__ = [
     "ORACLE",
     "PUBLISHED",
     "all_rules",
+    "at_random",
     "chosen_rules",
     "controls",
     "levels",
@@ -93,9 +94,9 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
 
 
 def _keeps_recall(store: Store, experiments: Sequence[Experiment], plain: Sequence[Experiment]) -> bool:
-    """Say whether no kind of tiles loses more recall than a choice may; both lists name the kinds in the same order."""
-    pairs = [[_pooled(store, [each]).metrics["recall"] for each in pair] for pair in zip(experiments, plain, strict=True)]
-    return all(before - ours <= CHOSEN_BY["recall"] + 1e-12 for ours, before in pairs)
+    """Say whether no kind of tiles loses more recall than a choice may."""
+    before, ours = ({each.clutter: _pooled(store, [each]).metrics["recall"] for each in kinds} for kinds in (plain, experiments))
+    return all(before[kind] - recall <= CHOSEN_BY["recall"] + ROUNDING for kind, recall in ours.items())
 
 
 def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
@@ -106,10 +107,20 @@ def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
 def controls(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
     """Return, for the rules that do not prune at the published step, as many random tokens at their own time.
 
-    Whoever beats them does so by which tokens stay, not by when or how many.
+    Whoever beats them does so by which tokens stay, not by when or how many. `Informative` keeps the same tokens in all layers,
+    and so does its control.
     """
     later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT, _INFORMATIVE)}
-    return {f"{name}: random": (mode, replace(policy, selection="random")) for name, (mode, policy) in later.items()}
+    return {f"{name}: random": (mode, at_random(policy)) for name, (mode, policy) in later.items()}
+
+
+def at_random(policy: Policy) -> Policy:
+    """Return the policy with as many random tokens: the same in all layers where it keeps the same in all layers.
+
+    >>> at_random(Informative()).kept, at_random(Accumulated()).kept
+    ('shared', 'layer')
+    """
+    return replace(policy, selection="random", kept="shared" if isinstance(policy, Informative) else policy.kept)
 
 
 def _family(rule: Rule) -> str:

@@ -19,14 +19,14 @@ from prunehal.bootstrap import Interval
 from prunehal.inference import WORSE
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["CHOSEN_BY", "Chosen", "Graded", "Reported", "choose", "report"]
+__all__ = ["CHOSEN_BY", "ROUNDING", "Chosen", "Graded", "Reported", "choose", "report"]
 
 CHOSEN_BY = {"recall": 0.01}  # how much recall the project's own choices may lose on the validation split
 
 # Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one: a test split that is
 # not noticed does harm in silence, a refusal does not.
 _NO_TEST = re.compile(r"(?<![A-Za-z])(?i:la|con|fas|grea|shor|ligh|brigh|smar)test(?![A-Za-z])")
-_ROUNDING = 1e-12  # 0.80 - 0.79 is a little more than 0.01 in floating point
+ROUNDING = 1e-12  # 0.80 - 0.79 is a little more than 0.01 in floating point
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Chosen:
         baseline: the setting that it is compared with.
         subject_to: (metric, largest worsening against the baseline) pairs that it had to meet.
         missed: such pairs that no setting met, where `choose` was told to go on by another metric.
-        n_candidates, n_allowed: settings compared; those of them that met all conditions.
+        n_candidates, n_allowed: settings compared; those of them that met the conditions it was chosen by.
         selected_on_test: whether the split was a test split.
         images: image_ids that the choice has seen.
     """
@@ -213,7 +213,7 @@ def choose(
         worse_by = {metric: _harm(metric, metrics[metric]) - _harm(metric, base[metric]) for metric in limits}
         return max((worse_by[metric] - most for metric, most in limits.items()), default=0)
 
-    allowed = [setting for setting, metrics in candidates.items() if excess(metrics) <= _ROUNDING]
+    allowed = [setting for setting, metrics in candidates.items() if excess(metrics) <= ROUNDING]
     if not allowed and otherwise is not None:
         found = choose(results, otherwise, baseline=baseline, allow_test_selection=allow_test_selection)
         return replace(found, missed=tuple(limits.items()))

@@ -158,5 +158,6 @@ def test_the_shipped_rows_choose_rules_and_the_test_grid_holds_them():
     assert reported == {("decoding", NoPruning()), *all_rules(chosen).values(), *controls(chosen).values()}
     for name, (mode, policy) in controls(chosen).items():
         rule = chosen[name.removesuffix(": random")].setting
-        assert (mode, replace(policy, selection="top")) == rule
+        assert (mode, replace(policy, selection="top", kept="layer")) == rule
+        assert policy.kept == ("shared" if isinstance(policy, Informative) else "layer")
     assert np.isfinite([each.value for each in chosen.values()]).all()

@@ -119,6 +119,11 @@ def attach(
     options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
     if isinstance(policy, Informative) and readings is None:
         readings = read_tokens(model, inputs, numbers > 0)
+    if readings is not None and (readings.shape != (2, *numbers.shape) or not readings.isfinite().all()):
+        raise ValueError(
+            f"readings: have shape {tuple(readings.shape)}, or hold what is not finite; expected finite numbers of shape "
+            f"{(2, *numbers.shape)}, as read_tokens() returns them for these inputs. Fix: leave them out."
+        )
     return _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, readings=readings, **options)
 
 

@@ -61,8 +61,13 @@ def leave_only(cache: PrunableCache, keep: Tensor) -> None:
         keep: True at the visual tokens that stay; see `entries_of`.
 
     Raises:
-        ValueError: as `entries_of` does.
+        ValueError: as `entries_of` does; the policy is `Informative`, whose scores are those of all tokens.
     """
+    if isinstance(cache.policy, Informative):
+        raise ValueError(
+            "keep: is given with the policy Informative(), which has scored all tokens of the prompt; expected another policy. "
+            "Fix: no keep, or then=NoPruning()."
+        )
     layers = cache._pruned
     cache._allocate(layers[0].keys)
     table = cache.table

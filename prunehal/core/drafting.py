@@ -85,6 +85,7 @@ class Draft(SharedPrefill):
         search = {"do_sample": False, "num_beams": 1, "max_new_tokens": self._length}
         self.draft_ids = self._model.generate(**self.inputs, past_key_values=watching, **search)
         self.draft = watching
+        options.pop("readings", None)  # they were the policy's
         return super().attach(then, copies=copies, keep=watching.chosen(), **options)
 
 

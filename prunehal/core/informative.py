@@ -22,7 +22,8 @@ class Informative(Policy):
     head: its information I (nats beyond the mean reading) and its certainty c (largest probability). A token's score is
     I * S^2, where S is the mean of I * c over its surroundings: things that the model does not know also differ from their
     background, but are read without certainty. How many tokens hold the share p of all scores is each image's own affair:
-    the more redundant its tokens, the fewer stay. Attention is not asked. Not from the paper.
+    the more redundant its tokens, the fewer stay. Attention is not asked. Not from the paper. With per_image=True each image
+    keeps its own share, while information is still that beyond the mean of all visual tokens of the prompt.
 
     ``FirstToken(model, inputs).attach(Informative(...))`` prunes before the first token is chosen. Reading costs one more
     prefill; `SharedPrefill` and its kin read once for all policies.

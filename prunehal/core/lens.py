@@ -1,13 +1,12 @@
 """Read the visual tokens by the model's own words: the logit lens on their last hidden states.
 
-Every visual token ends the prompt's forward as a hidden state that the head could turn into a word. Nobody trained these words,
-and yet they tell what the token shows; their probabilities are higher for objects that are there (Jiang et al. 2025,
-"Interpreting and Editing Vision-Language Representations to Mitigate Hallucinations", arXiv 2410.02762).
+Every visual token ends the prompt's forward as a hidden state that the head could turn into a word. No loss asks for these
+words, and yet they tell what the token shows; their probabilities are higher for objects that are there (Jiang et al. 2025,
+"Interpreting and Editing Vision-Language Representations to Mitigate Hallucinations", arXiv 2410.02762). How well a model's
+visual tokens read depends on its training: the embedded model's projector was aligned to word embeddings.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +14,8 @@ from torch import Tensor
 from prunehal.core.visual import generating
 
 __all__ = ["read_tokens"]
+
+_CHUNK = 256  # tokens whose logits are held at once
 
 
 def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Tensor) -> Tensor:
@@ -45,47 +46,62 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
     (torch.Size([144]), True, True)
     """
     decoder = generating(model)
-    hidden = _last_hidden(model, decoder, inputs)
+    hidden, own = _last_hidden(model, decoder, inputs)
     if hidden is None or hidden.shape[:2] != visual.shape:
         found = "none" if hidden is None else f"those of {tuple(hidden.shape[:2])}"
         raise ValueError(
             f"model={type(model).__name__}: its head is given no hidden states of the whole prompt; expected those of "
             f"{tuple(visual.shape)} positions, found {found}. Fix: another policy, e.g. PruneHal(r=0.4, t=3)."
         )
-    head = decoder.get_output_embeddings()
     readings = torch.zeros(2, *visual.shape, device=hidden.device)
     with torch.no_grad():
+        logits = _as_the_model(decoder, hidden[:, -1], own)
         for row, mine in enumerate(visual.to(hidden.device)):
-            logs = _scaled(decoder.config, head(hidden[row, mine])).float().log_softmax(-1)
-            mean = logs.logsumexp(0) - math.log(len(logs))
-            readings[0, row, mine] = (logs.exp() * (logs - mean)).sum(-1).clamp(min=0)
-            readings[1, row, mine] = logs.amax(-1).exp()
+            parts = hidden[row, mine].split(_CHUNK)
+            mean = sum(logits(part).softmax(-1).sum(0) for part in parts) / max(1, int(mine.sum()))
+            said = [_said(logits(part).log_softmax(-1), mean) for part in parts]
+            readings[:, row, mine] = torch.cat(said, dim=1)
     return readings
 
 
-def _last_hidden(model: torch.nn.Module, decoder: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """Return what the decoder's head is given for every position of the prompt, (batch, prompt, hidden)."""
+def _said(logs: Tensor, mean: Tensor) -> Tensor:
+    """Return information and certainty, (2, token), of readings in logarithms, (token, word), against their mean."""
+    beyond = torch.where(logs.isfinite(), logs - mean.clamp(min=1e-30).log(), 0.0)  # a word that nobody reads says nothing
+    return torch.stack([(logs.exp() * beyond).sum(-1).clamp(min=0), logs.amax(-1).exp()])
+
+
+def _last_hidden(
+    model: torch.nn.Module, decoder: torch.nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the decoder's head is given for every position of the prompt, and the model's logits of the last one."""
     seen: list[Tensor] = []
 
     def last_only(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         seen.append(args[0])
         return (args[0][:, -1:],)  # the logits of a whole prompt need much memory, and generate() wants the last ones
 
-    head = decoder.get_output_embeddings()
-    if head is None:
-        return None
+    if (head := decoder.get_output_embeddings()) is None:
+        return None, None
     options = {"logits_to_keep": 0} if decoder._supports_logits_to_keep() else {}  # all, where one is asked for by default
+    options |= {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": 1}
     handle = head.register_forward_pre_hook(last_only)
-    try:
-        type(model).generate(model, **inputs, do_sample=False, num_beams=1, max_new_tokens=1, **options)  # inside `pruning`, too
+    try:  # of the class: inside `pruning` the model's own is replaced
+        done = type(model).generate(model, **inputs, **options, output_logits=True, return_dict_in_generate=True)
     finally:
         handle.remove()
-    return seen[0] if seen else None
+    return (seen[0] if seen else None), done.logits[0]
 
 
-def _scaled(config: Any, logits: Tensor) -> Tensor:
-    """Return the logits as the model itself goes on with them, where it scales or caps what its head gives."""
-    text = config.get_text_config(decoder=True)
-    logits = logits * (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
-    cap = getattr(text, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+def _as_the_model(decoder: torch.nn.Module, last: Tensor, own: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function hidden states -> logits, scaled or capped as the model does, which its own logits tell."""
+    text, head = decoder.config.get_text_config(decoder=True), decoder.get_output_embeddings()
+    scale, divisor, cap = (
+        getattr(text, name, None) or 1.0 for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    )
+    ways: list[Callable[[Tensor], Tensor]] = [
+        lambda hidden: head(hidden).float(),
+        lambda hidden: head(hidden).float() * scale,
+        lambda hidden: head(hidden).float() / divisor,
+        lambda hidden: cap * torch.tanh(head(hidden).float() / cap),
+    ]
+    return min(ways, key=lambda way: (way(last) - own.float().to(last.device)).abs().max().item())

@@ -84,7 +84,13 @@ class SharedPrefill:
             )
 
     def _first_logits(self, cache: PrunableCache) -> Tensor:
-        options = {"do_sample": False, "num_beams": 1, "output_logits": True, "return_dict_in_generate": True}
+        options = {
+            "do_sample": False,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "output_logits": True,
+            "return_dict_in_generate": True,
+        }
         return self._model.generate(**self.inputs, past_key_values=cache, max_new_tokens=1, **options).logits[0]
 
     def _read(self) -> Tensor:
@@ -111,7 +117,7 @@ class SharedPrefill:
         """
         if isinstance(policy, Keep):
             options, keep = options | {"keep": keep}, None
-        if isinstance(policy, Informative):
+        if isinstance(policy, Informative) and options.get("visual_mask") is None:
             options = {"readings": self._read()} | options
         cache = attach(self._model, self._inputs, policy, **options)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
