@@ -71,13 +71,15 @@ def test_rows_keep_their_own_beside_others_and_with_beams_and_sequences():
         assert shifted(cache.kept(0), doubled) == [row for row in wanted for _ in range(3)]
 
 
-def test_controls_keep_as_many_others():
+def test_controls_keep_as_many_others_in_all_layers():
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
     best = expected(model, inputs, Informative(p=0.5))[0]
     kept = {}
     for selection in ("random", "lowest"):
-        _, cache = run(model, inputs, Informative(p=0.5, selection=selection), steps=3)
-        kept[selection] = cache.kept(0)[0].tolist()
+        _, cache = run(model, inputs, Informative(p=0.5, selection=selection, kept="shared"), steps=3)
+        layers = [cache.kept(layer)[0].tolist() for layer in range(len(models.FAMILIES["llava"].decoder(model)))]
+        assert all(each == layers[0] for each in layers)
+        kept[selection] = layers[0]
     assert len(kept["random"]) == len(kept["lowest"]) == len(best)
     assert not set(kept["lowest"]) & set(best)
     assert kept["random"] not in (best, kept["lowest"])
@@ -107,20 +109,17 @@ def test_on_the_embedded_model_objects_say_more_than_what_is_around_them():
     visual = inputs["input_ids"] == model.config.image_token_id
     objects = object_tokens(shown, visual, 3)
     shares, kept_share = {}, {}
-    for name, policy in {"own": Informative(0.99), "around": Informative(0.8, grid=12)}.items():
+    for name, policy in {"own": Informative(0.98), "around": Informative(0.8, grid=12)}.items():
         first = FirstToken(model, inputs)
         marks = torch.zeros_like(visual)
-        for row, kept in zip(marks, (cache := first.attach(policy)) and _kept(model, first, cache), strict=True):
+        cache = first.attach(policy)
+        model.generate(**first.inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+        for row, kept in zip(marks, cache.kept(0, step=1), strict=True):
             row[kept] = True
         shares[name] = ((marks & objects).sum() / objects.sum()).item()
         kept_share[name] = (marks.sum() / visual.sum()).item()
     assert min(shares.values()) > 0.8
-    assert kept_share["around"] < 0.2
-
-
-def _kept(model, first, cache):
-    model.generate(**first.inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
-    return cache.kept(0, step=1)
+    assert kept_share["around"] < 0.2 < kept_share["own"] < 0.6
 
 
 @pytest.mark.parametrize(
@@ -149,3 +148,51 @@ def test_what_cannot_be_read_is_refused():
         ValueError, match=r"no hidden states of the whole prompt; expected those of \(1, 23\) positions, found those of \(1, 24\)"
     ):
         read_tokens(model, inputs, visual_of(inputs)[:, 1:])
+
+
+def test_readings_are_scaled_as_the_model_scales_them():
+    for family, name in (("aya_vision", "logit_scale"), ("paligemma2", "final_logit_softcapping")):
+        model, inputs = models.build(family, "eager"), models.inputs_for(family, seed=SEED)
+        text, visual = model.config.get_text_config(decoder=True), visual_of(inputs)
+        before = getattr(text, name)
+        setattr(text, name, 0.25)
+        try:
+            slow = reference_lens.readings(model, inputs, visual[0].nonzero().flatten().tolist())
+            found = read_tokens(model, inputs, visual)[:, visual]
+        finally:
+            setattr(text, name, before)
+        assert torch.allclose(found.double(), torch.tensor(slow, dtype=torch.float64), atol=2e-4), family
+
+
+def test_rows_with_different_numbers_of_visual_tokens_and_heads_and_masks():
+    model, policy = models.build("llava"), Informative(p=0.6, kept="head")
+    inputs = models.inputs_for("llava", seed=SEED)
+    mask = visual_of(inputs)
+    mask[0, mask[0].nonzero().flatten()[::3]] = False
+    both = {name: value.repeat_interleave(2, dim=0) for name, value in inputs.items()}
+    masks = torch.cat([visual_of(inputs), mask])
+    wanted = []
+    for row in masks:
+        visual = row.nonzero().flatten().tolist()
+        ranked = reference_lens.scores(*reference_lens.readings(model, inputs, visual), None, 1)
+        wanted.append(reference_lens.kept(ranked, visual, policy.p))
+    assert len(wanted[0]) != len(wanted[1])
+    cache, shared = attach(model, both, policy, visual_mask=masks), SharedPrefill(model, both)
+    model.generate(**both, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    again = shared.attach(policy, visual_mask=masks)
+    model.generate(**shared.inputs, past_key_values=again, max_new_tokens=4, do_sample=False)
+    for each in (cache, again):
+        assert [heads.tolist() for heads in each.kept(0)] == [[row] * len(each.kept(0)[0]) for row in wanted]
+
+
+def test_a_prompt_without_images_beside_others_says_nothing():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    readings = read_tokens(model, inputs, torch.zeros_like(visual_of(inputs)))
+    assert (readings == 0).all()
+
+
+def test_settings_of_the_search_do_not_reach_the_reading(monkeypatch):
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    monkeypatch.setattr(model.generation_config, "num_beams", 3)
+    monkeypatch.setattr(model.generation_config, "num_return_sequences", 3)
+    assert read_tokens(model, inputs, visual_of(inputs)).sum() > 0
