@@ -119,7 +119,7 @@ def test_on_the_embedded_model_objects_say_more_than_what_is_around_them():
         shares[name] = ((marks & objects).sum() / objects.sum()).item()
         kept_share[name] = (marks.sum() / visual.sum()).item()
     assert min(shares.values()) > 0.8
-    assert kept_share["around"] < 0.2 < kept_share["own"] < 0.6
+    assert max(kept_share.values()) < 0.2
 
 
 @pytest.mark.parametrize(
