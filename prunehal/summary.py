@@ -43,6 +43,7 @@ __all__ = [
 
 STORED = Store.shipped()
 _TILES = ("clean", "cluttered")
+_LENGTH = {True: "the same, cut to the mean length of no pruning", False: "no pruning, cut to the same mean length"}
 
 
 def chosen_on_validation() -> Chosen:
@@ -65,19 +66,21 @@ def findings() -> str:
     shortened = replace(plain, policy=PruneHal(0.4, 3))
     best = replace(plain, policy=chosen_on_validation().setting)
     redundant = replace(plain, tiles=3)
+    longer = STORED.score(shortened).metrics["words"] > STORED.score(plain).metrics["words"]
     conditions = {
         "no pruning": plain,
         "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": shortened,
         "the same with random selection": shortened.with_options({"policy.selection": "random"}),
         "the same with lowest-attention selection": shortened.with_options({"policy.selection": "lowest"}),
-        "no pruning, cut to the same mean length": None,
+        _LENGTH[longer]: None,
         f"PruneHal, r = {best.policy.r}, t = {best.policy.t} (chosen on the validation split)": best,
         "no pruning, 576 visual tokens (3 background tiles)": redundant,
         "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=shortened.policy),
     }
     lines = ["| test split | CHAIR_i | CHAIR_s | recall | words | change of CHAIR_i | change of recall |", "|---" * 7 + "|"]
     for name, experiment in conditions.items():
-        result = _cut(plain, shortened) if experiment is None else STORED.score(experiment)
+        pair = (shortened, plain) if longer else (plain, shortened)
+        result = _cut(*pair) if experiment is None else STORED.score(experiment)
         base = redundant if experiment is not None and experiment.tiles else plain
         m, before = result.metrics, STORED.score(base)
         changes = ["", ""] if experiment == base else [_change(before, result, metric) for metric in ("chair_i", "recall")]
