@@ -77,7 +77,7 @@ def mentions_of(store: Store, experiment: Experiment, processor: ProcessorMixin)
     >>> from prunehal import load
     >>> found = mentions_of(Store.shipped(), Experiment(split="test", n_images=2), load()[1])
     >>> found[0].node, found[0].index
-    ('book', 0)
+    ('laptop', 0)
     """
     captions = store.captions(experiment).set_index("image_id")["caption"]
     frame = store.mentions(experiment).drop_duplicates(["image_id", "node"])

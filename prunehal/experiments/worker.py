@@ -80,7 +80,7 @@ def work(task: Task) -> Made:
 
     >>> made = work(Task((Experiment(n_images=1, max_new_tokens=4),), (200000000,)))
     >>> [row["caption"] for (row,) in made.rows.values()]
-    ['The image shows a']
+    ['The photo was taken']
     """
     with _BUSY:
         return Made(_halving(task), made_by(task.experiments[0]))  # the others have the same model and images

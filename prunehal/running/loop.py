@@ -188,7 +188,7 @@ def run(settings: Run) -> Path:
     ...     scene("test", 0).image().save(f"{folder}/42.png")
     ...     settings = Run(model="embedded", benchmark="chair", images=folder, out=f"{folder}/out", max_new_tokens=4)
     ...     run(settings).read_text()
-    '{"image_id": 42, "caption": "The image shows a"}\\n'
+    '{"image_id": 42, "caption": "The photo was taken"}\\n'
     """
     path = settings.out / "settings.json"
     prompt = PROMPT if settings.model == EMBEDDED and settings.prompt is None else settings.prompt

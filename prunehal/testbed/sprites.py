@@ -83,7 +83,7 @@ def load_sprites() -> dict[tuple[str, int], np.ndarray]:
 def dressed(name: str, size: int, look: Look) -> np.ndarray:
     """Return a sprite in a look: uint8 array (size, size, 4), read-only; what a tilt moves out of the box is cut off.
 
-    >>> (dressed("dog", 24, PLAIN) == load_sprites()["dog", 24]).all()
+    >>> bool((dressed("dog", 24, PLAIN) == load_sprites()["dog", 24]).all())
     True
     """
     sprite = load_sprites()[name, size]
