@@ -1,7 +1,7 @@
 # make notebooks   execute the ordered notebooks on the embedded model; figures and an HTML report in build/
 # make test        ruff, pytest and the notebooks' stored outputs (nbval)
 # make lab         open the notebooks in JupyterLab
-# make rows        make the stored rows that the notebooks read and that are missing (about an hour on 2 cores for all)
+# make rows        make the stored rows that the notebooks read and that are missing (about two hours on 2 cores for all)
 # make bench       speed and memory against stock generate(), in build/bench.json (about 3 hours on 2 cores; resumable)
 # make mutants     plant bugs in the engine, and write which test catches each (about 10 minutes on 2 cores)
 # make clean       remove what these targets made

@@ -17,7 +17,7 @@ from prunehal.experiments.versions import CODE
 __all__ = ["EXPERIMENTS", "PATH", "made"]
 
 PATH = Path(__file__).with_suffix(".json")
-SHORT = Experiment(n_images=1, max_new_tokens=16)
+SHORT = Experiment(n_images=1, max_new_tokens=28)
 MANY = PruneHal(r=0.9, t=9)
 POLICIES = {
     "none": NoPruning(),
