@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -59,6 +60,9 @@ def cluster(address: str | None, gpus: bool = False) -> Iterator[Executor | None
         from dask.distributed import Client
     except ImportError as error:
         raise ValueError(f"--dask {address}: {error}; expected Dask; pip install 'prunehal[cluster]'") from error
+    # A client that could not connect closes itself when it is collected. In the middle of another one's start that waits for ever
+    # for a lock that the start holds.
+    gc.collect()
     try:
         client = Client(address, timeout="20s")
     except (OSError, ValueError) as error:
