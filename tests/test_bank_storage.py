@@ -175,7 +175,7 @@ def test_bad_settings_are_named(make, parts):
 
 
 def test_experiments_count_prunes_without_the_returns(tmp_path):
-    wanted = Experiment(n_images=2, max_new_tokens=20, policy=policy_from({"name": "Bank", "r": 0.4, "t": 1}))
+    wanted = Experiment(n_images=2, max_new_tokens=60, policy=policy_from({"name": "Bank", "r": 0.4, "t": 1}))
     store = sweep([wanted], tmp_path, progress=False)
     assert [[event[1] for event in row["events"]] for row in store.rows(wanted).values()] == [["forced", "returned"]] * 2
     assert store.captions(wanted)["prunes"].tolist() == [1, 1]

@@ -429,9 +429,9 @@ def test_the_embedded_model_returns_and_prunes(returns):
     model, processor = ph.load()
     text = "<image>Describe this scene in detail."
     inputs = processor(images=scene("test", 0).image(), text=text, return_tensors="pt")
-    ours, cache = generate(model, inputs, OPERA(threshold=5), max_new_tokens=64)
+    ours, cache = generate(model, inputs, OPERA(threshold=2), max_new_tokens=64)
     assert returns
     assert len(cache.events) == 0
-    pruned, cache = generate(model, inputs, OPERA(threshold=5), PruneHal(r=0.4, t=3), max_new_tokens=32)
+    pruned, cache = generate(model, inputs, OPERA(threshold=2), PruneHal(r=0.4, t=3), max_new_tokens=32)
     assert set(cache.events["reason"]) >= {"forced"}
     assert not torch.equal(pruned.sequences[0, -5:], ours.sequences[0, -5:])
