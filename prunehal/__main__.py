@@ -123,7 +123,7 @@ def evidence(
 
 @app.command()
 def poll(
-    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split.")] = 200,
+    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split.")] = 100,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/polled.csv.gz"),
 ) -> None:
     """Ask POPE's questions about scenes, with pruning before the first token and without."""

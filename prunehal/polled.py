@@ -91,7 +91,7 @@ def ask(
     return pd.concat(parts, ignore_index=True)
 
 
-def measure(out: Path, n_images: int = 200, batch_size: int = 60, progress: bool = True) -> pd.DataFrame:
+def measure(out: Path, n_images: int = 100, batch_size: int = 60, progress: bool = True) -> pd.DataFrame:
     """Ask POPE's three kinds of questions about scenes of the test split, alone and among three clean tiles, and write the rows.
 
     Args:

@@ -78,10 +78,11 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
     cells: dict[Rule, list[Experiment]] = {}
     for experiment in read_grid(data_path("grids", "redundancy_validation.toml")):
         cells.setdefault((experiment.mode, experiment.policy), []).append(experiment)
-    none, chosen = _pooled(store, cells[_NONE]), {}
+    none, before, chosen = _pooled(store, cells[_NONE]), _recall_by_kind(store, cells[_NONE]), {}
     for family in dict.fromkeys(filter(None, map(_family, cells))):
         of_family = {rule: _pooled(store, cells[rule]) for rule in cells if _family(rule) == family}
-        keeping = {rule: of_family[rule] for rule in of_family if _keeps_recall(store, cells[rule], cells[_NONE])}
+        losses = {rule: [before[kind] - own for kind, own in _recall_by_kind(store, cells[rule]).items()] for rule in of_family}
+        keeping = {rule: of_family[rule] for rule in of_family if max(losses[rule]) <= CHOSEN_BY["recall"] + ROUNDING}
         graded = Graded("validation", {_NONE: none} | (keeping or of_family))
         found = choose(graded, "chair_i" if keeping else "recall", baseline=_NONE)
         chosen[family] = replace(
@@ -93,10 +94,9 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
     return chosen
 
 
-def _keeps_recall(store: Store, experiments: Sequence[Experiment], plain: Sequence[Experiment]) -> bool:
-    """Say whether no kind of tiles loses more recall than a choice may."""
-    before, ours = ({each.clutter: _pooled(store, [each]).metrics["recall"] for each in kinds} for kinds in (plain, experiments))
-    return all(before[kind] - recall <= CHOSEN_BY["recall"] + ROUNDING for kind, recall in ours.items())
+def _recall_by_kind(store: Store, experiments: Sequence[Experiment]) -> dict[bool, float]:
+    """Return the recall among clean and among cluttered tiles, by whether they are cluttered."""
+    return {each.clutter: _pooled(store, [each]).metrics["recall"] for each in experiments}
 
 
 def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:

@@ -67,6 +67,7 @@ def findings() -> str:
     best = replace(plain, policy=chosen_on_validation().setting)
     redundant = replace(plain, tiles=3)
     longer = STORED.score(shortened).metrics["words"] > STORED.score(plain).metrics["words"]
+    cut = _cut(shortened, plain) if longer else _cut(plain, shortened)
     conditions = {
         "no pruning": plain,
         "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": shortened,
@@ -79,8 +80,7 @@ def findings() -> str:
     }
     lines = ["| test split | CHAIR_i | CHAIR_s | recall | words | change of CHAIR_i | change of recall |", "|---" * 7 + "|"]
     for name, experiment in conditions.items():
-        pair = (shortened, plain) if longer else (plain, shortened)
-        result = _cut(*pair) if experiment is None else STORED.score(experiment)
+        result = cut if experiment is None else STORED.score(experiment)
         base = redundant if experiment is not None and experiment.tiles else plain
         m, before = result.metrics, STORED.score(base)
         changes = ["", ""] if experiment == base else [_change(before, result, metric) for metric in ("chair_i", "recall")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunehal.core.given import Keep
+from prunehal.core.given import Given
 from prunehal.core.informative import Informative
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
             f"discard: step {cache.step} with the attention of {len(reports)} of {len(layers)} layers; expected step 1 with all. "
             "Fix: call it when a listener hears the last layer."
         )
-    if isinstance(cache.policy, Keep | Informative):
+    if isinstance(cache.policy, Given):
         name = type(cache.policy).__name__
         raise ValueError(
             f"discard: the policy {name}() was given the tokens to leave, and some of them would be gone; expected another "

@@ -9,11 +9,29 @@ from prunehal.core.checks import check_count, refuse
 from prunehal.core.policy import Policy
 from prunehal.core.seen import Seen
 
-__all__ = ["Keep"]
+__all__ = ["Given", "Keep"]
+
+
+class Given(Policy):
+    """Hold what policies share that prune once, by scores from before the first step; a base, no policy of its own."""
+
+    limit: ClassVar[int] = 1
+
+    def rank(self, seen: Seen, level: Tensor, previous: Tensor | None) -> Tensor:
+        """Return the scores that were there before the first step."""
+        return previous
+
+    def forced(self, step: int) -> bool:
+        """Say whether step m is the one that prunes."""
+        return step == self.step
+
+    def budget(self, n: int) -> int:
+        """Return the fewest tokens that a prune can leave of n."""
+        return min(1, n)
 
 
 @dataclass(frozen=True)
-class Keep(Policy):
+class Keep(Given):
     """Prune to given visual tokens once, after step m; which ones belongs to the inputs: ``attach(..., Keep(), keep=mask)``.
 
     selection="random" keeps as many random tokens in each row and layer instead: the control.
@@ -35,25 +53,12 @@ class Keep(Policy):
     """
 
     step: int = field(default=2, kw_only=True)
-    limit: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self, "step", 1, "Set step=2, the default.")
         if self.kept == "shared":
             raise refuse("kept", self.kept, "'layer' or 'head'", "The mask says what each layer keeps.")
-
-    def rank(self, seen: Seen, level: Tensor, previous: Tensor | None) -> Tensor:
-        """Return the marks that were there before the first step, 1 or 0 for each token."""
-        return previous
-
-    def forced(self, step: int) -> bool:
-        """Say whether step m is the one that prunes."""
-        return step == self.step
-
-    def budget(self, n: int) -> int:
-        """Return the fewest tokens that a prune can leave of n."""
-        return min(1, n)
 
     def budgets(self, scores: Tensor, valid: Tensor, left: list[list[int]]) -> list[list[int]]:
         """Return how many tokens are marked, by layer and row; the host waits for it."""

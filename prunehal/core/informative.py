@@ -1,21 +1,19 @@
 """Keep the informative tokens: what a visual token says, not who attends to it, decides whether it is redundant."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
 from prunehal.core.accumulated import check_squares, smoothed
 from prunehal.core.checks import check_count, check_fraction, refuse
-from prunehal.core.policy import Policy
-from prunehal.core.seen import Seen
+from prunehal.core.given import Given
 from prunehal.core.share import fewest_holding
 
 __all__ = ["Informative"]
 
 
 @dataclass(frozen=True)
-class Informative(Policy):
+class Informative(Given):
     """Keep the visual tokens whose readings say most, as few as hold the share p of all; once, and in all layers alike.
 
     A token that says what all others say is redundant. `prunehal.core.lens.read_tokens` reads each token through the model's own
@@ -50,7 +48,6 @@ class Informative(Policy):
     grid: int | None = field(default=None, kw_only=True)
     window: int = field(default=11, kw_only=True)
     step: int = field(default=2, kw_only=True)
-    limit: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,18 +75,6 @@ class Informative(Policy):
         sure = information * certainty
         around = sure if self.grid is None else smoothed(sure, numbers, self.grid, self.window)
         return information * around**2
-
-    def rank(self, seen: Seen, level: Tensor, previous: Tensor | None) -> Tensor:
-        """Return the scores that were there before the first step."""
-        return previous
-
-    def forced(self, step: int) -> bool:
-        """Say whether step m is the one that prunes."""
-        return step == self.step
-
-    def budget(self, n: int) -> int:
-        """Return the fewest tokens that a prune can leave of n."""
-        return min(1, n)
 
     def budgets(self, scores: Tensor, valid: Tensor, left: list[list[int]]) -> list[list[int]]:
         """Return how many tokens hold the share p, by layer and row; the host waits for it."""
