@@ -133,6 +133,23 @@ def poll(
 
 
 @app.command()
+def seeds(
+    models: Annotated[list[Path], typer.Argument(help="Finished models of other seeds than the embedded one, seed 1 first.")],
+    work: Annotated[Path, typer.Option(help="Folder of the rows under way; the same call goes on there.")] = Path("runs/seeds"),
+    images: Annotated[int, typer.Option(min=2, help="Scenes of the test split in each cell.")] = 1000,
+    transfer: Annotated[int, typer.Option(min=2, help="Scenes for settings that other seeds chose.")] = 300,
+    dask: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster, e.g. tcp://10.0.0.1:8786.")] = None,
+    out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/seeds.csv.gz"),
+) -> None:
+    """Caption with the embedded model and with models of other training seeds, and write what the captions count."""
+    from prunehal.commands.sweep import cluster
+    from prunehal.seeds import measure
+
+    with named_errors(), cluster(dask) as executor:
+        typer.echo(f"{out}: {len(measure(models, work, out, images, transfer, executor))} lines")
+
+
+@app.command()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.readme import update_readme

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.bootstrap import Interval, bca
+from prunehal.bootstrap import Interval
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, StepTopK
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
-from prunehal.gain import part
+from prunehal.gain import gain_in_f1
 from prunehal.resources import data_path
 from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
@@ -31,6 +31,7 @@ __all__ = [
     "PUBLISHED",
     "all_rules",
     "at_random",
+    "candidates",
     "chosen_rules",
     "controls",
     "levels",
@@ -60,14 +61,24 @@ def with_rule(base: Experiment, rule: Rule) -> Experiment:
     return replace(base, mode=mode, policy=policy)
 
 
-def chosen_rules(store: Store) -> dict[str, Chosen]:
+def candidates() -> list[Experiment]:
+    """Return the experiments of the validation split that rules are chosen from: data/grids/redundancy_validation.toml.
+
+    >>> {each.tiles for each in candidates()}
+    {3}
+    """
+    return read_grid(data_path("grids", "redundancy_validation.toml"))
+
+
+def chosen_rules(store: Store, experiments: Sequence[Experiment] | None = None) -> dict[str, Chosen]:
     """Choose one setting of each way of selecting on the validation split, among three background tiles.
 
     The setting of lowest CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall
     against no pruning in each of the two; where none does, the one of highest recall.
 
     Args:
-        store: holds the rows of data/grids/redundancy_validation.toml.
+        store: holds the rows.
+        experiments: to choose from, those of one model; by default :func:`candidates`.
 
     Returns:
         Way of selecting -> the choice, whose ``setting`` is the rule (mode, policy).
@@ -76,7 +87,7 @@ def chosen_rules(store: Store) -> dict[str, Chosen]:
         FileNotFoundError: rows are missing.
     """
     cells: dict[Rule, list[Experiment]] = {}
-    for experiment in read_grid(data_path("grids", "redundancy_validation.toml")):
+    for experiment in candidates() if experiments is None else experiments:
         cells.setdefault((experiment.mode, experiment.policy), []).append(experiment)
     none, before, chosen = _pooled(store, cells[_NONE]), _recall_by_kind(store, cells[_NONE]), {}
     for family in dict.fromkeys(filter(None, map(_family, cells))):
@@ -218,39 +229,17 @@ def responses(
 def share_of_gain(
     store: Store, experiment: Experiment, oracle: Experiment, base: Experiment, *, n_resamples: int = N_RESAMPLES
 ) -> tuple[Interval, Interval | None]:
-    """Return the oracle's gain in the objects' F1, and the share of it that an experiment wins.
-
-    F1 is the harmonic mean of precision (1 - CHAIR_i) and recall: one number in which neither can be bought by the other alone.
+    """Return the oracle's gain in the objects' F1, and the share of it that an experiment wins (`prunehal.gain.gain_in_f1`).
 
     Args:
         store: holds the rows of all three, on the same images.
         experiment, oracle, base: what is judged, the bound, and no pruning.
         n_resamples: of the bootstrap over images (BCa).
 
-    Returns:
-        The gain as a fraction, and the share: 1 where the experiment does as well as the oracle, below 0 where it does harm; None
-        unless the whole interval of the gain is above 0, for a share of nothing means nothing.
-
     Raises:
         FileNotFoundError: rows are missing.
     """
-    columns = ["n_hallucinated", "n_mentions", "n_recalled", "n_truth"]
-    counted = [store.score(each).items.set_index("image_id")[columns] for each in (experiment, oracle, base)]
-    ours, best, plain = (frame.loc[counted[0].index].to_numpy(dtype=float) for frame in counted)
-
-    of_ours, of_best, of_plain = (lambda weights, frame=frame: _f1(weights @ frame) for frame in (ours, best, plain))
-    options = {"units": len(plain), "n": len(plain), "n_resamples": n_resamples, "seed": 0, "confidence": 0.95}
-    possible = bca(lambda weights: of_best(weights) - of_plain(weights), **options)
-    if possible.low <= 0:
-        return possible, None
-    return possible, bca(part(of_ours, of_best, of_plain), **options)
-
-
-def _f1(pooled: np.ndarray) -> np.ndarray:
-    """Return F1 from the sums of hallucinated and all mentions, recalled and true objects, (..., 4)."""
-    hallucinated, mentions, recalled, true = np.moveaxis(pooled, -1, 0)
-    precision, recall = 1 - hallucinated / np.maximum(mentions, 1), recalled / true
-    return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return gain_in_f1(*(store.score(each).items for each in (experiment, oracle, base)), n_resamples=n_resamples)
 
 
 def recall_by_patches(store: Store, experiment: Experiment, limit: int = 4) -> dict[str, pd.DataFrame]:

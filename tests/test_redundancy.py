@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from prunehal import gain as gain_module
 from prunehal import redundancy
 from prunehal.bootstrap import bca
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, StepTopK
@@ -49,7 +50,7 @@ def test_the_share_of_the_gain_is_that_of_the_pooled_f1(store, monkeypatch):
     gain, none = share_of_gain(store, ours, oracle, cell, n_resamples=200)
     assert gain.low <= 0  # of six images
     assert none is None
-    monkeypatch.setattr(redundancy, "bca", lambda *args, **kwargs: replace(bca(*args, **kwargs), low=0.01))
+    monkeypatch.setattr(gain_module, "bca", lambda *args, **kwargs: replace(bca(*args, **kwargs), low=0.01))
     gain, won = share_of_gain(store, ours, oracle, cell, n_resamples=200)
     plain, best, mine = (f1(store.score(each).items) for each in (cell, oracle, ours))
     assert gain.estimate == pytest.approx(best - plain)
