@@ -37,11 +37,12 @@ def train(
 def card(
     folder: Annotated[Path, typer.Argument(help="The finished model, e.g. runs/seed0/model.")],
     images: Annotated[int, typer.Option(min=1, help="Images of each split to evaluate on.")] = 1000,
+    beside: Annotated[list[Path] | None, typer.Option(help="A model of another seed, to show its figures, too.")] = None,
 ) -> None:
     """Evaluate a finished model on the validation and test splits and write its model card beside the weights."""
     from prunehal.testbed.card import write_card
 
-    typer.echo(f"written: {write_card(folder, images)}")
+    typer.echo(f"written: {write_card(folder, images, beside or ())}")
 
 
 @app.command()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes
-from prunehal.loading import load
+from prunehal.loading import load, weights_mark
+from prunehal.resources import written
 from prunehal.testbed.captions import BRIEF, PROMPT, parses
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.questions import is_there, presence
 from prunehal.testbed.scenes import Scene, scene
 
-__all__ = ["answers", "evaluate", "write_card"]
+__all__ = ["answers", "evaluate", "figures", "write_card"]
 
 
 def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False, prompt: str = PROMPT) -> dict[str, float]:
@@ -68,16 +73,24 @@ def _generator(s: Scene) -> np.random.Generator:
     return np.random.default_rng([s.image_id, 8])
 
 
-def write_card(folder: Path, n_images: int = 1000) -> Path:
-    """Write README.md, figures.json and training_curve.png beside a finished model's weights.
+def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
+    """Return what a finished model scores, from figures.json beside its weights, or evaluate it and write that file.
 
     Args:
         folder: what ``train`` returned.
         n_images: images of each split; the redundant conditions use half of them.
 
+    Returns:
+        images, weights (mark of the weights that were evaluated), captions (condition -> what :func:`evaluate` returns) and
+        questions (split -> what :func:`answers` returns).
+
     Raises:
         OSError: the folder holds no model.
     """
+    made = {"images": n_images, "weights": weights_mark(folder)}
+    path = folder / "figures.json"
+    if path.exists() and made.items() <= (before := json.loads(path.read_text(encoding="utf-8"))).items():
+        return before
     model, processor = load(folder, dtype="float32")
     splits = {name: [scene(name, i) for i in range(n_images)] for name in ("validation", "test")}
     rows = {name: evaluate(model, processor, scenes) for name, scenes in splits.items()}
@@ -86,16 +99,59 @@ def write_card(folder: Path, n_images: int = 1000) -> Path:
     rows["test, 3 clean background tiles"] = evaluate(model, processor, few, k=3)
     rows["test, 3 cluttered background tiles"] = evaluate(model, processor, few, k=3, clutter=True)
     asked = {name: answers(model, processor, scenes) for name, scenes in splits.items()}
+    found = made | {"captions": rows, "questions": asked}
+    with written(path) as part:
+        part.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found
+
+
+def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) -> Path:
+    """Write README.md, seeds.json and training_curve.png beside a finished model's weights; see :func:`figures`.
+
+    Args:
+        folder: what ``train`` returned.
+        n_images: images of each split; the redundant conditions use half of them.
+        beside: models of other seeds, whose figures the card shows, too.
+
+    Raises:
+        OSError: a folder holds no model.
+    """
+    found = [figures(each, n_images) for each in (folder, *beside)]
     curve = pd.DataFrame(json.loads((folder / "training_curve.json").read_text(encoding="utf-8")))
     _draw(curve, folder / "training_curve.png")
-    (folder / "figures.json").write_text(json.dumps(rows | {"questions": asked}, indent=1), encoding="utf-8")
+    with written(folder / "seeds.json") as part:
+        part.write_text(json.dumps(found, indent=1), encoding="utf-8")
     samples = curve.groupby("stage", sort=False)["samples"].max()
-    trained = "; ".join(f"{name} {count:,} scenes" for name, count in samples.items())
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    numbers = {
+        "layers": config["text_config"]["num_hidden_layers"],
+        "width": config["text_config"]["hidden_size"],
+        "parameters": f"{_parameters(folder) / 1e6:.2f}",
+        "trained": "; ".join(f"{name} {count:,} scenes" for name, count in samples.items()),
+        "table": _table(found[0]["captions"]),
+        "questions": _table(found[0]["questions"]),
+        "seeds": _seeds(found),
+        "n": n_images,
+        "few": max(1, n_images // 2),
+    }
     card = folder / "README.md"
-    numbers = {"parameters": f"{parameters:.2f}", "trained": trained, "table": _table(rows), "questions": _table(asked)}
-    card.write_text(_CARD.format(n=n_images, few=len(few), prompt=PROMPT, brief=BRIEF, **numbers), encoding="utf-8")
+    with written(card) as part:
+        part.write_text(_CARD.format(prompt=PROMPT, brief=BRIEF, **numbers), encoding="utf-8")
     return card
+
+
+def _parameters(folder: Path) -> int:
+    """Return how many numbers the weights of a model hold."""
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def _seeds(found: Sequence[dict[str, Any]]) -> str:
+    """Return a section on other seeds, or nothing where there are none."""
+    if len(found) < 2:
+        return ""
+    rows = {f"{name}, seed {seed}": each["captions"][name] for name in found[0]["captions"] for seed, each in enumerate(found)}
+    return _SEEDS.format(n=len(found), table=_table(rows))
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:
@@ -125,7 +181,8 @@ def _draw(curve: pd.DataFrame, path: Path) -> None:
 _CARD = """# The embedded model
 
 A small multimodal LLM of LLaVA architecture (`LlavaForConditionalGeneration`: CLIP vision tower, patch 8, 96 x 96 pixels, 144
-visual tokens a tile; two-layer projector; Llama decoder of 6 layers x 192), {parameters} million parameters in bfloat16.
+visual tokens a tile; two-layer projector; Llama decoder of {layers} layers x {width}), {parameters} million parameters in
+bfloat16.
 Trained from scratch by `python -m prunehal train` on scenes and captions that this project renders and writes itself
 ({trained}; every training scene is fresh). License: Apache-2.0.
 It is a testbed, not a captioner of photos.
@@ -149,5 +206,11 @@ things that are usual in such a scene.
 
 {questions}
 
-![loss of each stage against the scenes seen](training_curve.png)
+{seeds}![loss of each stage against the scenes seen](training_curve.png)
+"""
+
+_SEEDS = """Trained from {n} seeds of the initial weights (the samples are the same); the weights of seed 0 are here.
+
+{table}
+
 """

@@ -1,0 +1,78 @@
+"""The model card: what it says is what was evaluated, of these weights, and of other seeds beside them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from prunehal import load
+from prunehal.benchmarks import score
+from prunehal.captioning import caption_scenes
+from prunehal.resources import data_path
+from prunehal.testbed import card
+from prunehal.testbed.scenes import scene
+
+
+@pytest.fixture(scope="module")
+def written_card(tmp_path_factory):
+    """Return a copy of the embedded model with a card on three images."""
+    folder = tmp_path_factory.mktemp("card") / "model"
+    shutil.copytree(data_path("embedded"), folder)
+    for name in ("README.md", "figures.json", "seeds.json"):
+        (folder / name).unlink(missing_ok=True)
+    return card.write_card(folder, 3).parent
+
+
+def test_figures_are_those_of_captions_scored_one_by_one(written_card):
+    found = json.loads((written_card / "figures.json").read_text())
+    for split in ("validation", "test"):
+        hallucinated = mentions = recalled = true = 0
+        for i in range(3):
+            shown = scene(split, i)
+            text = caption_scenes(*load(), [shown]).texts[shown.image_id]
+            line = score({0: text}, {0: set(shown.names)}).items.iloc[0]
+            hallucinated, mentions = hallucinated + line["n_hallucinated"], mentions + line["n_mentions"]
+            recalled, true = recalled + line["n_recalled"], true + line["n_truth"]
+        assert found["captions"][split]["chair_i"] == pytest.approx(hallucinated / mentions)
+        assert found["captions"][split]["recall"] == pytest.approx(recalled / true)
+        assert 0 <= found["questions"][split]["accuracy"] <= 1
+    assert found["images"] == 3
+    text = (written_card / "README.md").read_text()
+    row = found["captions"]["test"]
+    assert f"| test | {100 * row['chair_i']:.1f} | {100 * row['chair_s']:.1f} | {100 * row['recall']:.1f} |" in text
+    assert "3.30 million parameters" in text
+    assert "seed 1" not in text
+
+
+def test_what_was_evaluated_is_not_evaluated_again_unless_weights_or_images_differ(written_card, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("evaluated")
+
+    monkeypatch.setattr(card, "evaluate", refuse)
+    before = card.figures(written_card, 3)
+    assert before["captions"].keys() >= {"validation", "test"}
+    with pytest.raises(RuntimeError, match="evaluated"):
+        card.figures(written_card, 4)
+    monkeypatch.setattr(card, "weights_mark", lambda folder: "other")
+    with pytest.raises(RuntimeError, match="evaluated"):
+        card.figures(written_card, 3)
+    assert json.loads((written_card / "figures.json").read_text()) == before
+
+
+def test_figures_of_other_seeds_stand_beside(written_card, tmp_path):
+    other = tmp_path / "model"
+    shutil.copytree(written_card, other)
+    told = json.loads((other / "figures.json").read_text())
+    told["captions"]["test"]["recall"] = 0.123
+    (other / "figures.json").write_text(json.dumps(told))
+    mine = tmp_path / "mine"
+    shutil.copytree(written_card, mine)
+    text = card.write_card(mine, 3, [other]).read_text()
+    assert "Trained from 2 seeds" in text
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| test, seed")]
+    assert [line[0] for line in lines] == ["| test, seed 0", "| test, seed 1"]
+    assert lines[1][3] == "12.3"
+    recalls = [each["captions"]["test"]["recall"] for each in json.loads((mine / "seeds.json").read_text())]
+    assert recalls[1] == 0.123
+    assert np.isfinite(recalls).all()
