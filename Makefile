@@ -8,6 +8,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A file of tests, or a notebook, on each core.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 # Memory that a prune frees is used again at once; by default glibc hands it back to the system, and a sweep takes far longer.
@@ -25,8 +27,8 @@ notebooks: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --doctest-modules prunehal tests
-	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg $(NOTEBOOKS)
+	$(BIN)/pytest $(PARALLEL) --doctest-modules prunehal tests
+	$(BIN)/pytest $(PARALLEL) --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg $(NOTEBOOKS)
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
