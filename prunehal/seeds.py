@@ -25,7 +25,7 @@ from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
 from prunehal.experiments.versions import made_by
 from prunehal.gain import gain_in_f1
-from prunehal.inference import paired_p_value
+from prunehal.inference import holm, paired_p_value
 from prunehal.loading import EMBEDDED
 from prunehal.marked import read_marked, write_marked
 from prunehal.redundancy import ORACLE, Rule, all_rules, candidates, chosen_rules, with_rule
@@ -33,7 +33,7 @@ from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["ALL", "FAMILIES", "FILE", "NONE", "effects", "measure", "stored", "transfer"]
+__all__ = ["ALL", "FAMILIES", "FILE", "NONE", "effects", "headline", "measure", "stored", "transfer"]
 
 FILE = "seeds.csv.gz"  # among the shipped results
 NONE, ALL = "no pruning", "all"
@@ -159,6 +159,45 @@ def transfer(rows: pd.DataFrame, *, n_resamples: int = N_RESAMPLES) -> pd.DataFr
             line |= _ends(f"d_{metric}", paired_bootstrap(mine, part, metric, n_resamples), METRICS[metric])
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def headline(table: pd.DataFrame) -> list[str]:
+    """Return what the seeds say about each rule, in sentences whose words follow tests and intervals.
+
+    A rule hurts if it raises CHAIR_i or lowers recall and improves neither, and the other way round it helps, by p-values that
+    are corrected (Holm) over all rules, kinds of tiles and both metrics; else it is not shown to do either.
+
+    Args:
+        table: what :func:`effects` returns.
+    """
+    verdicts = {seed: _verdicts(part) for seed, part in table[table["rule"] != NONE].groupby("seed")}
+    over, seeds = verdicts.pop(ALL), len(verdicts)
+    lines = []
+    for (clutter, rule), line in table[table["seed"] == ALL].set_index(["clutter", "rule"]).drop(NONE, level=1).iterrows():
+        alike = sum(each[clutter, rule] == over[clutter, rule] for each in verdicts.values())
+        changes = ", ".join(f"{name} {_shown(line, f'd_{key}')}" for key, name in (("chair_i", "CHAIR_i"), ("recall", "recall")))
+        won = "" if pd.isna(line["won"]) or rule == ORACLE else f"; {_shown(line, 'won', 2)} of the oracle's gain in F1"
+        lines.append(
+            f"{'cluttered' if clutter else 'clean'} tiles, {rule}: {changes}, {line['captions']:,.0f} captions{won}: it "
+            f"{over[clutter, rule]}; {alike} of {seeds} seeds say the same alone."
+        )
+    return lines
+
+
+def _verdicts(part: pd.DataFrame) -> dict[tuple[bool, str], str]:
+    """Return (clutter, rule) -> what is shown of a rule by the tests of one table."""
+    long = pd.concat([part.assign(p=part[f"p_{m}"], worse=part[f"d_{m}"] * sign) for m, sign in (("chair_i", 1), ("recall", -1))])
+    found = {}
+    for key, both in holm(long, "p").groupby(["clutter", "rule"]):
+        signs = set((both["worse"] > 0)[both["rejected"]])
+        names = {(): "is not shown to help or to hurt", (True,): "hurts", (False,): "helps"}
+        found[key] = names.get(tuple(signs), "buys the one with the other")
+    return found
+
+
+def _shown(line: pd.Series, name: str, digits: int = 1) -> str:
+    ends = f"[{line[f'{name}_low']:.{digits}f}, {line[f'{name}_high']:.{digits}f}]"
+    return f"{line[name]:{'+' if digits == 1 else ''}.{digits}f} {ends}"
 
 
 def _of(model: str, n_images: int = 1) -> Experiment:

@@ -13,7 +13,7 @@ from prunehal.core import Accumulated, Informative, NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import truth
 from prunehal.redundancy import ORACLE, PUBLISHED, chosen_rules
-from prunehal.seeds import ALL, NONE, effects, measure, stored, transfer
+from prunehal.seeds import ALL, NONE, effects, headline, measure, stored, transfer
 
 LENGTH = 30  # tokens of a caption
 OTHER = {  # what the model of the other seed may choose from; the first and the last are the embedded model's choices, too
@@ -153,6 +153,30 @@ def test_effects_of_a_seed_and_of_all_are_those_that_loops_count():
             return 2 * precision * recall / (precision + recall)
 
         assert line["won"] == pytest.approx((f1(ours) - f1(none)) / (f1(totals[ORACLE]) - f1(none)))
+
+
+def test_the_headline_says_what_corrected_tests_show():
+    names = ["captions", "d_chair_i", "p_chair_i", "d_recall", "p_recall"]
+    numbers = {  # seed -> rule -> captions, changes and p-values
+        ALL: {"a": (80, 2.0, 0.001, 0.1, 0.9), "b": (80, 0.5, 0.3, 3.0, 0.001), "c": (80, -2.0, 0.001, -4.0, 0.001)},
+        "0": {"a": (40, 2.0, 0.001, 0.1, 0.9), "b": (40, 0.5, 0.3, 3.0, 0.02), "c": (40, -2.0, 0.001, -4.0, 0.001)},
+        "1": {"a": (40, 2.0, 0.001, -0.1, 0.9), "b": (40, 0.5, 0.3, 3.0, 0.001), "c": (40, -2.0, 0.5, -4.0, 0.5)},
+    }
+    lines = [{"seed": seed, "clutter": False, "rule": NONE} for seed in numbers]
+    for seed, rules in numbers.items():
+        for rule, values in rules.items():
+            line = {"seed": seed, "clutter": False, "rule": rule, "won": 0.5 if rule == "b" else np.nan}
+            line |= dict(zip(names, values, strict=True)) | {"won_low": 0.4, "won_high": 0.6}
+            ends = {f"d_{m}_{end}": line[f"d_{m}"] + d for m in ("chair_i", "recall") for end, d in (("low", -1), ("high", 1))}
+            lines.append(line | ends)
+    said = [
+        "CHAIR_i +2.0 [1.0, 3.0], recall +0.1 [-0.9, 1.1], 80 captions: it hurts; 2 of 2 seeds say the same alone.",
+        "CHAIR_i +0.5 [-0.5, 1.5], recall +3.0 [2.0, 4.0], 80 captions; 0.50 [0.40, 0.60] of the oracle's gain in F1: it helps; "
+        "1 of 2 seeds say the same alone.",
+        "CHAIR_i -2.0 [-3.0, -1.0], recall -4.0 [-5.0, -3.0], 80 captions: it buys the one with the other; 1 of 2 seeds say the "
+        "same alone.",
+    ]
+    assert headline(pd.DataFrame(lines)) == [f"clean tiles, {rule}: {text}" for rule, text in zip("abc", said, strict=True)]
 
 
 def test_an_interval_over_seeds_draws_whole_scenes():
