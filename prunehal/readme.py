@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunehal import summary
+from prunehal import measured, summary
 from prunehal.resources import written
 
 __all__ = ["SECTIONS", "markers", "update_readme", "write_between"]
@@ -13,14 +13,14 @@ SECTIONS = {
     "findings": summary.findings,
     "decoders": summary.decoders,
     "causal": summary.causal,
-    "cost": summary.cost,
+    "cost": measured.cost,
     "redundant": summary.redundant,
     "beyond": summary.beyond_the_paper,
     "released": summary.released,
-    "scoring": summary.scoring,
-    "sweeps": summary.sweeps,
-    "speed": summary.speed,
-    "numerics": summary.numerics,
+    "scoring": measured.scoring,
+    "sweeps": measured.sweeps,
+    "speed": measured.speed,
+    "numerics": measured.numerics,
 }
 
 

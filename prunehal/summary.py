@@ -1,14 +1,13 @@
-"""The README's numbers, section by section: computed from the stored rows, never typed in."""
+"""The README's findings, section by section: computed from the stored rows, never typed in."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import pandas as pd
-import pyperf
 
-from prunehal import bench, bench_decoders, bench_scoring, bench_sweep, beyond, redundancy
-from prunehal import numerics as half
+from prunehal import beyond, redundancy
 from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
@@ -19,6 +18,7 @@ from prunehal.dose_reading import reading
 from prunehal.experiments import Experiment, Store, graded, grid, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
+from prunehal.inference import holm
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path
@@ -29,15 +29,10 @@ __all__ = [
     "beyond_the_paper",
     "causal",
     "chosen_on_validation",
-    "cost",
     "decoders",
     "findings",
-    "numerics",
     "redundant",
     "released",
-    "scoring",
-    "speed",
-    "sweeps",
     "thresholds",
 ]
 
@@ -64,7 +59,8 @@ def findings() -> str:
     """Return the README's section of findings as markdown, from the stored rows of the test split."""
     plain = Experiment(split="test")
     shortened = replace(plain, policy=PruneHal(0.4, 3))
-    best = replace(plain, policy=chosen_on_validation().setting)
+    chosen = chosen_on_validation()
+    best = replace(plain, policy=chosen.setting)
     redundant = replace(plain, tiles=3)
     longer = STORED.score(shortened).metrics["words"] > STORED.score(plain).metrics["words"]
     cut = _cut(shortened, plain) if longer else _cut(plain, shortened)
@@ -74,7 +70,7 @@ def findings() -> str:
         "the same with random selection": shortened.with_options({"policy.selection": "random"}),
         "the same with lowest-attention selection": shortened.with_options({"policy.selection": "lowest"}),
         _LENGTH[longer]: None,
-        f"PruneHal, r = {best.policy.r}, t = {best.policy.t} (chosen on the validation split)": best,
+        f"PruneHal, r = {best.policy.r}, t = {best.policy.t} ({_how(chosen)})": best,
         "no pruning, 576 visual tokens (3 background tiles)": redundant,
         "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=shortened.policy),
     }
@@ -89,24 +85,6 @@ def findings() -> str:
     return "\n".join(
         [*_observation(), "", *lines, "", f"{plain.n_images} images; percent; paired 95% BCa intervals over images."]
     )
-
-
-def speed() -> str:
-    """Return the README's tables of speed and memory, one for each machine that was measured."""
-    tables = []
-    for path in sorted(data_path("bench").glob("*.json")):
-        suite = pyperf.BenchmarkSuite.load(str(path))
-        found = suite.get_benchmarks()[0].get_metadata()
-        versions = f"torch {found['torch_version']}, transformers {found['transformers_version']}"
-        tables.append(f"{found['machine']}; {versions}:\n\n{bench.as_table(suite)}")
-    return "\n\n".join(tables)
-
-
-def numerics() -> str:
-    """Return the README's table of what half precision changes."""
-    frame = pd.read_csv(data_path("bench", "numerics.csv"))
-    what = "Largest difference of a logit on the same forced tokens, and shares that agree with float32"
-    return f"{half.as_table(frame)}\n\n{what}; the embedded model, {frame['images'].iloc[0]} images."
 
 
 def released() -> str:
@@ -139,36 +117,25 @@ def released() -> str:
     return "\n".join([counts, "", *lines, "", "500 images a model; percent; paired 95% BCa intervals over images."])
 
 
-def scoring() -> str:
-    """Return the README's table of the scorers' speed and memory."""
-    return bench_scoring.as_table(pd.read_csv(data_path("bench", "scoring.csv")))
-
-
-def sweeps() -> str:
-    """Return the README's table of the throughput of sweeps."""
-    frame = pd.read_csv(data_path("bench", "sweep.csv"))
-    made = f"20 settings of {frame['captions'].iloc[0] // 20} images, the embedded model in float32, {frame['machine'].iloc[0]}"
-    return f"{bench_sweep.as_table(frame)}\n\n{made}, torch {frame['torch'].iloc[0]}."
-
-
 def decoders() -> str:
     """Return the README's table of mitigation decoders on the test split, alone and with pruning."""
     chosen = chosen_decoders(STORED)
     shown = list(POLICIES)[:2]
     table = matrix(STORED, chosen, policies=shown).set_index(["policy", "decoding"])
     plain, published = (table.loc[policy] for policy in shown)
-    head = ["decoding", "CHAIR_i", "recall", "words", "change of CHAIR_i", "at equal length", "of recall"]
+    head = ["decoding", "CHAIR_i", "recall", "words", "change of CHAIR_i", "at equal length", "change of recall"]
     head.append("what PruneHal (r = 0.4, t = 3) adds to CHAIR_i")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in plain.iterrows():
         setting = "" if name not in chosen else _values(chosen[name].setting)
         changes = ["", "", ""]
         if line["experiment"].decoding != "greedy":
-            changes = [_between(line, "d_chair_i"), _between(line, "equal_chair_i", "equal"), f"{line['d_recall']:+.1f}"]
+            changes = [_between(line, "d_chair_i"), _between(line, "equal_chair_i", "equal"), _between(line, "d_recall")]
         numbers = [f"{line[key]:.1f}" for key in ("chair_i", "recall", "words")]
         added = _between(published.loc[name], "own_chair_i", "own")
         lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *changes, added]) + " |")
     images = plain["experiment"].iloc[0].n_images
+    lines += ["", _fallbacks(chosen)]
     return "\n".join([*lines, "", f"{images} images; percent; paired 95% BCa intervals over images, against greedy decoding."])
 
 
@@ -179,17 +146,6 @@ def beyond_the_paper() -> str:
     base = Experiment(split="test", n_images=300)
     table = beyond.as_table(beyond.compare(STORED, settings, base), settings)
     return f"{table}\n\n{base.n_images} images; percent; paired 95% BCa intervals over images, against no pruning."
-
-
-def cost() -> str:
-    """Return the README's tables of what decoders cost, one for each model that was measured."""
-    frame = pd.read_csv(data_path("bench", "decoders.csv"))
-    tables = []
-    for (shape, tokens), part in frame.groupby(["shape", "new_tokens"], sort=False):
-        rounds = part["round"].nunique()
-        what = f"{shape}, {tokens} new tokens, {rounds} round{'s' if rounds > 1 else ''}, {part['machine'].iloc[0]}"
-        tables.append(f"{what}:\n\n{bench_decoders.as_table(frame, shape)}")
-    return "\n\n".join(tables)
 
 
 def causal() -> str:
@@ -211,11 +167,15 @@ def causal() -> str:
 
 def redundant() -> str:
     """Return the README's table of rules among three background tiles, and what of the oracle's gain each wins."""
-    rules = redundancy.all_rules(redundancy.chosen_rules(STORED))
+    chosen = redundancy.chosen_rules(STORED)
+    rules = redundancy.all_rules(chosen)
     base = replace(read_grid(data_path("grids", "redundancy_test.toml"))[0], tiles=0)
     table = redundancy.responses(STORED, base, rules, [(3, kind == "cluttered") for kind in _TILES])
     table = table.set_index(["clutter", "rule"])
-    head = ["rule", *(f"{kind} tiles: {what}" for kind in _TILES for what in ("CHAIR_i", "recall", "share of the oracle's F1"))]
+    head = [
+        "rule",
+        *(f"{kind} tiles: {what}" for kind in _TILES for what in ("CHAIR_i", "recall", "share of the oracle's gain in F1")),
+    ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     cells = {kind: replace(base, tiles=3, clutter=kind == "cluttered") for kind in _TILES}
     for name, rule in rules.items():
@@ -224,14 +184,34 @@ def redundant() -> str:
             line = table.loc[(cell.clutter, name)]
             ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
             _, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
-            share = "no gain to win" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
+            share = "no gain shown" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
             found += [_between(line, "d_chair_i"), _between(line, "d_recall"), share]
         lines.append(f"| {' | '.join(found)} |")
+    shown = holm(pd.concat([table.assign(metric=metric, p=table[f"p_{metric}"]) for metric in ("chair_i", "recall")]), "p")
+    shown = shown[shown["rejected"] & (shown["metric"] == "chair_i")].drop(index=redundancy.ORACLE, level="rule")
+    for clutter, kind in enumerate(_TILES):
+        part = shown[shown.index.get_level_values("clutter") == bool(clutter)]
+        ends = [", ".join(part.index.get_level_values("rule")[sign * part["d_chair_i"] > 0]) or "no rule" for sign in (-1, 1)]
+        lines += ["", f"Shown to lower CHAIR_i without labels (Holm), {kind} tiles: {ends[0]}; to raise it: {ends[1]}."]
+    lines += ["", _fallbacks(chosen)]
     without = ", ".join(f"{kind} {100 * STORED.score(cell).metrics['chair_i']:.1f}" for kind, cell in cells.items())
     note = (
         f"{base.n_images} images; changes against no pruning, percent points (its CHAIR_i: {without}); paired 95% BCa intervals"
     )
     return "\n".join([*lines, "", f"{note} over images."])
+
+
+def _how(chosen: Chosen) -> str:
+    """Return in short how a setting was chosen."""
+    return "of highest recall on the validation split, where none keeps it" if chosen.missed else "chosen on the validation split"
+
+
+def _fallbacks(chosen: Mapping[str, Chosen]) -> str:
+    """Return a sentence that names the choices whose recall no setting kept."""
+    names = [name for name, each in chosen.items() if each.missed]
+    if not names:
+        return "Every choice keeps the recall on the validation split to a point."
+    return f"Fallbacks, of highest recall on the validation split because no setting keeps it to a point: {', '.join(names)}."
 
 
 def _observation() -> list[str]:
@@ -246,7 +226,8 @@ def _observation() -> list[str]:
     odds = f"{fit['odds_ratio']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
     share = mentions["hallucinated"].mean()
     return [
-        f"Of {len(mentions)} object mentions {share:.1%} are hallucinated. A faithful mention draws more visual attention than a",
+        f"Of {len(mentions)} object mentions in {mentions['image_id'].nunique()} captions {share:.1%} are hallucinated.",
+        "A faithful mention draws more visual attention than a",
         f"hallucinated one with probability (AUC) {between}. With the place in the caption",
         "and its length as covariates, the odds ratio of hallucinating for one standard deviation more visual attention is",
         f"{odds}: the association {held}.",

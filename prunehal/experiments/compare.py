@@ -19,7 +19,7 @@ from prunehal.statistics import paired_bootstrap
 
 __all__ = ["METRICS", "N_RESAMPLES", "at_equal_length", "changes", "equal_lengths", "graded"]
 
-N_RESAMPLES = 5000  # of every interval that the README and the notebooks show
+N_RESAMPLES = 5000  # of every interval that the README shows; a notebook may ask for fewer, and says so
 METRICS = {"chair_i": 100, "chair_s": 100, "recall": 100, "words": 1}  # and the unit in which tables show them
 
 
