@@ -12,46 +12,55 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from prunehal.causal import REMOVED
+from prunehal.causal import REMOVED, SCALES
 from prunehal.clustered import estimate, gap, matched_gap, mean
 from prunehal.inference import holm
 from prunehal.kinds import KINDS, kinds_of
+from prunehal.matching import matched
 
 __all__ = [
-    "DOUBLED",
+    "ABSENT_NOW",
+    "BACK",
+    "BACK_OR_TO",
     "FEWEST",
     "LIKELIEST",
     "MOVED",
+    "NEW_OR_ABSENT",
     "NEW_OR_AGAIN",
+    "RATHER",
     "SIGNED",
     "SIGN_FREE",
+    "SLOPE",
     "TO_IMAGE",
     "WITHHELD",
-    "balance",
     "comparisons",
     "curves",
-    "matched",
     "responses",
     "signed",
     "slopes",
-    "strata",
 ]
 
 FEWEST = 10  # mentions that an estimate needs
-DOUBLED = "odds of visual attention doubled"
+SLOPE = f"slope fitted to c = 1/{1 / SCALES[1]:g} to {SCALES[-1]:g}, per doubling of the odds"  # no dose doubles them
 MOVED = "a quarter of the attention on text moved to the image"
+BACK = "a quarter of the attention on the image moved to the text"
+BACK_OR_TO = "a quarter moved: to the text - to the image"
 WITHHELD = "the same given to the start token"
 TO_IMAGE = "to the image rather than to the start token"
 SIGNED = "a quarter moved, signed part: half of (to the image - to the text)"
 SIGN_FREE = "a quarter moved, sign-free part: half of (to the image + to the text)"
+RATHER = "most alike rather than as much background removed"
 _MOVE = 0.25
 LIKELIEST = {
+    "itself": "likeliest is still the word itself",
     "new": "likeliest is an object of the scene not named before",
     "again": "likeliest is an object of the scene named before",
+    "absent": "likeliest is another absent object",
 }
 NEW_OR_AGAIN = "hallucinated: not named before - named before"
+NEW_OR_ABSENT = "hallucinated: not named before - another absent"
+ABSENT_NOW = "faithful: likeliest is an absent object"
 _KEYS = ["image_id", "index"]
-_BINS, _LAST = 10, 5  # bins of the baseline; place in the caption from which on all count as one
 
 
 def responses(rows: pd.DataFrame) -> pd.DataFrame:
@@ -81,13 +90,14 @@ def responses(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def slopes(found: pd.DataFrame) -> pd.DataFrame:
-    """Return for each mention the least-squares slope of its log-probability on log2 of the odds, blindness left out.
+    """Return for each mention the least-squares slope of its log-probability on log2 of c, blindness left out.
 
     Args:
         found: what :func:`responses` returns.
 
     Returns:
-        One line for each mention, as the rows have them at c = 1, with change: nats per doubling of the odds of visual attention.
+        One line for each mention, as the rows have them at c = 1, with change: nats per doubling of the odds of image against
+        text, fitted to all of SCALES but 0; none of them doubles the odds.
     """
     scaled = found[(found["what"] == "scale") & (found["dose"] > 0)]
     table = scaled.pivot_table(index=_KEYS, columns="dose", values="change")
@@ -150,58 +160,6 @@ def curves(found: pd.DataFrame, groups: Mapping[str, pd.Series], n_resamples: in
     return pd.DataFrame(lines)
 
 
-def strata(found: pd.DataFrame) -> np.ndarray:
-    """Return the stratum of each mention: its baseline, in tenths of those of hallucinated ones, and its place.
-
-    The likelier a word is, the less it can gain, and attention falls along a caption: mentions of a stratum are alike in both.
-
-    Args:
-        found: one line for each mention: hallucinated, baseline, index.
-    """
-    edges = np.quantile(found.loc[found["hallucinated"], "baseline"], np.linspace(0, 1, _BINS + 1))
-    inside = np.searchsorted(edges[1:-1], found["baseline"], side="right") + 1
-    # Below and above all hallucinated mentions are bins of their own, which hold none of them.
-    inside = np.select([found["baseline"] < edges[0], found["baseline"] > edges[-1]], [0, _BINS + 1], inside)
-    return inside * (_LAST + 1) + found["index"].clip(upper=_LAST).to_numpy()
-
-
-def matched(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the mentions of those strata that hold hallucinated and faithful ones, with a weight.
-
-    Args:
-        found: one line for each mention: hallucinated, baseline, index.
-
-    Returns:
-        The lines, with stratum and weight: 1 for a hallucinated mention; a faithful one weighs as many hallucinated mentions as
-        its stratum has for each faithful one.
-    """
-    found = found.assign(stratum=strata(found))
-    counts = found.groupby("stratum")["hallucinated"].agg(bad="sum", all="size")
-    counts = counts[(counts["bad"] > 0) & (counts["bad"] < counts["all"])]
-    found = found.join(counts, on="stratum", how="inner")
-    return found.assign(weight=np.where(found["hallucinated"], 1.0, found["bad"] / (found["all"] - found["bad"]))).drop(
-        columns=["bad", "all"]
-    )
-
-
-def balance(found: pd.DataFrame) -> pd.DataFrame:
-    """Return what matching makes alike: numbers of mentions and means, before and after.
-
-    Args:
-        found: one line for each mention: hallucinated, baseline, index.
-
-    Returns:
-        Lines: hallucinated and faithful mentions, all and matched; columns n, baseline, index (weighted by :func:`matched`).
-    """
-    pairs, lines = matched(found), {}
-    for name, bad in (("hallucinated", True), ("faithful", False)):
-        for label, part in ((name, found.assign(weight=1.0)), (f"{name}, matched", pairs)):
-            part = part[part["hallucinated"] == bad]
-            means = {column: np.average(part[column], weights=part["weight"]) for column in ("baseline", "index")}
-            lines[label] = {"n": len(part)} | means
-    return pd.DataFrame(lines).T.astype({"n": int})
-
-
 def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
     """Return every comparison that is made of the responses, corrected together (Holm).
 
@@ -214,9 +172,9 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
         high, p, p_holm, rejected. A comparison of fewer than FEWEST mentions is not made, and a share, or changes without any
         spread, are not tested: their numbers or p-values are nan, and they are no part of the family.
     """
-    moved = _at(found, "move", "all", _MOVE)
+    moved, back = (_at(found, "move", "all", share) for share in (_MOVE, -_MOVE))
     lines = []
-    for intervention, unit, part in ((DOUBLED, "nats a doubling", slopes(found)), (MOVED, "nats", moved)):
+    for intervention, unit, part in ((SLOPE, "nats per doubling", slopes(found)), (MOVED, "nats", moved)):
         pairs, bad = matched(part), part[part["hallucinated"]]
         kinds = bad[bad["kind"].isin(KINDS[:2])]
         lines += [
@@ -224,15 +182,21 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
             (intervention, "faithful", unit, part[~part["hallucinated"]]),
             (intervention, "hallucinated - faithful", unit, part, part["hallucinated"]),
             (intervention, "hallucinated - faithful, matched", unit, pairs, pairs["hallucinated"], pairs["stratum"]),
-            *((intervention, kind, unit, kinds[kinds["kind"] == kind]) for kind in KINDS[:2]),
+            *_by_kind(intervention, unit, part),
             (intervention, " - ".join(KINDS[:2]), unit, kinds, kinds["kind"] == KINDS[0]),
         ]
     bad = moved[moved["hallucinated"]]
-    for word, label in LIKELIEST.items():
-        switched = bad.assign(change=(bad["likeliest"] == word) * 1.0)
-        lines.append((MOVED, f"hallucinated: {label}", "share", switched))
-    taken = bad.assign(change=(bad["likeliest"] == "new") * 1.0 - (bad["likeliest"] == "again"))
-    lines.append((MOVED, NEW_OR_AGAIN, "difference of shares", taken))
+    lines += [(MOVED, f"hallucinated: {label}", "share", _becomes(bad, word)) for word, label in LIKELIEST.items()]
+    for group, other in ((NEW_OR_AGAIN, "again"), (NEW_OR_ABSENT, "absent")):
+        lines.append((MOVED, group, "difference of shares", _minus(_becomes(bad, "new"), _becomes(bad, other))))
+    to, away = (_becomes(part[~part["hallucinated"]], "absent") for part in (moved, back))
+    lines += [
+        (MOVED, ABSENT_NOW, "share", to),
+        (BACK, "hallucinated", "nats", back[back["hallucinated"]]),
+        (BACK, "faithful", "nats", back[~back["hallucinated"]]),
+        (BACK, ABSENT_NOW, "share", away),
+        (BACK_OR_TO, ABSENT_NOW, "difference of shares", _minus(away, to)),
+    ]
     parts = signed(found, _MOVE)
     odd, even = (parts.assign(change=parts[side]) for side in ("odd", "even"))
     pairs, kinds = matched(odd), odd[odd["hallucinated"] & odd["kind"].isin(KINDS[:2])]
@@ -245,9 +209,7 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
         (SIGN_FREE, "faithful", "nats", even[~even["hallucinated"]]),
     ]
     withheld = _at(found, "withhold", "all", _MOVE)
-    both = moved.merge(withheld[[*_KEYS, "change"]], on=_KEYS, suffixes=("", "_withheld"))
-    both["change"] -= both.pop("change_withheld")
-    for name, part in ((WITHHELD, withheld), (TO_IMAGE, both)):
+    for name, part in ((WITHHELD, withheld), (TO_IMAGE, _minus(moved, withheld))):
         lines += [
             (name, "hallucinated", "nats", part[part["hallucinated"]]),
             (name, "faithful", "nats", part[~part["hallucinated"]]),
@@ -258,13 +220,15 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
         part = _at(found, "move", layers, _MOVE)
         lines.append((f"{MOVED}, {layers} layers", "hallucinated", "nats", part[part["hallucinated"]]))
     of_whom = {"itself": (False,), "most alike": (True,), "another": (False, True), "background": (False, True)}
-    for removed in REMOVED:
-        part = _at(found, "remove", removed)
+    hidden = {removed: _at(found, "remove", removed) for removed in REMOVED}
+    for removed, part in hidden.items():
         for bad in of_whom[removed]:
             group = "hallucinated" if bad else "faithful"
             lines.append((f"{removed} removed", group, "nats", part[part["hallucinated"] == bad]))
-    most = _at(found, "remove", "most alike")
-    lines += [("most alike removed", kind, "nats", most[most["kind"] == kind]) for kind in KINDS[:2]]
+        if True in of_whom[removed]:
+            lines += _by_kind(f"{removed} removed", "nats", part)
+    rather = _minus(hidden["most alike"], hidden["background"])
+    lines += [(RATHER, "hallucinated", "nats", rather[rather["hallucinated"]]), *_by_kind(RATHER, "nats", rather)]
     table = pd.DataFrame(
         [
             {"intervention": name, "group": group, "unit": unit} | _estimate(part, *more, n_resamples=n_resamples)
@@ -279,6 +243,22 @@ def comparisons(found: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
 def _at(found: pd.DataFrame, what: str, part: str, dose: float | None = None) -> pd.DataFrame:
     """Return the lines of one intervention: one for each mention."""
     return found[(found["what"] == what) & (found["part"] == part) & (dose is None or found["dose"] == dose)]
+
+
+def _by_kind(name: str, unit: str, part: pd.DataFrame) -> list[tuple[str, str, str, pd.DataFrame]]:
+    """Return the comparison of an intervention for each kind of hallucinated words."""
+    return [(name, kind, unit, part[part["hallucinated"] & (part["kind"] == kind)]) for kind in KINDS]
+
+
+def _becomes(part: pd.DataFrame, word: str) -> pd.DataFrame:
+    """Return the lines with 1 for change where that word is the likeliest, else 0."""
+    return part.assign(change=(part["likeliest"] == word) * 1.0)
+
+
+def _minus(part: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines of the mentions that both have, with the difference of their changes."""
+    both = part.merge(other[[*_KEYS, "change"]], on=_KEYS, suffixes=("", "_other"), validate="one_to_one")
+    return both.assign(change=both["change"] - both.pop("change_other"))
 
 
 def _estimate(

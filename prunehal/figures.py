@@ -20,6 +20,7 @@ __all__ = [
     "COLORS",
     "caption_strip",
     "draw_choice",
+    "draw_doses",
     "draw_estimates",
     "draw_kept",
     "draw_layer_steps",
@@ -202,6 +203,25 @@ def draw_estimates(axis: Axes, table: pd.DataFrame, label: str, colors: Sequence
         range(len(table)), [f"{name}\nn = {n:,}" for name, n in zip(table.index, table["n"], strict=True)], fontsize=10
     )
     axis.set(xlabel=label, ylim=(len(table) - 0.5, -0.5))
+
+
+def draw_doses(axis: Axes, curve: pd.DataFrame, color: str, label: str, x: str = "dose", fmt: str = "o-", **options) -> None:
+    """Draw the response to each dose of one group, with its interval as a whisker, and a dashed line where nothing changes.
+
+    Args:
+        axis: where to draw.
+        curve: columns ``x``, change, low, high, as `prunehal.dose.curves` gives them.
+        color: of line, points and whiskers.
+        label: of the group, for a legend.
+        x: the column of the x axis.
+        fmt: marker and line, in matplotlib's short form.
+        options: more of `Axes.errorbar`.
+    """
+    curve = curve.sort_values(x)
+    errors = [curve["change"] - curve["low"], curve["high"] - curve["change"]]
+    options = {"capsize": 3, "linewidth": 1.4, "markersize": 5} | options
+    axis.errorbar(curve[x], curve["change"], yerr=errors, fmt=fmt, color=color, label=label, **options)
+    axis.axhline(0, color=COLORS["none"], linestyle="--", linewidth=0.8, zorder=0)
 
 
 def draw_choice(axis: Axes, chosen_on: Graded, found: Reported, reported_on: Graded, metric: str, label: str) -> None:

@@ -14,7 +14,7 @@ from prunehal.benchmarks.released import MODELS, published_scores, released_capt
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
 from prunehal.dose import comparisons, responses
-from prunehal.dose_reading import reading
+from prunehal.dose_reading import answer, reading
 from prunehal.experiments import Experiment, Store, graded, grid, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.experiments.pictures import truth
@@ -161,7 +161,7 @@ def causal() -> str:
         f"{rows['image_id'].nunique()} images; log-probability of the word; 95% BCa intervals over images; Holm's correction over"
     )
     return "\n".join(
-        [" ".join(reading(table)), "", *lines, "", f"{what} all {table['p'].notna().sum()} comparisons of notebook 09."]
+        [" ".join([*reading(table), *answer(table)]), "", *lines, "", f"{what} all {table['p'].notna().sum()} comparisons of notebook 09."]
     )
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import reference_dose
+from made_up_doses import made_up
 from scipy import stats
 
 from prunehal import clustered, dose
 from prunehal.causal import MOVES, SCALES, WITHHELD, likeness
-from prunehal.dose_reading import reading
 from prunehal.interventions import interventions
 from prunehal.kinds import KINDS, count_kinds, kinds_of, look_alike_from
-from prunehal.testbed.scenes import scene, scene_of
+from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.world import COMPANIONS, NAMES
 
 
@@ -83,42 +83,6 @@ def test_a_difference_has_the_degrees_of_freedom_of_the_smaller_group():
         assert welch.pvalue < found["p"] < 1.3 * welch.pvalue
 
 
-def made_up():
-    """Rows of 40 scenes of 3 mentions, one of them hallucinated.
-
-    A hallucinated word loses 0.05 nats a doubling and 0.2 when a quarter of the rest moves, 0.05 of them whichever way it goes;
-    faithful ones lose half of it. Every scene differs from that by 1%, up or down. An object of the scene takes over then in
-    every second scene.
-    """
-    rng, lines = np.random.default_rng(0), []
-    for number, index in itertools.product(range(40), range(3)):
-        of, bad = scene("test", number), index == number % 3
-        absent = sorted(set(NAMES) - of.names)
-        node = absent[rng.integers(len(absent))] if bad else sorted(of.names)[index % len(of.names)]
-        line = {"image_id": of.image_id, "index": index, "node": node, "hallucinated": bad, "ambiguous": bad and number == 0}
-        wobble = 1 + 0.01 * (-1) ** number * (
-            0 < number < 39
-        )  # 1 in the mean, without the ambiguous mention of the first scene, too
-        base, by = rng.normal(-1, 0.3), wobble if bad else 0.5 * wobble
-        line |= {"mass": 0.5, "patches": 0, "part": "all", "likeliest": "itself"}
-        for c in SCALES:
-            loss = 0.05 * by * np.log2(c) if c else 3.0
-            lines.append(line | {"what": "scale", "dose": c, "log_prob": base - loss})
-        for share in MOVES:
-            over = ("new" if number % 4 == 1 else "again") if share == 0.25 and number % 2 else "itself"
-            lost = 0.6 * share + 0.2 * abs(share)
-            lines.append(line | {"what": "move", "dose": share, "log_prob": base - by * lost, "likeliest": over})
-        for share in WITHHELD:
-            lines.append(line | {"what": "withhold", "dose": share, "log_prob": base - 0.2 * by * share})
-        for part in ("early", "late"):
-            lines.append(line | {"what": "move", "part": part, "dose": 0.25, "log_prob": base - wobble * (part == "late")})
-        for part in ("most alike", "another") if bad else ("itself", "another"):
-            lines.append(
-                line | {"what": "remove", "part": part, "dose": np.nan, "log_prob": base - 2 * wobble * (part == "itself")}
-            )
-    return pd.DataFrame(lines)
-
-
 @pytest.fixture(scope="module")
 def found():
     return dose.responses(made_up())
@@ -161,6 +125,11 @@ def test_slopes_hold_nothing_that_is_the_same_for_both_directions(found):
     np.testing.assert_allclose(dose.slopes(even)["change"], 0, atol=1e-12)
 
 
+def test_the_slope_says_over_which_factors_it_is_fitted():
+    assert f"c = 1/{1 / min(c for c in SCALES if c):g} to {max(SCALES):g}" in dose.SLOPE
+    assert 2.0 not in SCALES  # no dose doubles the odds
+
+
 def test_curves_hold_each_dose_of_each_group_that_is_large_enough(found):
     groups = {"bad": found["hallucinated"], "few": found["image_id"] < found["image_id"].min() + dose.FEWEST // 3}
     table = dose.curves(found, groups, n_resamples=200)
@@ -175,8 +144,8 @@ def test_comparisons_say_what_was_put_in(found):
     table = dose.comparisons(found, n_resamples=200)
     estimates = table["estimate"].astype(float)
     expected = {
-        (dose.DOUBLED, "hallucinated"): -0.05,
-        (dose.DOUBLED, "hallucinated - faithful, matched"): -0.025,
+        (dose.SLOPE, "hallucinated"): -0.05,
+        (dose.SLOPE, "hallucinated - faithful, matched"): -0.025,
         (dose.MOVED, "faithful"): -0.1,
         (dose.MOVED, "hallucinated - faithful"): -0.1,
         (dose.MOVED, "hallucinated: likeliest is an object of the scene not named before"): 10 / 39,
@@ -191,11 +160,34 @@ def test_comparisons_say_what_was_put_in(found):
         (dose.WITHHELD, "hallucinated"): -0.05,
         ("to the image rather than to the start token", "hallucinated"): -0.15,
         ("to the image rather than to the start token", "faithful"): -0.075,
+        (dose.BACK, "hallucinated"): 0.1,
+        (dose.BACK, "faithful"): 0.05,
+        (dose.MOVED, f"hallucinated: {dose.LIKELIEST['itself']}"): 19 / 39,
+        (dose.MOVED, f"hallucinated: {dose.LIKELIEST['absent']}"): 0.0,
+        (dose.MOVED, dose.NEW_OR_ABSENT): 10 / 39,
+        (dose.MOVED, dose.ABSENT_NOW): 0.0,
+        (dose.BACK, dose.ABSENT_NOW): 0.2,
+        (dose.BACK_OR_TO, dose.ABSENT_NOW): 0.2,
         ("itself removed", "faithful"): -2.0,
         ("another removed", "hallucinated"): 0.0,
+        ("background removed", "hallucinated"): -0.1,
+        (dose.RATHER, "hallucinated"): -1.4,
     }
     for key, value in expected.items():
         assert estimates[key] == pytest.approx(value, abs=1e-3 if "matched" in key[1] else 1e-9), key
+    groups = {"hallucinated": found["hallucinated"]} | {kind: found["hallucinated"] & (found["kind"] == kind) for kind in KINDS}
+    for group, members in groups.items():
+        part = found[members & (found["part"] == "most alike")]
+        for name, value in (("most alike", -1.5), ("background", -0.1), ("another", 0.0)):
+            line = table.loc[(f"{name} removed", group)]
+            assert line["n"] == len(part)
+            if len(part) < dose.FEWEST:
+                assert np.isnan(line["estimate"])
+            else:
+                assert line["estimate"] == pytest.approx(value, abs=0.01)
+    assert sum(table.loc[(dose.MOVED, kind), "n"] for kind in KINDS) == table.loc[(dose.MOVED, "hallucinated"), "n"]
+    assert estimates[dose.RATHER, "neither"] == pytest.approx(-1.4, abs=0.01)
+    assert table.index.is_unique
     made, share = table["p"].notna(), table["unit"] == "share"
     assert table.loc[~made, "p_holm"].isna().all()
     assert (table.loc[~made, "estimate"].notna() == share[~made]).all()
@@ -205,67 +197,6 @@ def test_comparisons_say_what_was_put_in(found):
     assert (table.loc[made, "p_holm"] >= table.loc[made, "p"]).all()
     assert table.loc[(dose.MOVED, "hallucinated"), "rejected"]
     assert not table.loc[(f"{dose.MOVED}, early layers", "hallucinated"), "rejected"]
-
-
-def test_the_words_of_the_reading_follow_the_numbers(found):
-    table = dose.comparisons(found, n_resamples=200)
-    text = reading(table)
-    bad = found[found["hallucinated"]].drop_duplicates(["image_id", "index"])
-    assert "changes by -0.20 nats [-0.20, -0.20]: that lowers it" in text[0]
-    assert "is -0.15 nats [-0.15, -0.15]: that lowers it; the part that does not turn is -0.05 nats" in text[1]
-    assert "start token it changes by -0.05" in text[2]
-    assert text[2].endswith("is -0.15 nats [-0.15, -0.15].")
-    assert text[3].startswith(
-        "Where the attention goes matters to such a word: the control that takes the same from the text has another effect"
-    )
-    assert ": -0.10 nats [-0.10, -0.10]; of the signed part alone -0.08 nats" in text[4]
-    assert "in 26% of the hallucinated mentions, and one that was named before in 26%: neither is shown" in text[5]
-    assert "says again" in reading(table.assign(estimate=-1.0, rejected=True))[5]
-    assert "had left out" in reading(table.assign(estimate=1.0, rejected=True))[5]
-    sizes = [int((bad["kind"] == kind).sum()) for kind in KINDS[:2]]
-    assert text[6].startswith(f"Prior-driven (n = {sizes[0]}) minus look-alike (n = {sizes[1]}) words: ")
-    assert "too few mentions" in text[6]
-    assert "lowers a faithful word: -2.00 nats" in text[7]
-    assert "is not shown to change a hallucinated one" in text[7]
-    lost = table.assign(rejected=table["rejected"] & (table.index.get_level_values(0) != dose.TO_IMAGE))
-    assert reading(lost)[3].startswith(
-        "What the image gains is not shown to matter to such a word: the control that takes the same from the text"
-    )
-    assert "this design does not tell" in reading(lost)[3]
-    turned = table.assign(estimate=-table["estimate"])
-    assert "raises it" in reading(turned)[0]
-    doubted = reading(table.assign(rejected=False))
-    assert "is not shown to change it" in doubted[0]
-    assert doubted[2].endswith(", not shown to differ from 0.")
-    assert doubted[3].startswith("Neither")
-    assert doubted[4].count(", not shown to differ from 0") == 2
-
-
-def test_matching_makes_baseline_and_place_alike():
-    rng = np.random.default_rng(1)
-    bad = rng.random(3000) < 0.2
-    mentions = pd.DataFrame({"image_id": np.arange(3000) // 3, "hallucinated": bad})
-    mentions["index"] = np.clip(rng.poisson(np.where(bad, 3, 1)), 0, 8)
-    mentions["baseline"] = rng.normal(np.where(bad, -1.2, -0.9), 0.3)
-    mentions["change"] = 0.2 * mentions["baseline"] - 0.1 * mentions["index"].clip(upper=5)  # nothing but what is matched
-    table = dose.balance(mentions)
-    apart = (table.loc["hallucinated"] - table.loc["faithful"])[["baseline", "index"]].abs()
-    left = (table.loc["hallucinated, matched"] - table.loc["faithful, matched"])[["baseline", "index"]].abs()
-    assert (left < 0.1 * apart).all()
-    pairs = dose.matched(mentions)
-    assert pairs.loc[~pairs["hallucinated"], "weight"].sum() == pytest.approx(pairs["hallucinated"].sum())
-    assert not set(pairs.loc[pairs["hallucinated"], "stratum"]) ^ set(pairs.loc[~pairs["hallucinated"], "stratum"])
-    images, first = pairs["image_id"].to_numpy(), pairs["hallucinated"].to_numpy()
-    raw = clustered.gap(pairs["change"].to_numpy(), images, first)(np.ones((1, 1000))).item()
-    same = clustered.matched_gap(pairs["change"].to_numpy(), images, first, pairs["stratum"].to_numpy())(np.ones((1, 1000)))
-    assert abs(same.item()) < 0.05 * abs(raw)
-
-
-def test_matched_mentions_outside_the_range_of_the_hallucinated_have_no_partner():
-    bad = np.r_[np.ones(20, bool), np.zeros(22, bool)]
-    baseline = np.r_[np.linspace(-2, -1, 20), np.linspace(-2, -1, 20), -2.5, -0.5]
-    mentions = pd.DataFrame({"image_id": range(42), "index": 0, "hallucinated": bad, "baseline": baseline})
-    assert sorted(set(mentions["baseline"]) - set(dose.matched(mentions)["baseline"])) == [-2.5, -0.5]
 
 
 def test_kinds_follow_the_stated_rule():

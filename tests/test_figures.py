@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks.chair import ChairResult
-from prunehal.figures import COLORS, draw_choice, draw_estimates
+from prunehal.figures import COLORS, draw_choice, draw_doses, draw_estimates
 from prunehal.selection_rule import Graded, choose, report
 
 
@@ -77,3 +77,15 @@ def test_estimates_stand_from_above_with_their_intervals_and_numbers(axis):
     ]
     ends = [tuple(bar.get_segments()[0][:, 0]) for bar in bars]
     assert ends == [pytest.approx((0.1, 0.4)), pytest.approx((-0.4, 0.1))]
+
+
+def test_doses_are_drawn_in_order_with_their_intervals(axis):
+    curve = pd.DataFrame({"dose": [1.0, -1.0, 0.0], "change": [-0.5, -0.2, 0.0], "low": [-0.9, -0.3, 0], "high": [-0.4, 0.1, 0]})
+    draw_doses(axis, curve, "red", "some")
+    (container,) = axis.containers
+    points, _, (bars,) = container
+    assert (container.get_label(), points.get_color()) == ("some", "red")
+    assert points.get_xdata().tolist() == [-1, 0, 1]
+    assert points.get_ydata().tolist() == [-0.2, 0, -0.5]
+    ends = [tuple(segment[:, 1]) for segment in bars.get_segments()]
+    assert ends == [pytest.approx((-0.3, 0.1)), pytest.approx((0, 0)), pytest.approx((-0.9, -0.4))]
