@@ -160,9 +160,8 @@ def causal() -> str:
     what = (
         f"{rows['image_id'].nunique()} images; log-probability of the word; 95% BCa intervals over images; Holm's correction over"
     )
-    return "\n".join(
-        [" ".join([*reading(table), *answer(table)]), "", *lines, "", f"{what} all {table['p'].notna().sum()} comparisons of notebook 09."]
-    )
+    said = [f"- {sentence}" for sentence in (*answer(table), *reading(table))]
+    return "\n".join([*said, "", *lines, "", f"{what} all {table['p'].notna().sum()} comparisons of notebook 09."])
 
 
 def redundant() -> str:
