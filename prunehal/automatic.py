@@ -37,8 +37,9 @@ def transfer(
         n_resamples: of the bootstrap over images.
 
     Returns:
-        The columns of `prunehal.experiments.changes` against no pruning, and: family, chosen ("there" or "here"); regret_chair_i,
-        regret_recall with _low and _high (differences from the setting chosen here; NaN on its own line).
+        The columns of `prunehal.experiments.changes` against no pruning, and: family, chosen ("there" or "here"); regret_chair_i
+        and regret_recall with _low and _high: by how many points the setting chosen there is worse than the one chosen here, so
+        that above 0 is worse for both metrics. NaN on the line of the setting chosen here.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -48,9 +49,9 @@ def transfer(
         pair = [each[family].setting.on(base) for each in (there, here)]
         part = changes(store, pair, base, n_resamples=n_resamples).assign(family=family, chosen=["there", "here"])
         regret = changes(store, pair[:1], pair[1], n_resamples=n_resamples)
-        for metric in ("chair_i", "recall"):
-            for end in ("", "_low", "_high"):
-                part[f"regret_{metric}{end}"] = [regret[f"d_{metric}{end}"].item(), np.nan]
+        for end, other in (("", ""), ("_low", "_high"), ("_high", "_low")):
+            part[f"regret_chair_i{end}"] = [regret[f"d_chair_i{end}"].item(), np.nan]
+            part[f"regret_recall{end}"] = [0.0 - regret[f"d_recall{other}"].item(), np.nan]  # a fall of recall is worse
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 

@@ -1,33 +1,31 @@
 """Policies beyond the paper: one setting of each family, chosen on the validation split and reported on test, beside controls.
 
-A family is a way to choose what stays. Its controls are as many random tokens, and an oracle that keeps the patches of objects.
+The families and their settings are in `prunehal.tried`. Controls are as many random tokens, a bank that rounds what it holds, and
+an oracle that keeps the patches of objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from prunehal.core import Bank, Informative, Keep, NoPruning, Policy, PruneHal, StepTopK
-from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
+from prunehal.core import Bank, Informative, Keep, NoPruning, PruneHal, StepTopK
+from prunehal.experiments import Experiment, Store, changes, equal_lengths
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.gain import part_of_change
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
 from prunehal.redundancy import at_random
-from prunehal.resources import data_path
 from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
+from prunehal.tried import FALLBACK, Setting, candidates, standing
 
 __all__ = [
     "CHOSEN_BY",
-    "Setting",
     "as_table",
     "between",
-    "candidates",
     "chosen_policies",
     "compare",
     "controls",
@@ -41,49 +39,7 @@ MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where 
 ALPHA = 0.05  # of Holm's correction
 ORACLE = "oracle"
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
-_SAID = ("r", "t", "k", "p", "z")  # options that a label always has
-
-
-class Setting(NamedTuple):
-    """A policy and when it acts; what is chosen and reported, whatever the images.
-
-    >>> Setting(PruneHal(r=0.9, t=1)).on(Experiment(split="test")).name
-    'test_prunehal_r0.9_t1'
-    >>> Setting(PruneHal(r=0.9, t=1), "first-token").label
-    'PruneHal(r = 0.9, t = 1), first-token'
-    """
-
-    policy: Policy
-    mode: str = "decoding"
-
-    @property
-    def label(self) -> str:
-        """The policy with the options that are always said or not the defaults, and the mode if it is not decoding."""
-        values = {f.name: (getattr(self.policy, f.name), f.default) for f in fields(self.policy) if f.init}
-        said = [f"{name} = {value}" for name, (value, usual) in values.items() if name in _SAID or value != usual]
-        return f"{type(self.policy).__name__}({', '.join(said)})" + ("" if self.mode == "decoding" else f", {self.mode}")
-
-    def on(self, experiment: Experiment) -> Experiment:
-        """Return the experiment with this policy and mode."""
-        return replace(experiment, policy=self.policy, mode=self.mode)
-
-
-def candidates(tiles: int = 0, model: str = EMBEDDED) -> dict[str, list[Experiment]]:
-    """Return the stored settings of each family on the validation split.
-
-    Args:
-        tiles: background tiles around each scene: 0, or 3.
-        model: as in `Experiment`.
-
-    >>> sorted(candidates(tiles=3))
-    ['Informative', 'MassShare', 'PruneHal']
-    """
-    grids = [each for name in ("thresholds", "beyond_validation") for each in read_grid(data_path("grids", f"{name}.toml"))]
-    families: dict[str, list[Experiment]] = {}
-    for each in grids:
-        if each.split == "validation" and each.tiles == tiles and each.policy != NoPruning():
-            families.setdefault(_family(each), []).append(replace(each, model=model))
-    return families
+WITH_RANDOM = ("PruneHal", "RobustVote", "MassShare", "Informative")  # families with a control of as many random tokens
 
 
 def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict[str, Chosen]:
@@ -94,7 +50,7 @@ def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict
 
     Args:
         store: holds the rows of data/grids/beyond_validation.toml and thresholds.toml.
-        tiles, model: as in :func:`candidates`.
+        tiles, model: as in `prunehal.tried.candidates`.
 
     Returns:
         Name of the family -> the choice, whose ``setting`` is a `Setting`.
@@ -115,15 +71,21 @@ def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict
 
 
 def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
-    """Return what the chosen settings are compared with: the published one, as many random tokens, and the oracle.
+    """Return what the chosen settings are compared with.
 
-    >>> list(controls(chosen_policies(Store.shipped())))
-    ['PruneHal, published', 'PruneHal, random tokens', 'MassShare, random tokens', 'Informative, random tokens', 'oracle']
+    The published setting, as many random tokens (in those families where it is one change), banks that round to 8 bits what they
+    hold, and the oracle.
+
+    >>> list(controls(chosen_policies(Store.shipped())))[4:]
+    ['Informative, random tokens', 'Bank by fall, int8', 'Bank by key, int8', 'oracle']
     """
     found = {"PruneHal, published": Setting(PUBLISHED)}
-    for family in ("PruneHal", "MassShare", "Informative"):
+    for family in WITH_RANDOM:
         policy, mode = chosen[family].setting
         found[f"{family}, random tokens"] = Setting(at_random(policy), mode)
+    for family, each in chosen.items():
+        if isinstance(each.setting.policy, Bank):
+            found[f"{family}, int8"] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
     return found | {ORACLE: Setting(Keep(), "first-token")}
 
 
@@ -203,20 +165,26 @@ def shown_parts(table: pd.DataFrame, metric: str) -> pd.Series | None:
     return ((table[f"part_{metric}_low"] > 0) & (p <= ALPHA)).drop(ORACLE)
 
 
-def as_table(table: pd.DataFrame, settings: Mapping[str, Setting]) -> str:
+def as_table(table: pd.DataFrame, settings: Mapping[str, Setting], chosen: Mapping[str, Chosen] | None = None) -> str:
     """Return what :func:`compare` returned as markdown, and what it says in words.
+
+    Args:
+        table: what :func:`compare` returned for the settings.
+        settings: name -> setting.
+        chosen: the choices among them, so that those which are only a fallback are marked.
 
     >>> base, settings = Experiment(split="test", n_images=50), {"a": Setting(PUBLISHED), "oracle": Setting(PruneHal(r=0.9, t=1))}
     >>> as_table(compare(Store.shipped(), settings, base, n_resamples=200), settings).splitlines()[1]
-    '|---|---|---|---|---|---|---|---|---|'
+    '|---|---|---|---|---|---|---|---|---|---|'
     """
     head = ["policy", "setting", "held in the cache", "attended to", "CHAIR_i", "recall"]
-    head += ["change of CHAIR_i", "at equal length", "of recall"]
+    head += ["change of CHAIR_i", "of recall", "of CHAIR_i at equal length", "of recall at equal length"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in table.iterrows():
-        cells = [name, settings[name].label, f"{line['visual']:.0f}%", f"{line['attended']:.0f}%"]
-        cells += [f"{line['chair_i']:.1f}", f"{line['recall']:.1f}"]
-        cells += [between(line, "d_chair_i"), between(line, "equal_chair_i", "equal"), between(line, "d_recall")]
+        mark = f" ({FALLBACK})" if name in (chosen or {}) and standing(chosen[name]) == FALLBACK else ""
+        cells = [f"{name}{mark}", settings[name].label, f"{line['visual']:.0f}%", f"{line['attended']:.0f}%"]
+        cells += [f"{line['chair_i']:.1f}", f"{line['recall']:.1f}", between(line, "d_chair_i"), between(line, "d_recall")]
+        cells += [between(line, "equal_chair_i", "equal"), between(line, "equal_recall")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {each}" for each in footnotes(settings)), *(f"- {each}." for each in verdict(table))])
 
@@ -233,12 +201,15 @@ def footnotes(settings: Mapping[str, Setting]) -> list[str]:
         ),
         "before, the prompt is run once more to read its visual tokens": lambda each: isinstance(each.policy, Informative),
         "all visual tokens stay in the cache, and each step attends to k of them": lambda each: isinstance(each.policy, StepTopK),
-        "what has left the cache is kept beside it": lambda each: isinstance(each.policy, Bank),
+        "what has left the cache is kept beside it": lambda each: isinstance(each.policy, Bank) and each.policy.store != "int8",
+        "what has left the cache is kept beside it, as 8-bit integers, and returns rounded": (
+            lambda each: isinstance(each.policy, Bank) and each.policy.store == "int8"
+        ),
     }
     said = ["Held in the cache, attended to: mean share of the visual tokens over the steps of the caption, against no pruning."]
     for what, pays in costs.items():
         if names := [name for name, each in settings.items() if pays(each)]:
-            said.append(f"{', '.join(names)}: {what}.")
+            said.append(f"{'; '.join(names)}: {what}.")
     return said
 
 
@@ -259,7 +230,9 @@ def verdict(table: pd.DataFrame) -> list[str]:
     for metric, label in (("chair_i", "CHAIR_i"), ("recall", "recall")):
         oracle, shown = between(table.loc[ORACLE], f"d_{metric}"), shown_parts(table, metric)
         if shown is None:
-            said.append(f"The oracle changes {label} by {oracle}: there is no gain of which a selection could win a part")
+            said.append(
+                f"The oracle changes {label} by {oracle}: no gain is shown, and so none of which a selection could win a part"
+            )
             continue
         parts = own.sort_values(f"part_{metric}", ascending=False)
         columns = parts[[f"part_{metric}{end}" for end in ("", "_low", "_high")]]
@@ -270,19 +243,10 @@ def verdict(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def between(line: pd.Series, name: str, ends: str = "") -> str:
+def between(line: pd.Series, name: str, ends: str = "", digits: int = 1) -> str:
     """Return an estimate with its interval, such as ``+1.2 [0.3, 2.1]``."""
-    return f"{line[name]:+.1f} [{line[f'{ends or name}_low']:.1f}, {line[f'{ends or name}_high']:.1f}]"
-
-
-def _family(experiment: Experiment) -> str:
-    """Return the name of the family of a stored setting."""
-    if isinstance(experiment.policy, Bank):
-        return f"Bank by {experiment.policy.back}"
-    if isinstance(experiment.policy, Informative):
-        return "Informative"
-    names = {"draft": "Draft", "first-token": "FirstToken"}
-    return names.get(experiment.mode, type(experiment.policy).__name__)
+    low, high = (line[f"{ends or name}_{end}"] for end in ("low", "high"))
+    return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _attended(store: Store, experiment: Experiment, base: Experiment) -> float:

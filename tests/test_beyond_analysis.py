@@ -9,14 +9,15 @@ import pytest
 
 import prunehal as ph
 from prunehal.automatic import chosen_ratios, transfer
-from prunehal.beyond import Setting, candidates, chosen_policies, compare, controls, footnotes, lowers, shown_parts, verdict
-from prunehal.core import Accumulated, Bank, Keep, MassShare, NoPruning, PruneHal, StepTopK, attach
+from prunehal.beyond import as_table, chosen_policies, compare, controls, footnotes, lowers, shown_parts, verdict
+from prunehal.core import Accumulated, Bank, Informative, Keep, MassShare, NoPruning, PruneHal, RobustVote, StepTopK, attach
 from prunehal.experiments import Experiment, read_grid, sweep
 from prunehal.experiments.pictures import truth
 from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
+from prunehal.tried import FALLBACK, Setting, candidates, standing, tried
 
 NONE = Setting(NoPruning())
 
@@ -53,6 +54,51 @@ def test_a_choice_keeps_the_recall_or_has_the_highest(tiles):
             assert choice.setting in keeping
         else:
             assert found[choice.setting]["recall"] == max(m["recall"] for m in found.values())
+
+
+@pytest.mark.parametrize("tiles", [0, 3])
+def test_every_candidate_is_shown_and_the_choice_marked(tiles):
+    store, families = ph.Store.shipped(), candidates(tiles)
+    chosen = chosen_policies(store, tiles)
+    table = tried(store, chosen, tiles, n_resamples=100)
+    assert len(table) == sum(map(len, families.values()))
+    assert table["family"].drop_duplicates().tolist() == list(families)
+    for family, part in table.groupby("family"):
+        experiments, base = families[family], store.score(NONE.on(families[family][0])).metrics
+        assert part["setting"].tolist() == [Setting(each.policy, each.mode).label for each in experiments]
+        assert part["images"].tolist() == [each.n_images for each in experiments]
+        for line, each in zip(part.to_dict("records"), experiments, strict=True):
+            metrics = store.score(each).metrics
+            for metric in ("chair_i", "recall"):
+                assert line[metric] == pytest.approx(100 * metrics[metric])
+                assert line[f"d_{metric}"] == pytest.approx(100 * (metrics[metric] - base[metric]))
+        marked = part[part["choice"] != ""]
+        assert marked["setting"].tolist() == [chosen[family].setting.label]
+        kept = (part["d_recall"] >= -1 - 1e-9).any()
+        assert marked["choice"].tolist() == ["chosen" if kept else FALLBACK] == [standing(chosen[family])]
+
+
+def test_the_options_of_the_policies_are_among_the_candidates():
+    policies = [each.policy for part in candidates().values() for each in part]
+    accumulated = [each for each in policies if type(each) is Accumulated]
+    assert {(each.window, each.grid) for each in accumulated} >= {(None, None), (4, None), (None, 12), (4, 12)}
+    assert {each.content for each in accumulated} == {True, False}
+    robust = [each for each in policies if isinstance(each, RobustVote)]
+    assert {each.z for each in robust} == {2.0, 3.0}
+    assert {each.like for each in robust} == {None, 8}
+    assert {each.every for each in policies if isinstance(each, Bank) and each.back == "key"} == {1, 4}
+
+
+def test_controls_change_one_thing(chosen):
+    found = controls(chosen)
+    for family in ("PruneHal", "RobustVote", "MassShare", "Informative"):
+        policy, mode = chosen[family].setting
+        kept = "shared" if isinstance(policy, Informative) else "layer"
+        assert found[f"{family}, random tokens"] == Setting(replace(policy, selection="random", kept=kept), mode)
+    for family in ("Bank by fall", "Bank by key"):
+        policy, mode = chosen[family].setting
+        assert found[f"{family}, int8"] == Setting(replace(policy, store="int8"), mode)
+    assert len(found) == 2 + 4 + 2
 
 
 def test_every_family_is_one_policy_at_one_time():
@@ -185,7 +231,7 @@ def test_the_words_follow_the_numbers():
     said = verdict(pd.DataFrame.from_dict(planted(), orient="index"))
     assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["no policy"] * 3
     assert said[3:] == [
-        f"The oracle changes {label} by +0.0 [0.0, 0.0]: there is no gain of which a selection could win a part"
+        f"The oracle changes {label} by +0.0 [0.0, 0.0]: no gain is shown, and so none of which a selection could win a part"
         for label in ("CHAIR_i", "recall")
     ]
     lines = planted(d_recall=4.0, d_recall_low=1.0, d_recall_high=9.0)
@@ -207,21 +253,39 @@ def test_the_words_follow_the_numbers():
 
 def test_footnotes_name_what_the_columns_leave_out():
     settings = {"D": Setting(MassShare(), "draft"), "S": Setting(StepTopK(k=8)), "B": Setting(Bank()), "P": Setting(PruneHal())}
-    assert [each.partition(":")[0] for each in footnotes(settings)[1:]] == ["D", "S", "B"]
+    settings |= {"C": Setting(Bank(store="cpu")), "I": Setting(Bank(store="int8"))}
+    said = [each.partition(": ") for each in footnotes(settings)[1:]]
+    assert [names for names, _, _ in said] == ["D", "S", "B; C", "I"]
+    assert "rounded" in said[-1][2]
     assert len(footnotes({"P": settings["P"]})) == 1
 
 
-def test_transfer_is_the_difference_from_what_was_chosen_here(small):
+def test_the_table_shows_recall_at_equal_length_and_marks_a_fallback(small):
     store, settings, base = small
+    table = compare(store, settings, base, n_resamples=200)
+    choices = {"a": _choice(settings["a"], missed=(("recall", 0.01),)), "b": _choice(settings["b"])}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in as_table(table, settings, choices).splitlines()]
+    head, body = lines[0], {line[0]: line for line in lines[2 : 2 + len(settings)]}
+    assert list(body) == [f"a ({FALLBACK})", "b", "c", "d", "oracle"]
+    line = table.loc["a"]
+    ends = f"[{line['equal_recall_low']:.1f}, {line['equal_recall_high']:.1f}]"
+    assert body[f"a ({FALLBACK})"][head.index("of recall at equal length")] == f"{line['equal_recall']:+.1f} {ends}"
+    assert FALLBACK not in as_table(table, settings)
 
-    def choice(setting):
-        return Chosen(setting, "validation", "chair_i", 0.0, NONE, (), 2, 2, False, frozenset())
 
-    there, here = {"X": choice(settings["a"])}, {"X": choice(settings["c"])}
+def _choice(setting, **options):
+    return Chosen(setting, "validation", "chair_i", 0.0, NONE, (), 2, 2, False, frozenset(), **options)
+
+
+def test_regret_is_how_much_worse_it_is_than_what_was_chosen_here(small):
+    store, settings, base = small
+    there, here = {"X": _choice(settings["a"])}, {"X": _choice(settings["c"])}
     table = transfer(store, there, here, base, ["X"], n_resamples=200).set_index("chosen")
     ours, theirs = (store.score(settings[name].on(base)).metrics for name in "ac")
-    for metric in ("chair_i", "recall"):
-        assert table.loc["there", f"regret_{metric}"] == pytest.approx(100 * (ours[metric] - theirs[metric]))
+    for metric, worse in (("chair_i", 1), ("recall", -1)):
+        line = table.loc["there"]
+        assert line[f"regret_{metric}"] == pytest.approx(worse * 100 * (ours[metric] - theirs[metric]))
+        assert line[f"regret_{metric}_low"] < line[f"regret_{metric}"] < line[f"regret_{metric}_high"]
         assert math.isnan(table.loc["here", f"regret_{metric}"])
     assert table["family"].tolist() == ["X", "X"]
     assert table.loc["here", "recall"] == pytest.approx(100 * theirs["recall"])
