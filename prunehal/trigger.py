@@ -12,10 +12,19 @@ from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.over_images import SharedImages
 from prunehal.loading import EMBEDDED
+from prunehal.pooled import ratio
 from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, choose
 
-__all__ = ["at_edge", "chosen_factors", "factors_at_equal_budget", "saturation", "time_to_prune", "vote_rate"]
+__all__ = [
+    "at_edge",
+    "chosen_factors",
+    "factors_at_equal_budget",
+    "on_mentions",
+    "saturation",
+    "time_to_prune",
+    "vote_rate",
+]
 
 
 def time_to_prune(store: Store, experiment: Experiment, number: int = 1) -> pd.DataFrame:
@@ -107,6 +116,44 @@ def vote_rate(store: Store, experiment: Experiment) -> pd.DataFrame:
     return frame.fillna({"voted": False, "names_object": False, "hallucinated": False}).astype(
         {"voted": bool, "names_object": bool, "hallucinated": bool}
     )
+
+
+def on_mentions(store: Store, experiment: Experiment, *, n_resamples: int = 5000) -> pd.DataFrame:
+    """Return in one line how often a policy votes and prunes, and at what words.
+
+    Args:
+        store: holds the rows.
+        experiment: whose captions.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        What :func:`saturation` returns; votes (steps with a majority in a caption, whether or not a prune was still allowed); and
+        in percent, with _low and _high (95% BCa interval over images; NaN where there are none): steps_naming, votes_naming and
+        prunes_naming, the shares of the steps from m = 2, of the votes and of the prunes by vote at which the name of an object
+        begins.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`saturation`.
+
+    >>> from prunehal.core import PruneHal
+    >>> line = on_mentions(Store.shipped(), Experiment(split="test", n_images=20, policy=PruneHal(r=0.7, t=3)), n_resamples=200)
+    >>> bool(line["steps_naming"].item() > line["votes_naming"].item())
+    True
+    """
+    line, steps = saturation(store, experiment), vote_rate(store, experiment)
+    by_vote = store.events(experiment).query("reason == 'vote'")[["image_id", "step"]].assign(pruned=True)
+    steps = steps.merge(by_vote, how="left").fillna({"pruned": False})
+    keys = sorted(steps["image_id"].unique())
+    line["votes"] = steps["voted"].sum() / len(keys)
+    for name, which in (("steps", steps), ("votes", steps[steps["voted"]]), ("prunes", steps[steps["pruned"].astype(bool)])):
+        found = which.groupby("image_id")["names_object"].agg(["sum", "size"]).reindex(keys, fill_value=0)
+        counted = found.set_axis(["top", "bottom"], axis=1).reset_index(drop=True).astype(float)
+        share = [np.nan] * 3
+        if len(which):
+            each = bca(ratio(counted), len(keys), len(which), n_resamples, 0, 0.95)
+            share = [100 * value for value in (each.estimate, each.low, each.high)]
+        line[[f"{name}_naming{end}" for end in ("", "_low", "_high")]] = share
+    return line
 
 
 def chosen_factors(store: Store, subject_to: Mapping[str, float], model: str = EMBEDDED) -> dict[float, Chosen]:

@@ -11,7 +11,7 @@ from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, read_grid
 from prunehal.experiments.pictures import image_keys
 from prunehal.resources import data_path
-from prunehal.trigger import at_edge, chosen_factors, factors_at_equal_budget, saturation, time_to_prune, vote_rate
+from prunehal.trigger import at_edge, chosen_factors, factors_at_equal_budget, on_mentions, saturation, time_to_prune, vote_rate
 
 T = 2
 ONE = Experiment(n_images=12, policy=PruneHal(r=0.7, t=T))
@@ -100,6 +100,31 @@ def test_votes_and_what_the_step_wrote_by_hand(tmp_path):
         [second, 2, False, False, False],
         [second, 3, False, True, True],
     ]
+
+
+def test_votes_and_prunes_on_mentions_by_hand(tmp_path):
+    three = Experiment(n_images=3, policy=PruneHal(r=0.7, t=T))
+    first, second, third = image_keys(three)
+    rows = [
+        # a prune that was forced at a name is none of the vote
+        row(first, 4, True, [3], voted=[3, 5], mentions=[("dog", False, 2), ("cat", True, 3)]),
+        row(second, 3, False, [2, 3], voted=[2, 3], mentions=[("bus", True, 3)]),
+        row(third, 2, False, [], voted=[], mentions=[]),
+    ]
+    rows[0]["events"] += [[2, "forced", 12]]
+    line = on_mentions(stored(tmp_path, rows, three), three, n_resamples=200).iloc[0]
+    assert line["votes"] == pytest.approx(4 / 3)
+    assert line["steps_naming"] == pytest.approx(100 * 3 / 7)  # 4 + 2 + 1 steps from m = 2
+    assert line["votes_naming"] == pytest.approx(100 * 2 / 4)
+    assert line["prunes_naming"] == pytest.approx(100 * 2 / 3)
+    assert line["prunes_naming_low"] <= line["prunes_naming"] <= line["prunes_naming_high"]
+
+
+def test_without_votes_there_is_no_share_of_them(tmp_path):
+    two = Experiment(n_images=2, policy=PruneHal(r=0.7, t=T))
+    line = on_mentions(stored(tmp_path, [row(key, 3, True, []) for key in image_keys(two)], two), two, n_resamples=200).iloc[0]
+    assert line[["votes", "steps_naming"]].tolist() == [0, 0]
+    assert line[["votes_naming", "votes_naming_low", "prunes_naming"]].isna().all()
 
 
 @pytest.mark.parametrize("subject_to", [{}, {"recall": 0.01}])
