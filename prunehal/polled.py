@@ -1,22 +1,25 @@
 """First-token mode on yes-or-no questions: prune before the answer's one word is chosen, and see whether it changes.
 
 A policy that acts while decoding comes too late for an answer of one word, as the paper says; in first-token mode the prompt's
-last query decides what the answer is read from. The oracle keeps the patches of objects.
+last query decides what the answer is read from. The oracle keeps the patches of objects. An answer is the sign of a margin, the
+logit of "Yes" minus that of "No"; margins move where no answer changes, and tell how far from a change the answers are.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.pope import KINDS, Question, parse_answer, score
-from prunehal.clustered import estimate, mean
-from prunehal.core import FirstToken, Informative, Keep, NoPruning, Policy, PruneHal, SharedPrefill, attach
+from prunehal.clustered import estimate, gap, mean
+from prunehal.core import FirstToken, Informative, Keep, NoPruning, Policy, PruneHal, SharedPrefill
 from prunehal.experiments import Experiment
 from prunehal.loading import load
 from prunehal.marked import read_marked, write_marked
@@ -27,9 +30,11 @@ from prunehal.testbed.oracle import object_tokens
 from prunehal.testbed.polling import polling_questions
 from prunehal.testbed.scenes import GRID, scene_of
 
-__all__ = ["FILE", "RULES", "ask", "compare", "measure", "stored"]
+__all__ = ["CELL", "FILE", "RULES", "SURROUNDINGS", "among_tiles", "ask", "compare", "harder", "headroom", "measure", "stored"]
 
 FILE = "polled.csv.gz"  # among the shipped results
+SURROUNDINGS = ((0, False), (3, False), (3, True))  # background tiles, cluttered
+CELL = ["tiles", "clutter", "kind"]  # the columns that tell where a question was asked
 _INFORMATIVE = Informative(p=0.8, grid=GRID, window=2 * GRID - 1)  # chosen on captions, notebook 08
 RULES: dict[str, tuple[str, Policy]] = {
     "no pruning": ("decoding", NoPruning()),
@@ -69,18 +74,18 @@ def ask(
     inputs = processor(images=images, text=texts, padding=True, return_tensors="pt").to(model.device)
     marks = object_tokens(scenes, (inputs["input_ids"] == model.config.image_token_id).cpu(), k, clutter)
     yes, no = (processor.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("Yes", "No"))
-    shared, first = SharedPrefill(model, dict(inputs)), FirstToken(model, dict(inputs))
+    first = FirstToken(model, dict(inputs))  # of its prompt all rules go on
     parts = []
     for name, (mode, policy) in rules.items():
         options = {"seeds": [question.question_id for question in questions]}
         if isinstance(policy, Keep):
-            given, cache = shared.inputs, shared.attach(NoPruning(), keep=marks, **options)
+            cache = SharedPrefill.attach(first, NoPruning(), keep=marks, **options)
         elif mode == "first-token":
-            given, cache = first.inputs, first.attach(policy, **options)
+            cache = first.attach(policy, **options)
         else:
-            given, cache = inputs, attach(model, inputs, policy, **options)
+            cache = SharedPrefill.attach(first, policy, **options)
         search = {"do_sample": False, "max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
-        made = model.generate(**given, past_key_values=cache, **search)
+        made = model.generate(**first.inputs, past_key_values=cache, **search)
         said = processor.batch_decode(made.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         margin = (made.logits[0][:, yes] - made.logits[0][:, no]).float().tolist()
         lines = [
@@ -92,7 +97,9 @@ def ask(
 
 
 def measure(out: Path, n_images: int = 100, batch_size: int = 60, progress: bool = True) -> pd.DataFrame:
-    """Ask POPE's three kinds of questions about scenes of the test split, alone and among three clean tiles, and write the rows.
+    """Ask POPE's three kinds of questions about scenes of the test split, alone and among three clean or cluttered tiles.
+
+    The rows are written, too.
 
     Args:
         out: compressed file to write.
@@ -101,18 +108,22 @@ def measure(out: Path, n_images: int = 100, batch_size: int = 60, progress: bool
         progress: show a bar with the time left.
 
     Returns:
-        The columns of :func:`ask` without text, and: kind, tiles.
+        The columns of :func:`ask` without text, and: kind, tiles, clutter.
     """
     model, processor = load()
-    jobs = []
-    for tiles in (0, 3):
-        for kind in KINDS:
-            asked = polling_questions("test", n_images, kind)
-            jobs += [(tiles, kind, asked[start : start + batch_size]) for start in range(0, len(asked), batch_size)]
+    asked = {kind: polling_questions("test", n_images, kind) for kind in KINDS}
+    number = {pair: i for i, pair in enumerate(dict.fromkeys((q.image, q.text) for some in asked.values() for q in some))}
+    places = [(kind, q, number[q.image, q.text]) for kind, some in asked.items() for q in some]
+    once = list({i: replace(q, question_id=i) for _, q, i in places}.values())  # a question of several kinds is asked once
+    jobs = [(around, start) for around in SURROUNDINGS for start in range(0, len(once), batch_size)]
     parts = []
-    for tiles, kind, some in tqdm(jobs, desc="questions", unit="batch", disable=not progress):
-        parts.append(ask(model, processor, some, k=tiles).assign(kind=kind, tiles=tiles))
-    frame = pd.concat(parts, ignore_index=True).drop(columns="text").round({"margin": 3})
+    for (tiles, clutter), start in tqdm(jobs, desc="questions", unit="batch", disable=not progress):
+        answers = ask(model, processor, once[start : start + batch_size], k=tiles, clutter=clutter)
+        parts.append(answers.assign(tiles=tiles, clutter=clutter))
+    answers = pd.concat(parts, ignore_index=True).drop(columns="text").round({"margin": 3})
+    frame = pd.DataFrame([(kind, q.question_id, i) for kind, q, i in places], columns=["kind", "question_id", "number"])
+    frame = frame.merge(answers.rename(columns={"question_id": "number"}), on="number").drop(columns="number")
+    frame = frame.sort_values(["tiles", "clutter"], kind="stable", ignore_index=True)
     write_marked(out, frame.to_csv(index=False), Experiment(split="test", n_images=n_images))
     return frame
 
@@ -129,38 +140,136 @@ def stored(path: Path | None = None) -> pd.DataFrame:
 
 
 def compare(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
-    """Compare every rule with no pruning, on the same questions of each kind and number of tiles.
+    """Compare every rule with no pruning, on the same questions of each kind and surroundings.
 
     Args:
         rows: as :func:`measure` or :func:`stored` returns them.
         n_resamples: of every bootstrap over images.
 
     Returns:
-        One line for each tiles, kind and rule; in percent or points: accuracy, f1, yes (share of the answers), changed (answers
-        that differ from those without pruning), d_accuracy, low, high (difference from no pruning, 95% BCa interval over images);
-        p (Wald's, with the error of a jackknife over images). The last four are NaN for no pruning.
+        One line for each tiles, clutter, kind and rule; in percent or points: accuracy, f1, yes (share of the answers), changed
+        (answers that differ from those without pruning), d_accuracy, low, high (difference from no pruning, 95% BCa interval over
+        images); p (Wald's, with the error of a jackknife over images). In logits: margin, the mean margin toward the right
+        answer, above 0 where the answer is right; d_margin, d_margin_low, d_margin_high, p_margin. Differences and p are NaN for
+        no pruning.
 
     >>> answers = {"question_id": [1, 2] * 2, "image_id": [7, 8] * 2, "label": ["yes", "no"] * 2, "kind": "random", "tiles": 0}
-    >>> answers |= {"rule": ["no pruning"] * 2 + ["some"] * 2, "answer": ["yes", "yes", "yes", "no"]}
-    >>> compare(pd.DataFrame(answers), 100).set_index("rule").loc["some", ["accuracy", "changed", "d_accuracy"]].tolist()
-    [100.0, 50.0, 50.0]
+    >>> answers |= {"clutter": False, "rule": ["no pruning"] * 2 + ["some"] * 2, "answer": ["yes", "yes", "yes", "no"]}
+    >>> line = compare(pd.DataFrame(answers | {"margin": [2.0, 1.0, 2.5, -0.5]}), 100).set_index("rule").loc["some"]
+    >>> line[["accuracy", "changed", "d_accuracy", "margin", "d_margin"]].tolist()
+    [100.0, 50.0, 50.0, 1.5, 1.0]
     """
     lines = []
-    for (tiles, kind), cell in rows.groupby(["tiles", "kind"], sort=False):
-        rules = {rule: part.set_index("question_id") for rule, part in cell.groupby("rule", sort=False)}
+    for cell, rules in _cells(rows):
         plain = rules["no pruning"]
         asked = [Question(number, str(line.image_id), "", line.label) for number, line in plain.iterrows()]
         images, names = pd.factorize(plain["image_id"])
-        right = plain["answer"].eq(plain["label"])
         for rule, part in rules.items():
-            answers = part.loc[plain.index, "answer"]
-            metrics = score(asked, answers.tolist()).metrics
+            metrics = score(asked, part["answer"].tolist()).metrics
             line = {"accuracy": metrics["accuracy"], "f1": metrics["f1"], "yes": metrics["yes_ratio"]}
-            line["changed"] = answers.ne(plain["answer"]).mean()
-            line = {"tiles": tiles, "kind": kind, "rule": rule} | {name: 100 * value for name, value in line.items()}
+            line["changed"] = part["answer"].ne(plain["answer"]).mean()
+            line = cell | {"rule": rule} | {name: 100 * value for name, value in line.items()} | {"margin": part["toward"].mean()}
             if rule != "no pruning":
-                change = 100.0 * answers.eq(plain["label"]) - 100.0 * right
-                found = estimate(mean(change.to_numpy(), images), len(names), len(plain), n_resamples)
+                changes = (100.0 * part["right"] - 100.0 * plain["right"], part["toward"] - plain["toward"])
+                found, moved = (
+                    estimate(mean(change.to_numpy(), images), len(names), len(plain), n_resamples) for change in changes
+                )
                 line |= {"d_accuracy": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}}
+                line |= {"d_margin": moved["estimate"], "d_margin_low": moved["low"], "d_margin_high": moved["high"]}
+                line["p_margin"] = moved["p"]
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def headroom(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return whether there was room for a rule to correct answers, and how near it came.
+
+    Args:
+        rows: as :func:`measure` or :func:`stored` returns them.
+
+    Returns:
+        One line for each tiles, clutter, kind and rule but no pruning: questions; wrong (answers without pruning); corrected and
+        spoiled by the rule; nearest (smallest distance of a wrong answer's margin without pruning from 0, in logits); moved,
+        farthest (mean and largest distance that the rule moved a margin); within (wrong answers nearer than that farthest).
+
+    >>> answers = {"question_id": [1, 2] * 2, "image_id": [7, 8] * 2, "label": ["yes", "no"] * 2, "kind": "random", "tiles": 0}
+    >>> answers |= {"clutter": False, "rule": ["no pruning"] * 2 + ["some"] * 2, "answer": ["yes", "yes", "yes", "no"]}
+    >>> line = headroom(pd.DataFrame(answers | {"margin": [2.0, 1.0, 2.5, -0.5]})).iloc[0]
+    >>> line[["wrong", "corrected", "spoiled", "nearest", "farthest", "within"]].tolist()
+    [1, 1, 0, 1.0, 1.5, 1]
+    """
+    lines = []
+    for cell, rules in _cells(rows):
+        plain = rules["no pruning"]
+        away = plain.loc[~plain["right"], "margin"].abs()
+        for rule, part in rules.items():
+            if rule == "no pruning":
+                continue
+            moved = (part["margin"] - plain["margin"]).abs()
+            line = {"questions": len(plain), "wrong": len(away)}
+            line["corrected"] = (part["right"] & ~plain["right"]).sum()
+            line["spoiled"] = (plain["right"] & ~part["right"]).sum()
+            line |= {"nearest": away.min(), "moved": moved.mean(), "farthest": moved.max(), "within": (away < moved.max()).sum()}
+            lines.append(cell | {"rule": rule} | line)
+    return pd.DataFrame(lines)
+
+
+def harder(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
+    """Return whether questions about popular and adversarial absent objects are harder than those about random ones.
+
+    Args:
+        rows: as :func:`measure` or :func:`stored` returns them; those without pruning are read.
+        n_resamples: of every bootstrap over images.
+
+    Returns:
+        One line for each tiles, clutter and kind but "random": accuracy on absent objects (percent), and its difference from
+        that of random ones in points: difference, low, high (95% BCa interval over images), p.
+    """
+    absent = rows[(rows["rule"] == "no pruning") & (rows["label"] == "no")]
+    lines = []
+    for (tiles, clutter), part in absent.groupby(["tiles", "clutter"], sort=False):
+        for kind in KINDS[1:]:
+            both = part[part["kind"].isin((KINDS[0], kind))]
+            images, names = pd.factorize(both["image_id"])
+            right, first = 100.0 * both["answer"].eq("no"), both["kind"].eq(kind).to_numpy()
+            found = estimate(gap(right.to_numpy(), images, first), len(names), len(both), n_resamples)
+            line = {"tiles": tiles, "clutter": clutter, "kind": kind, "accuracy": right[first].mean()}
+            lines.append(line | {"difference": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}})
+    return pd.DataFrame(lines)
+
+
+def among_tiles(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
+    """Return what background tiles alone do to the answers, without pruning: as much is what removing them could win back.
+
+    Args:
+        rows: as :func:`measure` or :func:`stored` returns them; those without pruning are read.
+        n_resamples: of every bootstrap over images.
+
+    Returns:
+        One line for each tiles, clutter and kind with background tiles: accuracy (percent); difference, low, high, p as in
+        :func:`harder`, from the same questions about the scene alone.
+    """
+    plain = {tuple(cell.values()): rules["no pruning"] for cell, rules in _cells(rows)}
+    lines = []
+    for (tiles, clutter, kind), part in plain.items():
+        if not tiles:
+            continue
+        images, names = pd.factorize(part["image_id"])
+        right, alone = (100.0 * each["right"] for each in (part, plain[0, False, kind].loc[part.index]))
+        found = estimate(mean((right - alone).to_numpy(), images), len(names), len(part), n_resamples)
+        line = {"tiles": tiles, "clutter": clutter, "kind": kind, "accuracy": right.mean()}
+        lines.append(line | {"difference": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}})
+    return pd.DataFrame(lines)
+
+
+def _cells(rows: pd.DataFrame) -> Iterator[tuple[dict[str, object], dict[str, pd.DataFrame]]]:
+    """Yield each tiles, clutter and kind, and rule -> its answers, the same questions in the same order for all rules.
+
+    The answers are indexed by question_id and have two columns more: right, and toward (the margin toward the right answer).
+    """
+    sign = np.where(rows["label"] == "yes", 1, -1)
+    rows = rows.assign(right=rows["answer"] == rows["label"], toward=sign * rows["margin"])
+    for keys, cell in rows.groupby(CELL, sort=False):
+        rules = {rule: part.set_index("question_id") for rule, part in cell.groupby("rule", sort=False)}
+        order = rules["no pruning"].index
+        yield dict(zip(CELL, keys, strict=True)), {rule: part.loc[order] for rule, part in rules.items()}
