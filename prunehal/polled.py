@@ -156,7 +156,7 @@ def compare(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
     >>> answers = {"question_id": [1, 2] * 2, "image_id": [7, 8] * 2, "label": ["yes", "no"] * 2, "kind": "random", "tiles": 0}
     >>> answers |= {"clutter": False, "rule": ["no pruning"] * 2 + ["some"] * 2, "answer": ["yes", "yes", "yes", "no"]}
     >>> line = compare(pd.DataFrame(answers | {"margin": [2.0, 1.0, 2.5, -0.5]}), 100).set_index("rule").loc["some"]
-    >>> line[["accuracy", "changed", "d_accuracy", "margin", "d_margin"]].tolist()
+    >>> line[["accuracy", "changed", "d_accuracy", "margin", "d_margin"]].astype(float).tolist()
     [100.0, 50.0, 50.0, 1.5, 1.0]
     """
     lines = []
@@ -195,8 +195,8 @@ def headroom(rows: pd.DataFrame) -> pd.DataFrame:
     >>> answers = {"question_id": [1, 2] * 2, "image_id": [7, 8] * 2, "label": ["yes", "no"] * 2, "kind": "random", "tiles": 0}
     >>> answers |= {"clutter": False, "rule": ["no pruning"] * 2 + ["some"] * 2, "answer": ["yes", "yes", "yes", "no"]}
     >>> line = headroom(pd.DataFrame(answers | {"margin": [2.0, 1.0, 2.5, -0.5]})).iloc[0]
-    >>> line[["wrong", "corrected", "spoiled", "nearest", "farthest", "within"]].tolist()
-    [1, 1, 0, 1.0, 1.5, 1]
+    >>> line[["wrong", "corrected", "spoiled", "nearest", "farthest", "within"]].astype(float).tolist()
+    [1.0, 1.0, 0.0, 1.0, 1.5, 1.0]
     """
     lines = []
     for cell, rules in _cells(rows):
