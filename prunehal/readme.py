@@ -16,6 +16,7 @@ SECTIONS = {
     "cost": measured.cost,
     "redundant": summary.redundant,
     "beyond": summary.beyond_the_paper,
+    "answers": summary.answers,
     "released": summary.released,
     "scoring": measured.scoring,
     "sweeps": measured.sweeps,
