@@ -16,6 +16,9 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 rows: export MALLOC_MMAP_THRESHOLD_ = 1000000000
 rows: export MALLOC_TRIM_THRESHOLD_ = 2000000000
 
+# Each core has a file of tests or a notebook of its own; more threads would wait for each other.
+test: export OMP_NUM_THREADS = 1
+
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
