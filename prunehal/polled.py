@@ -233,8 +233,7 @@ def harder(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
             images, names = pd.factorize(both["image_id"])
             right, first = 100.0 * both["answer"].eq("no"), both["kind"].eq(kind).to_numpy()
             found = estimate(gap(right.to_numpy(), images, first), len(names), len(both), n_resamples)
-            line = {"tiles": tiles, "clutter": clutter, "kind": kind, "accuracy": right[first].mean()}
-            lines.append(line | {"difference": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}})
+            lines.append(_line(tiles, clutter, kind, right[first].mean(), found))
     return pd.DataFrame(lines)
 
 
@@ -257,9 +256,14 @@ def among_tiles(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
         images, names = pd.factorize(part["image_id"])
         right, alone = (100.0 * each["right"] for each in (part, plain[0, False, kind].loc[part.index]))
         found = estimate(mean((right - alone).to_numpy(), images), len(names), len(part), n_resamples)
-        line = {"tiles": tiles, "clutter": clutter, "kind": kind, "accuracy": right.mean()}
-        lines.append(line | {"difference": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}})
+        lines.append(_line(tiles, clutter, kind, right.mean(), found))
     return pd.DataFrame(lines)
+
+
+def _line(tiles: int, clutter: bool, kind: str, accuracy: float, found: Mapping[str, float]) -> dict[str, object]:
+    """Return a line of accuracy in a cell, and of its difference from a condition, as `prunehal.clustered.estimate` found it."""
+    line = {"tiles": tiles, "clutter": clutter, "kind": kind, "accuracy": accuracy, "difference": found["estimate"]}
+    return line | {name: found[name] for name in ("low", "high", "p")}
 
 
 def _cells(rows: pd.DataFrame) -> Iterator[tuple[dict[str, object], dict[str, pd.DataFrame]]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from prunehal.benchmarks.chair import score, truncate_to_mean
+from prunehal.beyond import between
 from prunehal.bootstrap import Interval
 from prunehal.core import NoPruning
 from prunehal.experiments import Experiment, Store, sweep
@@ -175,8 +176,12 @@ def headline(table: pd.DataFrame) -> list[str]:
     lines = []
     for (clutter, rule), line in table[table["seed"] == ALL].set_index(["clutter", "rule"]).drop(NONE, level=1).iterrows():
         alike = sum(each[clutter, rule] == over[clutter, rule] for each in verdicts.values())
-        changes = ", ".join(f"{name} {_shown(line, f'd_{key}')}" for key, name in (("chair_i", "CHAIR_i"), ("recall", "recall")))
-        won = "" if pd.isna(line["won"]) or rule == ORACLE else f"; {_shown(line, 'won', 2)} of the oracle's gain in F1"
+        changes = ", ".join(f"{name} {between(line, f'd_{key}')}" for key, name in (("chair_i", "CHAIR_i"), ("recall", "recall")))
+        won = (
+            ""
+            if pd.isna(line["won"]) or rule == ORACLE
+            else f"; {between(line, 'won', digits=2).lstrip('+')} of the oracle's gain in F1"
+        )
         lines.append(
             f"{'cluttered' if clutter else 'clean'} tiles, {rule}: {changes}, {line['captions']:,.0f} captions{won}: it "
             f"{over[clutter, rule]}; {alike} of {seeds} seeds say the same alone."
@@ -193,11 +198,6 @@ def _verdicts(part: pd.DataFrame) -> dict[tuple[bool, str], str]:
         names = {(): "is not shown to help or to hurt", (True,): "hurts", (False,): "helps"}
         found[key] = names.get(tuple(signs), "buys the one with the other")
     return found
-
-
-def _shown(line: pd.Series, name: str, digits: int = 1) -> str:
-    ends = f"[{line[f'{name}_low']:.{digits}f}, {line[f'{name}_high']:.{digits}f}]"
-    return f"{line[name]:{'+' if digits == 1 else ''}.{digits}f} {ends}"
 
 
 def _of(model: str, n_images: int = 1) -> Experiment:

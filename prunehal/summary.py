@@ -131,9 +131,13 @@ def decoders() -> str:
         setting = "" if name not in chosen else _values(chosen[name].setting)
         changes = ["", "", ""]
         if line["experiment"].decoding != "greedy":
-            changes = [_between(line, "d_chair_i"), _between(line, "equal_chair_i", "equal"), _between(line, "d_recall")]
+            changes = [
+                beyond.between(line, "d_chair_i"),
+                beyond.between(line, "equal_chair_i", "equal"),
+                beyond.between(line, "d_recall"),
+            ]
         numbers = [f"{line[key]:.1f}" for key in ("chair_i", "recall", "words")]
-        added = _between(published.loc[name], "own_chair_i", "own")
+        added = beyond.between(published.loc[name], "own_chair_i", "own")
         lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *changes, added]) + " |")
     images = plain["experiment"].iloc[0].n_images
     lines += ["", _fallbacks(chosen)]
@@ -199,7 +203,7 @@ def redundant() -> str:
             ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
             _, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
             share = "no gain shown" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
-            found += [_between(line, "d_chair_i"), _between(line, "d_recall"), share]
+            found += [beyond.between(line, "d_chair_i"), beyond.between(line, "d_recall"), share]
         lines.append(f"| {' | '.join(found)} |")
     shown = holm(pd.concat([table.assign(metric=metric, p=table[f"p_{metric}"]) for metric in ("chair_i", "recall")]), "p")
     shown = shown[shown["rejected"] & (shown["metric"] == "chair_i")].drop(index=redundancy.ORACLE, level="rule")
@@ -262,10 +266,6 @@ def _values(decoder: Decoder) -> str:
     """Return what of a decoder differs from its published values."""
     own = [f"{f.name} = {getattr(decoder, f.name)}" for f in fields(decoder) if getattr(decoder, f.name) != f.default]
     return f", {', '.join(own)}" if own else ""
-
-
-def _between(line: pd.Series, name: str, ends: str = "") -> str:
-    return f"{line[name]:+.1f} [{line[f'{ends or name}_low']:.1f}, {line[f'{ends or name}_high']:.1f}]"
 
 
 def _change(base: ChairResult, result: ChairResult, metric: str) -> str:
