@@ -1,5 +1,6 @@
 """Training seeds: rows of several models, counted, pooled over seeds by scene, each seed by its own choice."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ from prunehal.core import Accumulated, Informative, NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import truth
 from prunehal.redundancy import ORACLE, PUBLISHED, chosen_rules
-from prunehal.seeds import ALL, NONE, effects, headline, measure, stored, transfer
+from prunehal.seeds import NONE, measure, stored
+from prunehal.seeds_reading import ALL, claims, effects, headline, transfer
 
 LENGTH = 30  # tokens of a caption
 OTHER = {  # what the model of the other seed may choose from; the first and the last are the embedded model's choices, too
@@ -177,6 +179,50 @@ def test_the_headline_says_what_corrected_tests_show():
         "same alone.",
     ]
     assert headline(pd.DataFrame(lines)) == [f"clean tiles, {rule}: {text}" for rule, text in zip("abc", said, strict=True)]
+
+
+ACCUMULATED = "accumulated steps"
+
+
+def claimed(changed):
+    """Return the claims of a table in which all hold, but for changed cells: (rule, column) -> value."""
+    ends = {"chair_i": (-0.5, 0.5), "recall": (1.0, 3.0)}
+    rules = {PUBLISHED: (8.0, -9.0), ACCUMULATED: (0.0, 2.0), ORACLE: (-20.0, 15.0)}
+    lines = []
+    for rule in (NONE, *rules, "one step", "informative tokens"):
+        chair_i, recall = rules.get(rule, (0.0, 0.0))
+        line = {"seed": ALL, "clutter": True, "rule": rule, "d_chair_i": chair_i, "d_recall": recall, "won": 0.6}
+        line |= {f"d_{m}_{end}": value for m, both in ends.items() for end, value in zip(("low", "high"), both, strict=True)}
+        line |= {"p_chair_i": 0.001 if chair_i else 1.0, "p_recall": 0.001 if recall else 1.0, "won_low": 0.55, "won_high": 0.7}
+        lines.append(line | {column: value for (of, column), value in changed.items() if of == rule})
+    return claims(pd.DataFrame(lines))["cluttered tiles"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "number", "verdict"),
+    [
+        (PUBLISHED, {"p_chair_i": 1.0, "p_recall": 1.0}, 0, "not shown"),
+        (PUBLISHED, {"d_chair_i": -8.0, "d_recall": 9.0}, 0, "refuted"),
+        (PUBLISHED, {"d_chair_i": -8.0}, 0, "not shown"),
+        (ACCUMULATED, {"d_chair_i_high": 1.1}, 1, "not shown"),
+        (ACCUMULATED, {"d_recall_low": -0.1}, 1, "not shown"),
+        (ACCUMULATED, {"d_recall_low": -3.0, "d_recall_high": -0.1}, 1, "refuted"),
+        (ACCUMULATED, {"d_chair_i_low": 1.1, "d_chair_i_high": 2.0}, 1, "refuted"),
+        (ACCUMULATED, {"d_chair_i_low": -2.0, "d_chair_i_high": -1.1}, 1, "confirmed"),
+        (ORACLE, {"p_chair_i": 1.0, "p_recall": 1.0}, 2, "not shown"),
+    ],
+)
+def test_each_claim_has_its_own_condition(rule, changed, number, verdict):
+    said = claimed({(rule, column): value for column, value in changed.items()})
+    found = [re.split(r" \(|: ", each)[0] for each in said.iloc[:3]]
+    assert found == [verdict if each == number else "confirmed" for each in range(3)]
+
+
+def test_half_of_the_gain_is_shown_by_the_whole_interval():
+    cells = [{("one step", "won_low"): low, ("one step", "won"): won} for low, won in ((0.5, 0.6), (0.4, 0.6), (0.4, 0.45))]
+    words = ("shown (0.60 [0.50, 0.70])", "by the estimate (0.60 [0.40, 0.70])", "missed (0.45 [0.40, 0.70])")
+    assert [claimed(changed)["half of the oracle's gain in F1, by one step"] for changed in cells] == list(words)
+    assert claimed({("one step", "won"): np.nan})["half of the oracle's gain in F1, by one step"] == "no gain shown"
 
 
 def test_an_interval_over_seeds_draws_whole_scenes():
