@@ -179,3 +179,13 @@ def test_kinds_and_surroundings_are_compared_without_pruning(planted):
     for kind, line in among.iterrows():
         assert line["difference"] == pytest.approx(shares[3, kind][0] - shares[0, kind][0])
         assert line["low"] < line["difference"] < line["high"]
+
+
+def test_tiles_are_compared_on_the_same_questions(planted):
+    """Where each question is answered alike with and without tiles, nothing is left to chance."""
+    alone = planted[planted["tiles"] == 0]
+    beside = alone.assign(tiles=3).sample(frac=1, random_state=2)  # in another order
+    assert 0 < (alone["answer"] == alone["label"]).mean() < 1
+    found = among_tiles(pd.concat([alone, beside]), 200)
+    assert found[["difference", "low", "high"]].eq(0).all(axis=None)
+    assert found["p"].eq(1).all()
