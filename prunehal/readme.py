@@ -15,6 +15,7 @@ SECTIONS = {
     "causal": summary.causal,
     "cost": measured.cost,
     "redundant": summary.redundant,
+    "seeds": summary.training_seeds,
     "beyond": summary.beyond_the_paper,
     "answers": summary.answers,
     "released": summary.released,

@@ -86,6 +86,7 @@ PARAMETERS = {
     "08": ({"n_images", "n_resamples"}, ["n_images = 49", "n_images = 101", "n_images = 99.5", "n_resamples = 99"]),
     "09": ({"n_images"}, ["n_images = 99", "n_images = 401", "n_images = 100.0"]),
     "10": ({"n_images", "r", "n_followed"}, ["n_images = 1", "n_images = 301", "r = 0.8", "n_followed = 1", "n_followed = 401"]),
+    "11": ({"n_resamples"}, ["n_resamples = 99", "n_resamples = 200.0"]),
 }
 
 

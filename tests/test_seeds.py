@@ -13,8 +13,8 @@ from prunehal.benchmarks import score
 from prunehal.core import Accumulated, Informative, NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import truth
-from prunehal.redundancy import ORACLE, PUBLISHED, chosen_rules
-from prunehal.seeds import NONE, measure, stored
+from prunehal.redundancy import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
+from prunehal.seeds import COUNTS, NONE, measure, stored
 from prunehal.seeds_reading import ALL, claims, effects, headline, transfer
 
 LENGTH = 30  # tokens of a caption
@@ -244,3 +244,18 @@ def test_transfer_compares_with_the_own_choice_on_the_scenes_of_both():
         rates = [100 * each["n_hallucinated"].sum() / each["n_mentions"].sum() for each in (mine, other)]
         assert line.d_chair_i == pytest.approx(rates[1] - rates[0])
     assert transfer(told(own_of_b="a"), n_resamples=200).empty
+
+
+def test_the_shipped_lines_of_the_embedded_model_are_those_of_the_shipped_captions():
+    store, rows = Store.shipped(), stored()
+    own = rows[(rows["seed"] == 0) & rows["own"]].set_index(["rule", "clutter", "image_id"])
+    rules = {NONE: ("decoding", NoPruning())} | all_rules(chosen_rules(store))
+    seen = 0
+    for rule in own.index.unique("rule"):
+        for clutter in (False, True):
+            cell = Experiment(split="test", n_images=100, tiles=3, clutter=clutter)
+            items = store.score(with_rule(cell, rules[rule])).items.set_index("image_id")
+            lines = own.loc[(rule, clutter)].loc[items.index]
+            pd.testing.assert_frame_equal(lines[COUNTS], items[COUNTS], check_dtype=False)
+            seen += len(lines)
+    assert seen == 2 * 6 * 100

@@ -7,7 +7,7 @@ import model_table
 import pandas as pd
 import pytest
 
-from prunehal import evidence, interventions, polled
+from prunehal import evidence, interventions, polled, seeds
 from prunehal.experiments import Store, graded, read_grid
 from prunehal.readme import SECTIONS, markers, update_readme
 from prunehal.resources import data_path
@@ -50,6 +50,7 @@ def test_nothing_is_stored_that_no_grid_asks_for():
         evidence.FILE,
         interventions.FILE,
         polled.FILE,
+        seeds.FILE,
     }
 
 
