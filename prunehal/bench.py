@@ -217,9 +217,7 @@ def run(wanted: Sequence[Case], rounds: int, path: Path, device: str) -> pyperf.
             runs[benchmark.get_name()] = list(benchmark.get_runs())
             found = {name: benchmark.get_metadata().get(name) for name in here}
             if found != here:
-                raise ValueError(
-                    f"{path}: holds rounds of {found}; expected {here}, as rounds are compared. Fix: choose another file."
-                )
+                raise ValueError(f"{path}: holds rounds of {found}; expected {here}, to compare them. Fix: choose another file.")
     order = list(VARIANTS)
     left = [(case, turn) for case in wanted for turn in range(len(runs.get(f"{case.name}: {order[-1]}", [])), rounds)]
     built: tuple[tuple[str, str], LlavaForConditionalGeneration] | None = None

@@ -68,7 +68,7 @@ MUTANTS = [
     ),
     Mutant("scores not reordered", "memory.py", "self._scores = self._scores.index_select(1, index)", "pass"),
     Mutant(
-        "off by one: forced prune at m = 3", "policy.py", "self.forced_first and step == 2", "self.forced_first and step == 3"
+        "off by one: forced prune at m = 3", "prunehal.py", "self.forced_first and step == 2", "self.forced_first and step == 3"
     ),
     Mutant(
         "a step's value enters the reference before its own vote",
@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant("index of a layer taken for its place among the pruned", "cache.py", "place=len(self._pruned)", "place=index"),
     Mutant(
         "half is a majority",
-        "policy.py",
+        "prunehal.py",
         "math.floor(self.majority * layers + ROUNDING_GUARD) + 1",
         "math.ceil(self.majority * layers)",
     ),

@@ -19,7 +19,8 @@ from prunehal.core.drafting import Draft, FirstToken
 from prunehal.core.given import Keep
 from prunehal.core.informative import Informative
 from prunehal.core.listening import Listener, listening
-from prunehal.core.policy import NoPruning, Policy, PruneHal, TopK
+from prunehal.core.policy import NoPruning, Policy, TopK
+from prunehal.core.prunehal import PruneHal
 from prunehal.core.pruning import PruningRun, pruning
 from prunehal.core.reversible import StepTopK
 from prunehal.core.robust import RobustVote

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from prunehal.core.checks import check_count, check_flag
-from prunehal.core.policy import Policy, PruneHal
+from prunehal.core.policy import Policy
+from prunehal.core.prunehal import PruneHal
 from prunehal.core.seen import Seen
 
 __all__ = ["Accumulated", "Accumulating", "check_squares", "smoothed"]

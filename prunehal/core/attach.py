@@ -12,8 +12,9 @@ from prunehal.core.cache import PrunableCache
 from prunehal.core.given import Keep
 from prunehal.core.informative import Informative
 from prunehal.core.lens import read_tokens
-from prunehal.core.policy import Policy, PruneHal
+from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
+from prunehal.core.prunehal import PruneHal
 from prunehal.core.restricting import RestrictingCache
 from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported
 

@@ -18,7 +18,7 @@ class PolicyMemory:
 
     This class knows no cache: attention rows come in, votes and kept tokens go out.
 
-    >>> from prunehal.core.policy import PruneHal
+    >>> from prunehal.core.prunehal import PruneHal
     >>> memory = PolicyMemory(PruneHal(r=0.5), layers=1, keys=[(0,)], device="cpu")
     >>> wishes = [memory.vote(torch.full((1, 1, 1, 4), a), torch.tensor([[4]]), step)[2] for step, a in ((1, 0.2), (2, 0.1))]
     >>> [wish.tolist() for wish in wishes]
