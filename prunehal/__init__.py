@@ -51,6 +51,7 @@ _HOMES = {
         "PruneHal",
         "RobustVote",
         "SharedPrefill",
+        "Standout",
         "StepTopK",
         "TopK",
         "attach",

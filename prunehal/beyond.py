@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from prunehal.core import Bank, Informative, Keep, NoPruning, PruneHal, StepTopK
+from prunehal.core import Bank, Keep, NoPruning, PruneHal, StepTopK
+from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.gain import part_of_change
@@ -39,7 +40,13 @@ MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where 
 ALPHA = 0.05  # of Holm's correction
 ORACLE = "oracle"
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
-WITH_RANDOM = ("PruneHal", "RobustVote", "MassShare", "Informative")  # families with a control of as many random tokens
+WITH_RANDOM = (
+    "PruneHal",
+    "RobustVote",
+    "MassShare",
+    "Informative",
+    "Standout",
+)  # families with a control of as many random tokens
 
 
 def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict[str, Chosen]:
@@ -76,8 +83,8 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     The published setting, as many random tokens (in those families where it is one change), banks that round to 8 bits what they
     hold, and the oracle.
 
-    >>> list(controls(chosen_policies(Store.shipped())))[4:]
-    ['Informative, random tokens', 'Bank by fall, int8', 'Bank by key, int8', 'oracle']
+    >>> list(controls(chosen_policies(Store.shipped())))[5:]
+    ['Standout, random tokens', 'Bank by fall, int8', 'Bank by key, int8', 'oracle']
     """
     found = {"PruneHal, published": Setting(PUBLISHED)}
     for family in WITH_RANDOM:
@@ -199,7 +206,7 @@ def footnotes(settings: Mapping[str, Setting]) -> list[str]:
         "before, a whole draft without pruning is written, one more decoding on all visual tokens, which is in neither column": (
             lambda each: each.mode == "draft"
         ),
-        "before, the prompt is run once more to read its visual tokens": lambda each: isinstance(each.policy, Informative),
+        "before, the prompt is run once more to read its visual tokens": lambda each: isinstance(each.policy, Telling),
         "all visual tokens stay in the cache, and each step attends to k of them": lambda each: isinstance(each.policy, StepTopK),
         "what has left the cache is kept beside it": lambda each: isinstance(each.policy, Bank) and each.policy.store != "int8",
         "what has left the cache is kept beside it, as 8-bit integers, and returns rounded": (

@@ -14,7 +14,8 @@ import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.bootstrap import Interval
-from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, StepTopK
+from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, Standout, StepTopK
+from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
@@ -45,7 +46,7 @@ CELLS = ((0, False), (1, False), (3, False), (7, False), (1, True), (3, True), (
 PUBLISHED, ORACLE = "published (r = 0.4, t = 3)", "oracle: objects only"
 
 Rule = tuple[str, Policy]  # mode and policy of an experiment
-_ACCUMULATED, _DRAFT, _INFORMATIVE = "accumulated steps", "draft, then prune", "informative tokens"
+_ACCUMULATED, _DRAFT, _INFORMATIVE, _STANDOUT = "accumulated steps", "draft, then prune", "informative tokens", "standout tokens"
 _NONE: Rule = ("decoding", NoPruning())
 _PUBLISHED: Rule = ("decoding", PruneHal(r=0.4, t=3))
 _ORACLE: Rule = ("first-token", Keep())
@@ -118,10 +119,10 @@ def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
 def controls(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
     """Return, for the rules that do not prune at the published step, as many random tokens at their own time.
 
-    Whoever beats them does so by which tokens stay, not by when or how many. `Informative` keeps the same tokens in all layers,
-    and so does its control.
+    Whoever beats them does so by which tokens stay, not by when or how many. `Informative` and `Standout` keep the same tokens
+    in all layers, and so do their controls.
     """
-    later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT, _INFORMATIVE)}
+    later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT, _INFORMATIVE, _STANDOUT)}
     return {f"{name}: random": (mode, at_random(policy)) for name, (mode, policy) in later.items()}
 
 
@@ -131,7 +132,7 @@ def at_random(policy: Policy) -> Policy:
     >>> at_random(Informative()).kept, at_random(Accumulated()).kept
     ('shared', 'layer')
     """
-    return replace(policy, selection="random", kept="shared" if isinstance(policy, Informative) else policy.kept)
+    return replace(policy, selection="random", kept="shared" if isinstance(policy, Telling) else policy.kept)
 
 
 def _family(rule: Rule) -> str:
@@ -143,7 +144,13 @@ def _family(rule: Rule) -> str:
         return _DRAFT
     if policy.selection == "random":
         return "random"
-    names = {StepTopK: "per step, nothing lost", Accumulated: _ACCUMULATED, PruneHal: "one step", Informative: _INFORMATIVE}
+    names = {
+        StepTopK: "per step, nothing lost",
+        Accumulated: _ACCUMULATED,
+        PruneHal: "one step",
+        Informative: _INFORMATIVE,
+        Standout: _STANDOUT,
+    }
     return names[type(policy)]
 
 

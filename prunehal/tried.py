@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from prunehal.core import Bank, Informative, NoPruning, Policy
+from prunehal.core import Bank, NoPruning, Policy
+from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.loading import EMBEDDED
@@ -21,7 +22,7 @@ from prunehal.selection_rule import Chosen
 __all__ = ["FALLBACK", "Setting", "candidates", "standing", "tried"]
 
 FALLBACK = "fallback: no setting kept the recall"
-_SAID = ("r", "t", "k", "p", "z")  # options that a label always has
+_SAID = ("r", "t", "k", "p", "part", "z")  # options that a label always has
 
 
 class Setting(NamedTuple):
@@ -57,7 +58,7 @@ def candidates(tiles: int = 0, model: str = EMBEDDED) -> dict[str, list[Experime
         model: as in `Experiment`.
 
     >>> sorted(candidates(tiles=3))
-    ['Informative', 'MassShare', 'PruneHal']
+    ['Informative', 'MassShare', 'PruneHal', 'Standout']
     """
     grids = [each for name in ("thresholds", "beyond_validation") for each in read_grid(data_path("grids", f"{name}.toml"))]
     families: dict[str, list[Experiment]] = {}
@@ -111,7 +112,7 @@ def _family(experiment: Experiment) -> str:
     """Return the name of the family of a stored setting."""
     if isinstance(experiment.policy, Bank):
         return f"Bank by {experiment.policy.back}"
-    if isinstance(experiment.policy, Informative):
-        return "Informative"
+    if isinstance(experiment.policy, Telling):
+        return type(experiment.policy).__name__
     names = {"draft": "Draft", "first-token": "FirstToken"}
     return names.get(experiment.mode, type(experiment.policy).__name__)

@@ -1,4 +1,4 @@
-"""The slow twin of `prunehal.core.lens` and ``Informative``: one token and one word at a time, by a stock model's logits."""
+"""The slow twin of `prunehal.core.lens` and its two policies: one token and one word at a time, by a stock model's logits."""
 
 import math
 
@@ -19,7 +19,7 @@ def readings(model, single, visual):
 
 
 def scores(information, certainty, grid, window):
-    """Return what ``Informative`` ranks by: a token's information times the square of its surroundings' mean."""
+    """Return what both rank by: a token's information times the square of its surroundings' mean."""
     sure = [i * c for i, c in zip(information, certainty, strict=True)]
     ranked = []
     for number, own in enumerate(information):
@@ -42,3 +42,8 @@ def kept(ranked, visual, p):
         best.append(visual[number])
         held += ranked[number]
     return sorted(best)
+
+
+def reaching(ranked, visual, part):
+    """Return the positions of the tokens whose score is at least this part of the largest."""
+    return [position for position, score in zip(visual, ranked, strict=True) if score >= part * max(ranked)]

@@ -1,4 +1,6 @@
-"""What visual tokens say: the logit lens equals a stock model's own logits, and Informative keeps what its twin keeps."""
+"""What visual tokens say: the logit lens equals a stock model's own logits, and its two policies keep what their twins keep."""
+
+from dataclasses import replace
 
 import models
 import pytest
@@ -7,7 +9,7 @@ import torch
 from decode import SEED, paddings, run
 
 from prunehal import load
-from prunehal.core import FirstToken, Informative, NoPruning, SharedPrefill, attach, pruning
+from prunehal.core import FirstToken, Informative, NoPruning, SharedPrefill, Standout, attach, pruning
 from prunehal.core.lens import read_tokens
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.oracle import object_tokens
@@ -15,6 +17,7 @@ from prunehal.testbed.scenes import scene
 
 TWO = {"before": (3, 6), "after": (5, 4), "seed": SEED}
 POLICIES = [Informative(p=0.5), Informative(p=0.5, grid=4, window=3), Informative(p=0.8, grid=2, window=5)]
+POLICIES += [Standout(part=0.3), Standout(part=0.8, grid=4, window=7)]
 
 
 def visual_of(inputs):
@@ -27,8 +30,15 @@ def expected(model, inputs, policy):
     for single in models.rows_of(inputs):
         visual = visual_of(single)[0].nonzero().flatten().tolist()
         ranked = reference_lens.scores(*reference_lens.readings(model, single, visual), policy.grid, policy.window)
-        found.append(reference_lens.kept(ranked, visual, policy.p))
+        found.append(by_twin(policy, ranked, visual))
     return found
+
+
+def by_twin(policy, ranked, visual):
+    """Return what the twin of a policy keeps of tokens that are ranked."""
+    if isinstance(policy, Informative):
+        return reference_lens.kept(ranked, visual, policy.p)
+    return reference_lens.reaching(ranked, visual, policy.part)
 
 
 def shifted(kept, inputs):
@@ -71,12 +81,13 @@ def test_rows_keep_their_own_beside_others_and_with_beams_and_sequences():
         assert shifted(cache.kept(0), doubled) == [row for row in wanted for _ in range(3)]
 
 
-def test_controls_keep_as_many_others_in_all_layers():
+@pytest.mark.parametrize("policy", [Informative(p=0.5), Standout(part=0.13)], ids=str)
+def test_controls_keep_as_many_others_in_all_layers(policy):
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
-    best = expected(model, inputs, Informative(p=0.5))[0]
+    best = expected(model, inputs, policy)[0]
     kept = {}
     for selection in ("random", "lowest"):
-        _, cache = run(model, inputs, Informative(p=0.5, selection=selection, kept="shared"), steps=3)
+        _, cache = run(model, inputs, replace(policy, selection=selection, kept="shared"), steps=3)
         layers = [cache.kept(layer)[0].tolist() for layer in range(len(models.FAMILIES["llava"].decoder(model)))]
         assert all(each == layers[0] for each in layers)
         kept[selection] = layers[0]
@@ -109,7 +120,11 @@ def test_on_the_embedded_model_objects_say_more_than_what_is_around_them():
     visual = inputs["input_ids"] == model.config.image_token_id
     objects = object_tokens(shown, visual, 3)
     shares, kept_share = {}, {}
-    for name, policy in {"own": Informative(0.98), "around": Informative(0.8, grid=12)}.items():
+    for name, policy in {
+        "own": Informative(0.98),
+        "around": Informative(0.8, grid=12),
+        "out": Standout(0.2, grid=12, window=23),
+    }.items():
         first = FirstToken(model, inputs)
         marks = torch.zeros_like(visual)
         cache = first.attach(policy)
@@ -133,8 +148,22 @@ def test_on_the_embedded_model_objects_say_more_than_what_is_around_them():
     ],
 )
 def test_settings_that_cannot_be(options, said):
-    with pytest.raises(ValueError, match=said):
-        Informative(**options)
+    for kind in (Informative, Standout) if "p" not in options else (Informative,):
+        with pytest.raises(ValueError, match=said):
+            kind(**options)
+
+
+def test_a_part_that_cannot_be():
+    with pytest.raises(ValueError, match=r"part=1.5: expected a number in \(0, 1\]. part is what of the largest score"):
+        Standout(part=1.5)
+
+
+def test_no_token_goes_where_none_says_more_than_another():
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    silent = torch.zeros(2, *inputs["input_ids"].shape)
+    cache = attach(model, inputs, Standout(part=1.0), readings=silent)
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert len(cache.kept(0)[0]) == models.VISUAL
 
 
 def test_what_cannot_be_read_is_refused():
@@ -142,7 +171,7 @@ def test_what_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match=r"grid=3: row 0 has 16 visual tokens on end; expected a multiple of 9"):
         attach(model, inputs, Informative(grid=3))
     readings = read_tokens(model, inputs, visual_of(inputs))
-    with pytest.raises(ValueError, match=r"readings: are given with policy=NoPruning.*expected them with Informative\(\) only"):
+    with pytest.raises(ValueError, match=r"readings: are given with policy=NoPruning.*expected them with Informative\(\) or Standout\(\) only"):
         attach(model, inputs, NoPruning(), readings=readings)
     with pytest.raises(
         ValueError, match=r"no hidden states of the whole prompt; expected those of \(1, 23\) positions, found those of \(1, 24\)"
@@ -164,8 +193,9 @@ def test_readings_are_scaled_as_the_model_scales_them():
         assert torch.allclose(found.double(), torch.tensor(slow, dtype=torch.float64), atol=2e-4), family
 
 
-def test_rows_with_different_numbers_of_visual_tokens_and_heads_and_masks():
-    model, policy = models.build("llava"), Informative(p=0.6, kept="head")
+@pytest.mark.parametrize("policy", [Informative(p=0.6, kept="head"), Standout(part=0.1, kept="head")], ids=str)
+def test_rows_with_different_numbers_of_visual_tokens_and_heads_and_masks(policy):
+    model = models.build("llava")
     inputs = models.inputs_for("llava", seed=SEED)
     mask = visual_of(inputs)
     mask[0, mask[0].nonzero().flatten()[::3]] = False
@@ -175,7 +205,7 @@ def test_rows_with_different_numbers_of_visual_tokens_and_heads_and_masks():
     for row in masks:
         visual = row.nonzero().flatten().tolist()
         ranked = reference_lens.scores(*reference_lens.readings(model, inputs, visual), None, 1)
-        wanted.append(reference_lens.kept(ranked, visual, policy.p))
+        wanted.append(by_twin(policy, ranked, visual))
     assert len(wanted[0]) != len(wanted[1])
     cache, shared = attach(model, both, policy, visual_mask=masks), SharedPrefill(model, both)
     model.generate(**both, past_key_values=cache, max_new_tokens=4, do_sample=False)

@@ -8,7 +8,7 @@ checks that generate() gets the one that was attached, ``memory`` keeps what the
 their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
 ``restricting`` is the cache for ``StepTopK`` (``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table``
 knows which token is in the bank, and its ``vault`` holds K and V there. ``lens`` reads the visual tokens through the model's
-head, for ``Informative`` (``informative``).
+head, for ``Informative`` and ``Standout`` (``informative``).
 """
 
 from prunehal.core.accumulated import Accumulated
@@ -17,7 +17,7 @@ from prunehal.core.bank import Bank
 from prunehal.core.cache import PrunableCache
 from prunehal.core.drafting import Draft, FirstToken
 from prunehal.core.given import Keep
-from prunehal.core.informative import Informative
+from prunehal.core.informative import Informative, Standout
 from prunehal.core.listening import Listener, listening
 from prunehal.core.policy import NoPruning, Policy, TopK
 from prunehal.core.prunehal import PruneHal
@@ -45,6 +45,7 @@ __all__ = [
     "PruningRun",
     "RobustVote",
     "SharedPrefill",
+    "Standout",
     "StepTopK",
     "TopK",
     "attach",

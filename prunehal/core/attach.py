@@ -10,7 +10,7 @@ from prunehal.core.bank import Bank
 from prunehal.core.banking import BankingCache
 from prunehal.core.cache import PrunableCache
 from prunehal.core.given import Keep
-from prunehal.core.informative import Informative
+from prunehal.core.informative import Telling
 from prunehal.core.lens import read_tokens
 from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
@@ -64,8 +64,8 @@ def attach(
         end_ids: the eos_token_id and pad_token_id that generate() will get, where they are not those of the model's
             generation_config: a row that has ended neither votes nor appears in the trace.
         keep: the visual tokens that `Keep` leaves, bool (batch, prompt) or (layer, batch, prompt); for that policy only.
-        readings: what `prunehal.core.lens.read_tokens` returned for these inputs; for `Informative` only, which reads them itself
-            where they are left out.
+        readings: what `prunehal.core.lens.read_tokens` returned for these inputs; for `Informative` and `Standout` only, which
+            read the tokens themselves where it is left out.
 
     Returns:
         The cache; pass it as ``past_key_values`` and read ``events``, ``kept`` and ``trace`` afterwards.
@@ -101,9 +101,9 @@ def attach(
             f"keep: is {'missing' if keep is None else 'given'} with policy={policy!r}; expected it with Keep(), and with no "
             "other policy. Fix: attach(model, inputs, Keep(), keep=mask)."
         )
-    if readings is not None and not isinstance(policy, Informative):
+    if readings is not None and not isinstance(policy, Telling):
         raise ValueError(
-            f"readings: are given with policy={policy!r}; expected them with Informative() only. "
+            f"readings: are given with policy={policy!r}; expected them with Informative() or Standout() only. "
             "Fix: attach(model, inputs, Informative(), readings=readings), or no readings."
         )
     refuse_unsupported(model)
@@ -118,7 +118,7 @@ def attach(
     words = None if decoder is model else decoder.get_input_embeddings()
     prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
     options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
-    if isinstance(policy, Informative) and readings is None:
+    if isinstance(policy, Telling) and readings is None:
         readings = read_tokens(model, inputs, numbers > 0)
     if readings is not None and (readings.shape != (2, *numbers.shape) or not readings.isfinite().all()):
         raise ValueError(

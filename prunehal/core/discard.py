@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core.given import Given
-from prunehal.core.informative import Informative
+from prunehal.core.informative import Telling
 
 if TYPE_CHECKING:
     from prunehal.core.cache import PrunableCache
@@ -29,7 +29,7 @@ def discard(cache: PrunableCache, keep: Tensor) -> None:
 
     Raises:
         RuntimeError: some layer has not reported its attention yet, or a step came before.
-        ValueError: the policy is `Keep` or `Informative`, which had its scores before.
+        ValueError: the policy is `Keep`, `Informative` or `Standout`, which had its scores before.
     """
     table, layers, reports = cache.table, cache._pruned, cache._reports
     if cache.step != 1 or len(reports) != len(layers):
@@ -61,11 +61,11 @@ def leave_only(cache: PrunableCache, keep: Tensor) -> None:
         keep: True at the visual tokens that stay; see `entries_of`.
 
     Raises:
-        ValueError: as `entries_of` does; the policy is `Informative`, whose scores are those of all tokens.
+        ValueError: as `entries_of` does; the policy is `Informative` or `Standout`, whose scores are those of all tokens.
     """
-    if isinstance(cache.policy, Informative):
+    if isinstance(cache.policy, Telling):
         raise ValueError(
-            "keep: is given with the policy Informative(), which has scored all tokens of the prompt; expected another policy. "
+            f"keep: is given with the policy {type(cache.policy).__name__}(), which has scored all tokens; expected another one. "
             "Fix: no keep, or then=NoPruning()."
         )
     layers = cache._pruned

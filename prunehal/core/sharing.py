@@ -12,7 +12,7 @@ from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import PrunableCache
 from prunehal.core.discard import leave_only
 from prunehal.core.given import Keep
-from prunehal.core.informative import Informative
+from prunehal.core.informative import Telling
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.lens import read_tokens
 from prunehal.core.policy import NoPruning, Policy
@@ -117,7 +117,7 @@ class SharedPrefill:
         """
         if isinstance(policy, Keep):
             options, keep = options | {"keep": keep}, None
-        if isinstance(policy, Informative) and options.get("visual_mask") is None:
+        if isinstance(policy, Telling) and options.get("visual_mask") is None:
             options = {"readings": self._read()} | options
         cache = attach(self._model, self._inputs, policy, **options)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]

@@ -11,7 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunehal.core import Accumulated, Bank, Informative, Keep, MassShare, NoPruning, Policy, PruneHal, RobustVote, StepTopK, TopK
+from prunehal.core import (
+    Accumulated,
+    Bank,
+    Informative,
+    Keep,
+    MassShare,
+    NoPruning,
+    Policy,
+    PruneHal,
+    RobustVote,
+    Standout,
+    StepTopK,
+    TopK,
+)
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.experiments.modes import check_mode
@@ -25,7 +38,7 @@ __all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 TESTBED = "testbed"
 POLICIES: dict[str, type[Policy]] = {
     kind.__name__: kind
-    for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep, Bank, Informative)
+    for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep, Bank, Informative, Standout)
 }
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, "seed": 0}  # and the smallest value of each

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prunehal.core import Bank, Informative, Keep
+from prunehal.core import Bank, Keep
+from prunehal.core.informative import Telling
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.fastv import FastV
 from prunehal.decoding.opera import OPERA
@@ -26,7 +27,7 @@ def check_mode(experiment: Experiment) -> None:
     keeps, banks = isinstance(policy, Keep), isinstance(policy, Bank)
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
-    restricts, reads = banks or policy.restricts_from is not None, isinstance(policy, Informative)
+    restricts, reads = banks or policy.restricts_from is not None, isinstance(policy, Telling)
     if (restricts and isinstance(decoding, OPERA)) or ((keeps or reads) and isinstance(decoding, FastV)):
         why = "OPERA looks ahead beside the cache" if restricts else "FastV drops tokens of its own that are to be kept"
         raise ValueError(f"policy={policy!r}, decoding={decoding!r}: {why}; expected another decoding, or another policy")
