@@ -10,7 +10,19 @@ import pytest
 import prunehal as ph
 from prunehal.automatic import chosen_ratios, transfer
 from prunehal.beyond import as_table, chosen_policies, compare, controls, footnotes, lowers, shown_parts, verdict
-from prunehal.core import Accumulated, Bank, Informative, Keep, MassShare, NoPruning, PruneHal, RobustVote, StepTopK, attach
+from prunehal.core import (
+    Accumulated,
+    Bank,
+    Informative,
+    Keep,
+    MassShare,
+    NoPruning,
+    PruneHal,
+    RobustVote,
+    Standout,
+    StepTopK,
+    attach,
+)
 from prunehal.experiments import Experiment, read_grid, sweep
 from prunehal.experiments.pictures import truth
 from prunehal.resources import data_path
@@ -36,7 +48,9 @@ def test_the_shipped_grid_holds_what_validation_chose_and_its_controls(chosen):
     assert own <= wanted
     redundant = {Setting(each.policy, each.mode) for each in stored if each.split == "test" and each.tiles == 3}
     both = (chosen, chosen_policies(ph.Store.shipped(), tiles=3))
-    assert {each[family].setting for each in both for family in ("PruneHal", "MassShare", "Informative")} | {NONE} <= redundant
+    assert {each[family].setting for each in both for family in ("PruneHal", "MassShare", "Informative", "Standout")} | {
+        NONE
+    } <= redundant
 
 
 @pytest.mark.parametrize("tiles", [0, 3])
@@ -91,14 +105,14 @@ def test_the_options_of_the_policies_are_among_the_candidates():
 
 def test_controls_change_one_thing(chosen):
     found = controls(chosen)
-    for family in ("PruneHal", "RobustVote", "MassShare", "Informative"):
+    for family in ("PruneHal", "RobustVote", "MassShare", "Informative", "Standout"):
         policy, mode = chosen[family].setting
-        kept = "shared" if isinstance(policy, Informative) else "layer"
+        kept = "shared" if isinstance(policy, Informative | Standout) else "layer"
         assert found[f"{family}, random tokens"] == Setting(replace(policy, selection="random", kept=kept), mode)
     for family in ("Bank by fall", "Bank by key"):
         policy, mode = chosen[family].setting
         assert found[f"{family}, int8"] == Setting(replace(policy, store="int8"), mode)
-    assert len(found) == 2 + 4 + 2
+    assert len(found) == 2 + 5 + 2
 
 
 def test_every_family_is_one_policy_at_one_time():

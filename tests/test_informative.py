@@ -171,7 +171,9 @@ def test_what_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match=r"grid=3: row 0 has 16 visual tokens on end; expected a multiple of 9"):
         attach(model, inputs, Informative(grid=3))
     readings = read_tokens(model, inputs, visual_of(inputs))
-    with pytest.raises(ValueError, match=r"readings: are given with policy=NoPruning.*expected them with Informative\(\) or Standout\(\) only"):
+    with pytest.raises(
+        ValueError, match=r"readings: are given with policy=NoPruning.*expected them with Informative\(\) or Standout\(\) only"
+    ):
         attach(model, inputs, NoPruning(), readings=readings)
     with pytest.raises(
         ValueError, match=r"no hidden states of the whole prompt; expected those of \(1, 23\) positions, found those of \(1, 24\)"

@@ -8,7 +8,7 @@ import pytest
 from prunehal import gain as gain_module
 from prunehal import redundancy
 from prunehal.bootstrap import bca
-from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, StepTopK
+from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, Standout, StepTopK
 from prunehal.experiments import Experiment, Store, changes, sweep
 from prunehal.redundancy import (
     ORACLE,
@@ -148,6 +148,7 @@ def test_every_setting_of_the_grid_belongs_to_one_way_of_selecting():
         ("draft", Accumulated()): "draft, then prune",
         ("decoding", StepTopK(8)): "per step, nothing lost",
         ("first-token", Informative()): "informative tokens",
+        ("first-token", Standout()): "standout tokens",
     }
     assert {rule: redundancy._family(rule) for rule in named} == named
 
@@ -160,5 +161,5 @@ def test_the_shipped_rows_choose_rules_and_the_test_grid_holds_them():
     for name, (mode, policy) in controls(chosen).items():
         rule = chosen[name.removesuffix(": random")].setting
         assert (mode, replace(policy, selection="top", kept="layer")) == rule
-        assert policy.kept == ("shared" if isinstance(policy, Informative) else "layer")
+        assert policy.kept == ("shared" if isinstance(policy, Informative | Standout) else "layer")
     assert np.isfinite([each.value for each in chosen.values()]).all()

@@ -10,7 +10,7 @@ import torch
 
 from prunehal import load, seeds
 from prunehal.benchmarks import score
-from prunehal.core import Accumulated, Informative, NoPruning, PruneHal
+from prunehal.core import Accumulated, Informative, NoPruning, PruneHal, Standout
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import truth
 from prunehal.redundancy import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
@@ -22,6 +22,7 @@ OTHER = {  # what the model of the other seed may choose from; the first and the
     "one step": ("decoding", PruneHal(r=0.9, t=1)),
     "accumulated steps": ("decoding", Accumulated(r=0.5, t=1, wait=8)),
     "informative tokens": ("first-token", Informative(p=0.8, grid=12, window=23)),
+    "standout tokens": ("first-token", Standout(part=0.25, grid=12, window=23)),
 }
 
 
@@ -189,7 +190,7 @@ def claimed(changed):
     ends = {"chair_i": (-0.5, 0.5), "recall": (1.0, 3.0)}
     rules = {PUBLISHED: (8.0, -9.0), ACCUMULATED: (0.0, 2.0), ORACLE: (-20.0, 15.0)}
     lines = []
-    for rule in (NONE, *rules, "one step", "informative tokens"):
+    for rule in (NONE, *rules, "one step", "informative tokens", "standout tokens"):
         chair_i, recall = rules.get(rule, (0.0, 0.0))
         line = {"seed": ALL, "clutter": True, "rule": rule, "d_chair_i": chair_i, "d_recall": recall, "won": 0.6}
         line |= {f"d_{m}_{end}": value for m, both in ends.items() for end, value in zip(("low", "high"), both, strict=True)}
