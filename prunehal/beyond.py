@@ -39,6 +39,7 @@ __all__ = [
 MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where its interval shows no larger loss
 ALPHA = 0.05  # of Holm's correction
 ORACLE = "oracle"
+_CONTROLS = (", random tokens", ", int8")
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
 WITH_RANDOM = (
     "PruneHal",
@@ -89,10 +90,10 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     found = {"PruneHal, published": Setting(PUBLISHED)}
     for family in WITH_RANDOM:
         policy, mode = chosen[family].setting
-        found[f"{family}, random tokens"] = Setting(at_random(policy), mode)
+        found[family + _CONTROLS[0]] = Setting(at_random(policy), mode)
     for family, each in chosen.items():
         if isinstance(each.setting.policy, Bank):
-            found[f"{family}, int8"] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
+            found[family + _CONTROLS[1]] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
     return found | {ORACLE: Setting(Keep(), "first-token")}
 
 
@@ -224,9 +225,9 @@ def verdict(table: pd.DataFrame) -> list[str]:
     """Return in words which policies are shown to lower CHAIR_i, which raise it, and what of the oracle's gain they win.
 
     Args:
-        table: what :func:`compare` returned; "oracle" and names with a comma are controls.
+        table: what :func:`compare` returned; "oracle", "..., random tokens" and "..., int8" are controls.
     """
-    own = table[[name != ORACLE and "," not in name for name in table.index]]
+    own = table[[name != ORACLE and not name.endswith(_CONTROLS) for name in table.index]]
     lower = own["rejected"] & (own["d_chair_i"] < 0)
     kinds = {
         "Lower CHAIR_i after Holm's correction, lower at equal length, recall shown to be at most a point lower": own["lowers"],

@@ -30,12 +30,7 @@ __all__ = ["COUNTS", "CUTS", "FAMILIES", "FILE", "NONE", "measure", "stored"]
 
 FILE = "seeds.csv.gz"  # among the shipped results
 NONE = "no pruning"
-FAMILIES = (
-    "one step",
-    "accumulated steps",
-    "informative tokens",
-    "standout tokens",
-)  # ways of selecting whose settings are chosen
+FAMILIES = ("accumulated steps", "standout tokens")  # ways of selecting whose settings are chosen
 TILES = 3
 COUNTS = ["n_mentions", "n_hallucinated", "n_recalled"]
 CUTS = {"ours": "equal_", "base": "base_"}  # prefixes of the counts of captions that were cut to equal length

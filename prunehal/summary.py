@@ -8,22 +8,22 @@ from dataclasses import fields, replace
 import pandas as pd
 
 from prunehal import beyond, polled, redundancy, seeds, seeds_reading
-from prunehal.benchmarks import ChairResult, ground_truth_coco, score, truncate_to_mean
+from prunehal.benchmarks import ground_truth_coco, score
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, published_scores, released_captions
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
 from prunehal.dose import comparisons, responses
 from prunehal.dose_reading import answer, reading
-from prunehal.experiments import Experiment, Store, graded, grid, read_grid
+from prunehal.experiments import Experiment, Store, changes, equal_lengths, graded, grid, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
-from prunehal.experiments.pictures import truth
 from prunehal.inference import holm
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.resources import data_path
 from prunehal.selection_rule import CHOSEN_BY, Chosen, choose
-from prunehal.statistics import adjusted_logit, association, paired_bootstrap
+from prunehal.statistics import adjusted_logit, association
+from prunehal.tried import Setting
 
 __all__ = [
     "answers",
@@ -40,7 +40,6 @@ __all__ = [
 
 STORED = Store.shipped()
 _TILES = ("clean", "cluttered")
-_LENGTH = {True: "the same, cut to the mean length of no pruning", False: "no pruning, cut to the same mean length"}
 
 
 def chosen_on_validation() -> Chosen:
@@ -60,33 +59,30 @@ def thresholds(split: str) -> list[Experiment]:
 def findings() -> str:
     """Return the README's section of findings as markdown, from the stored rows of the test split."""
     plain = Experiment(split="test")
-    shortened = replace(plain, policy=PruneHal(0.4, 3))
+    published = replace(plain, policy=PruneHal(0.4, 3))
     chosen = chosen_on_validation()
     best = replace(plain, policy=chosen.setting)
     redundant = replace(plain, tiles=3)
-    longer = STORED.score(shortened).metrics["words"] > STORED.score(plain).metrics["words"]
-    cut = _cut(shortened, plain) if longer else _cut(plain, shortened)
     conditions = {
         "no pruning": plain,
-        "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": shortened,
-        "the same with random selection": shortened.with_options({"policy.selection": "random"}),
-        "the same with lowest-attention selection": shortened.with_options({"policy.selection": "lowest"}),
-        _LENGTH[longer]: None,
+        "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": published,
+        "the same with random selection": published.with_options({"policy.selection": "random"}),
+        "the same with lowest-attention selection": published.with_options({"policy.selection": "lowest"}),
         f"PruneHal, r = {best.policy.r}, t = {best.policy.t} ({_how(chosen)})": best,
         "no pruning, 576 visual tokens (3 background tiles)": redundant,
-        "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=shortened.policy),
+        "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=published.policy),
     }
-    lines = ["| test split | CHAIR_i | CHAIR_s | recall | words | change of CHAIR_i | change of recall |", "|---" * 7 + "|"]
+    head = ["test split", "CHAIR_i", "CHAIR_s", "recall", "words", "change of CHAIR_i", "at equal length", "change of recall"]
+    lines = [f"| {' | '.join([*head, 'at equal length'])} |", "|---" * (len(head) + 1) + "|"]
     for name, experiment in conditions.items():
-        result = cut if experiment is None else STORED.score(experiment)
-        base = redundant if experiment is not None and experiment.tiles else plain
-        m, before = result.metrics, STORED.score(base)
-        changes = ["", ""] if experiment == base else [_change(before, result, metric) for metric in ("chair_i", "recall")]
-        numbers = [f"{100 * m[key]:.1f}" for key in ("chair_i", "chair_s", "recall")]
-        lines.append(f"| {name} | " + " | ".join([*numbers, f"{m['words']:.1f}", *changes]) + " |")
-    return "\n".join(
-        [*_observation(), "", *lines, "", f"{plain.n_images} images; percent; paired 95% BCa intervals over images."]
-    )
+        base = redundant if experiment.tiles else plain
+        line = changes(STORED, [experiment], base).join(equal_lengths(STORED, [experiment], base)).iloc[0]
+        ends = {"d_chair_i": "", "equal_chair_i": "equal", "d_recall": "", "equal_recall": ""}
+        told = ["" if experiment == base else beyond.between(line, key, of) for key, of in ends.items()]
+        numbers = [f"{line[key]:.1f}" for key in ("chair_i", "chair_s", "recall", "words")]
+        lines.append(f"| {name} | {' | '.join([*numbers, *told])} |")
+    note = f"{plain.n_images} images; percent, and changes in points; at equal length: both cut to the shorter mean length"
+    return "\n".join([*_observation(), "", *lines, "", f"{note}; paired 95% BCa intervals over images."])
 
 
 def released() -> str:
@@ -126,21 +122,20 @@ def decoders() -> str:
     table = matrix(STORED, chosen, policies=shown).set_index(["policy", "decoding"])
     plain, published = (table.loc[policy] for policy in shown)
     head = ["decoding", "CHAIR_i", "recall", "words", "change of CHAIR_i", "at equal length", "change of recall"]
+    head.append("at equal length")
     head.append("what PruneHal (r = 0.4, t = 3) adds to CHAIR_i")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in plain.iterrows():
         setting = "" if name not in chosen else _values(chosen[name].setting)
-        changes = ["", "", ""]
-        if line["experiment"].decoding != "greedy":
-            changes = [
-                beyond.between(line, "d_chair_i"),
-                beyond.between(line, "equal_chair_i", "equal"),
-                beyond.between(line, "d_recall"),
-            ]
+        ends = {"d_chair_i": "", "equal_chair_i": "equal", "d_recall": "", "equal_recall": ""}
+        told = ["" if line["experiment"].decoding == "greedy" else beyond.between(line, key, of) for key, of in ends.items()]
         numbers = [f"{line[key]:.1f}" for key in ("chair_i", "recall", "words")]
         added = beyond.between(published.loc[name], "own_chair_i", "own")
-        lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *changes, added]) + " |")
+        lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *told, added]) + " |")
     images = plain["experiment"].iloc[0].n_images
+    for word, sign in (("lower", -1), ("higher", 1)):
+        shown = plain.index[plain["rejected"].fillna(False).astype(bool) & (sign * plain["d_chair_i"] > 0)]
+        lines += ["", f"CHAIR_i shown to be {word} than greedy decoding's (Holm, over all cells): {', '.join(shown) or 'none'}."]
     lines += ["", _fallbacks(chosen)]
     return "\n".join([*lines, "", f"{images} images; percent; paired 95% BCa intervals over images, against greedy decoding."])
 
@@ -193,12 +188,13 @@ def redundant() -> str:
     table = table.set_index(["clutter", "rule"])
     head = [
         "rule",
+        "setting",
         *(f"{kind} tiles: {what}" for kind in _TILES for what in ("CHAIR_i", "recall", "share of the oracle's gain in F1")),
     ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     cells = {kind: replace(base, tiles=3, clutter=kind == "cluttered") for kind in _TILES}
     for name, rule in rules.items():
-        found = [name]
+        found = [name, Setting(rule[1], rule[0]).label]
         for cell in cells.values():
             line = table.loc[(cell.clutter, name)]
             ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
@@ -250,7 +246,7 @@ def _fallbacks(chosen: Mapping[str, Chosen]) -> str:
 def _observation() -> list[str]:
     keys = ["image_id", "index", "hallucinated", "steps"]
     rows = STORED.mentions(Experiment(split="test", n_images=1000))
-    mentions = rows.groupby(keys, as_index=False)[["mass", "mention_ratio"]].mean()
+    mentions = rows.groupby(keys, as_index=False)[["mass", "step_ratio"]].mean()
     auc = association(mentions["mass"], ~mentions["hallucinated"], clusters=mentions["image_id"], n_resamples=N_RESAMPLES).auc
     terms = ["mass", "index", "steps"]
     fit = adjusted_logit(mentions, predictors=terms).set_index("term").loc["mass"]
@@ -258,8 +254,11 @@ def _observation() -> list[str]:
     between = f"{auc.estimate:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
     odds = f"{fit['odds_ratio']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
     share = mentions["hallucinated"].mean()
+    below = mentions["step_ratio"].lt(1).groupby(mentions["hallucinated"]).mean()
     return [
-        f"Of {len(mentions)} object mentions in {mentions['image_id'].nunique()} captions {share:.1%} are hallucinated.",
+        f"Of {len(mentions)} object mentions in {mentions['image_id'].nunique()} captions of the test split {share:.1%} are",
+        f"hallucinated. Below the mean attention of all steps of the caption, the paper's wording, are {below[True]:.1%} of the",
+        f"hallucinated mentions and {below[False]:.1%} of the faithful ones.",
         "A faithful mention draws more visual attention than a",
         f"hallucinated one with probability (AUC) {between}. With the place in the caption",
         "and its length as covariates, the odds ratio of hallucinating for one standard deviation more visual attention is",
@@ -271,18 +270,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _cut(experiment: Experiment, other: Experiment) -> ChairResult:
-    """Return the scores of an experiment's captions, cut to the mean length of another's."""
-    cut = truncate_to_mean(STORED.captions(experiment), STORED.score(other).metrics["words"])
-    return score(cut.captions, truth(experiment))
-
-
 def _values(decoder: Decoder) -> str:
     """Return what of a decoder differs from its published values."""
     own = [f"{f.name} = {getattr(decoder, f.name)}" for f in fields(decoder) if getattr(decoder, f.name) != f.default]
     return f", {', '.join(own)}" if own else ""
-
-
-def _change(base: ChairResult, result: ChairResult, metric: str) -> str:
-    d = paired_bootstrap(base.items, result.items, metric, n_resamples=N_RESAMPLES)
-    return f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]"

@@ -250,15 +250,15 @@ def test_the_words_follow_the_numbers():
     ]
     lines = planted(d_recall=4.0, d_recall_low=1.0, d_recall_high=9.0)
     lines["A, random tokens"] = lines["A, random tokens"] | {"rejected": True, "d_chair_i": 3.0}
-    lines["C"] = lines["A"] | {"rejected": True, "d_chair_i": 4.0}
+    lines["C, published"] = lines["A"] | {"rejected": True, "d_chair_i": 4.0}
     lines["A"] = lines["A"] | {"rejected": True, "lowers": True, "d_chair_i": -2.0}
     lines["A"] |= {"part_recall": 0.25, "part_recall_low": 0.1, "part_recall_high": 0.5}
     lines["B"] = lines["B"] | {"rejected": True, "d_chair_i": -4.0}
     lines["B"] |= {"part_recall": -1.25, "part_recall_low": -2.0, "part_recall_high": 0.25}
     said = verdict(pd.DataFrame.from_dict(lines, orient="index"))
-    assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["A", "B", "C"]
+    assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["A", "B", "C, published"]
     assert said[4].endswith(
-        "by +4.0 [1.0, 9.0]; the policies' parts of that: A 25% [10%, 50%], C 0% [0%, 0%], B -125% [-200%, 25%]"
+        "by +4.0 [1.0, 9.0]; the policies' parts of that: A 25% [10%, 50%], C, published 0% [0%, 0%], B -125% [-200%, 25%]"
     )
     assert said[5].endswith("Holm's correction): no policy")
     lines["A"]["p_holm_recall"] = 0.01

@@ -259,4 +259,4 @@ def test_the_shipped_lines_of_the_embedded_model_are_those_of_the_shipped_captio
             lines = own.loc[(rule, clutter)].loc[items.index]
             pd.testing.assert_frame_equal(lines[COUNTS], items[COUNTS], check_dtype=False)
             seen += len(lines)
-    assert seen == 2 * 6 * 100
+    assert seen == 2 * (3 + len(seeds.FAMILIES)) * 100
