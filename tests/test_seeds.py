@@ -190,7 +190,7 @@ def claimed(changed):
     ends = {"chair_i": (-0.5, 0.5), "recall": (1.0, 3.0)}
     rules = {PUBLISHED: (8.0, -9.0), ACCUMULATED: (0.0, 2.0), ORACLE: (-20.0, 15.0)}
     lines = []
-    for rule in (NONE, *rules, "one step", "informative tokens", "standout tokens"):
+    for rule in (NONE, *rules, "standout tokens"):
         chair_i, recall = rules.get(rule, (0.0, 0.0))
         line = {"seed": ALL, "clutter": True, "rule": rule, "d_chair_i": chair_i, "d_recall": recall, "won": 0.6}
         line |= {f"d_{m}_{end}": value for m, both in ends.items() for end, value in zip(("low", "high"), both, strict=True)}
@@ -220,10 +220,13 @@ def test_each_claim_has_its_own_condition(rule, changed, number, verdict):
 
 
 def test_half_of_the_gain_is_shown_by_the_whole_interval():
-    cells = [{("one step", "won_low"): low, ("one step", "won"): won} for low, won in ((0.5, 0.6), (0.4, 0.6), (0.4, 0.45))]
+    cells = [
+        {("standout tokens", "won_low"): low, ("standout tokens", "won"): won}
+        for low, won in ((0.5, 0.6), (0.4, 0.6), (0.4, 0.45))
+    ]
     words = ("shown (0.60 [0.50, 0.70])", "by the estimate (0.60 [0.40, 0.70])", "missed (0.45 [0.40, 0.70])")
-    assert [claimed(changed)["half of the oracle's gain in F1, by one step"] for changed in cells] == list(words)
-    assert claimed({("one step", "won"): np.nan})["half of the oracle's gain in F1, by one step"] == "no gain shown"
+    assert [claimed(changed)["half of the oracle's gain in F1, by standout tokens"] for changed in cells] == list(words)
+    assert claimed({("standout tokens", "won"): np.nan})["half of the oracle's gain in F1, by standout tokens"] == "no gain shown"
 
 
 def test_an_interval_over_seeds_draws_whole_scenes():
