@@ -13,7 +13,7 @@ from scipy import stats
 from prunehal.bootstrap import Statistic, bca
 from prunehal.pooled import ratio
 
-__all__ = ["estimate", "gap", "matched_gap", "mean"]
+__all__ = ["estimate", "gap", "matched_gap", "mean", "over_images"]
 
 _ROUNDING = 1e-9  # a spread below this share of the estimate is mere rounding
 
@@ -97,3 +97,35 @@ def estimate(
     else:
         p = 1.0 if found.estimate == 0 else np.nan
     return {"n": n, "images": n_images, "estimate": found.estimate, "low": found.low, "high": found.high, "p": p}
+
+
+def over_images(frame: pd.DataFrame, column: str, first: pd.Series | None = None, n_resamples: int = 5000) -> dict[str, float]:
+    """Estimate the mean of a column over mentions, or over steps; or that of the first group of lines minus that of the others.
+
+    Args:
+        frame: one line for each mention, with its image_id.
+        column: of numbers or booleans.
+        first: which lines are of the first group, bool; None: the mean of all.
+        n_resamples: of the bootstrap.
+
+    Returns:
+        As :func:`estimate`.
+
+    Raises:
+        ValueError: a group without lines, or fewer than two images.
+
+    >>> frame = pd.DataFrame({"image_id": [7, 7, 8, 8], "voted": [True, False, True, False]})
+    >>> over_images(frame, "voted", frame["voted"])["estimate"], over_images(frame, "voted")["estimate"]
+    (1.0, 0.5)
+    """
+    images, labels = pd.factorize(frame["image_id"])
+    values = frame[column].to_numpy(dtype=float)
+    if first is None:
+        return estimate(mean(values, images), len(labels), len(frame), n_resamples)
+    group = first.to_numpy(dtype=bool)
+    held = [len(np.unique(images[which])) for which in (group, ~group)]
+    if not all(held):
+        raise ValueError(
+            f"the two groups of {column!r} lie in {held} images; expected lines of both; give a mask that splits them"
+        )
+    return estimate(gap(values, images, group), len(labels), len(frame), n_resamples, min(held))

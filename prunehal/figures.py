@@ -123,7 +123,7 @@ def draw_votes(axes: Sequence[Axes], votes: pd.DataFrame, events: pd.DataFrame) 
 
 
 def caption_strip(axis: Axes, tokens: Sequence[str], values: Sequence[float], marks: dict[int, str]) -> None:
-    """Write a caption word by word, each on a shade of the attention at its step; hallucinated words stand in red boxes.
+    """Write a caption word by word on shades of the attention at its steps; names are boxed in blue, hallucinated ones in orange.
 
     Args:
         axis: where to write.
