@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks import ground_truth_from_coco, load_scorer, score, truncate, truncate_to_mean
+from prunehal.benchmarks.chair import unmatched
 
 # caption -> the categories a careful reader of the CHAIR lists finds, in order
 BY_HAND = {
@@ -154,6 +155,33 @@ def test_no_object_anywhere_scores_zero():
 def test_score_names_what_is_wrong(captions, truth, message):
     with pytest.raises(ValueError, match=message):
         score(captions, truth)
+
+
+def test_mentions_that_one_scorer_finds_are_of_other_text_or_of_another_object():
+    texts = {
+        1: "Tennis rackets, a bus and buses.",  # "rackets" alone by pattern: the same text, another start
+        2: "Men seated on a sofa.",
+        3: "A bus and a dog.",
+        4: "Buses and men seated.",  # no counterpart of the bus of image 3, which stands at the same characters
+    }
+    results = [score(texts, {image: {"bus"} for image in texts}, name) for name in ("pattern", "wordnet")]
+    pattern, wordnet = unmatched(*results)
+    assert pattern[["image_id", "word"]].to_numpy().tolist() == [[2, "men"], [4, "men"]]
+    assert wordnet[["image_id", "word"]].to_numpy().tolist() == [[1, "bus"], [2, "seated"], [3, "bus"], [4, "seated"]]
+    pd.testing.assert_frame_equal(wordnet, results[1].mentions.loc[wordnet.index])
+    pd.testing.assert_frame_equal(unmatched(*results[::-1])[1], pattern)
+    assert [len(only) for only in unmatched(results[0], results[0])] == [0, 0]
+
+
+def test_overlapping_mentions_of_other_objects_are_not_the_same():
+    results = [score({1: text}, {1: {"dog"}}) for text in ("A hot dog.", "A hot, dog.")]
+    assert [only["node"].tolist() for only in unmatched(*results)] == [["hot dog"], ["dog"]]
+
+
+def test_mentions_of_different_captions_are_not_compared():
+    one, two = (score({1: "A dog.", 2: text}, {1: {"dog"}, 2: {"cat"}}) for text in ("A cat.", "A small cat."))
+    with pytest.raises(ValueError, match=r"captions of 1 image_id.s. differ or are in one result only: 2; expected two scores"):
+        unmatched(one, two)
 
 
 def test_unknown_scorer_is_named():

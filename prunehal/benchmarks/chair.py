@@ -21,7 +21,7 @@ import pandas as pd
 from prunehal.benchmarks.files import Report, some
 from prunehal.benchmarks.mentions import ChairScorer, load_scorer
 
-__all__ = ["ChairResult", "Truncation", "score", "truncate", "truncate_to_mean"]
+__all__ = ["ChairResult", "Truncation", "score", "truncate", "truncate_to_mean", "unmatched"]
 
 _COUNTS = ["words", "length", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "hallucinated"]
 _MENTION_TYPES = {
@@ -152,6 +152,36 @@ def score(
     # Types are set, because a frame without rows would otherwise hold objects where callers expect numbers.
     mentions_frame = pd.DataFrame({name: pd.Series(values, dtype=_MENTION_TYPES[name]) for name, values in columns.items()})
     return ChairResult(scorer.name, metrics, frame, mentions_frame)
+
+
+def unmatched(a: ChairResult, b: ChairResult) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the mentions that only one of two scorings of the same captions finds.
+
+    Two mentions are the same where they name the same object in overlapping text: "tennis racket" and its "racket" are one.
+
+    Args:
+        a, b: scores of the same captions, such as by two scorers.
+
+    Returns:
+        The rows of `a.mentions`, and those of `b.mentions`, that have no counterpart; indices as they were.
+
+    Raises:
+        ValueError: the captions are not the same (other image_ids or numbers of words).
+
+    >>> texts, truth = {1: "Two tennis rackets in a bus."}, {1: {"bus"}}
+    >>> [only["word"].tolist() for only in unmatched(score(texts, truth, "pattern"), score(texts, truth, "wordnet"))]
+    [[], ['bus']]
+    """
+    told = [set(zip(each.items["image_id"], each.items["words"], strict=True)) for each in (a, b)]
+    if odd := {image for image, _ in told[0] ^ told[1]}:
+        raise ValueError(
+            f"the captions of {len(odd)} image_id(s) differ or are in one result only: {some(sorted(odd, key=str))}; expected "
+            "two scores of the same captions; score those again"
+        )
+    ours, theirs = (each.mentions.rename_axis("row").reset_index() for each in (a, b))
+    pairs = ours.merge(theirs, on=["image_id", "node"], suffixes=("_a", "_b"))
+    pairs = pairs[(pairs["start_a"] < pairs["end_b"]) & (pairs["start_b"] < pairs["end_a"])]
+    return a.mentions.drop(index=pairs["row_a"]), b.mentions.drop(index=pairs["row_b"])
 
 
 def truncate(caption: str, n_words: int) -> str:
