@@ -158,6 +158,12 @@ def test_a_part_that_cannot_be():
         Standout(part=1.5)
 
 
+def test_what_stands_in_places_without_a_token_sets_no_bar():
+    scores = torch.tensor([[[[1.0, 4.0, 9.0, 2.0]]]])
+    valid = torch.tensor([[[[True, True, False, True]]]])
+    assert Standout(part=0.5).budgets(scores, valid, [[3]]) == [[2]]
+
+
 def test_no_token_goes_where_none_says_more_than_another():
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
     silent = torch.zeros(2, *inputs["input_ids"].shape)
