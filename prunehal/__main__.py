@@ -165,9 +165,9 @@ def run_benchmark(
     images: Annotated[Path, typer.Option(help="Folder of the benchmark's images.")],
     out: Annotated[Path, typer.Option(help="Folder of the rows and the result; the same call goes on there.")],
     policy: Annotated[str, typer.Option(help="prunehal, topk, or none: stock generate().")] = "prunehal",
-    r: Annotated[float, typer.Option(help="Retention ratio of prunehal.")] = 0.4,
-    t: Annotated[int, typer.Option(help="Largest number of prunes of prunehal.")] = 3,
-    k: Annotated[int | None, typer.Option(help="Visual tokens that topk keeps.")] = None,
+    r: Annotated[float | None, typer.Option(help="Retention ratio of prunehal; 0.4 by default.")] = None,
+    t: Annotated[int | None, typer.Option(help="Largest number of prunes of prunehal; 3 by default.")] = None,
+    k: Annotated[int | None, typer.Option(help="Visual tokens that topk keeps; it needs them.")] = None,
     decoding: Annotated[
         str, typer.Option(help="greedy, beam (5 beams), nucleus (top_p 0.9), vcd, dola, opera, deco, pai, kvsmooth or fastv.")
     ] = "greedy",
@@ -200,7 +200,7 @@ def run_benchmark(
 
     with named_errors():
         method = named_decoding(decoding, read_options(decoder_option or ()))
-        typer.echo(f"written: {run(Run(policy=named_policy(policy, r, t, k), decoding=method, **options))}")
+        typer.echo(f"written: {run(Run(policy=named_policy(policy, r=r, t=t, k=k), decoding=method, **options))}")
 
 
 @app.command()

@@ -78,6 +78,25 @@ def test_the_command_line_takes_a_decoder_and_its_options(scenes, tmp_path, monk
         assert expected in " ".join(done.output.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--k", "36"], "k=36: given with policy='prunehal'"),
+        (["--policy", "topk", "--k", "36", "--r", "0.4"], "r=0.4: given with policy='topk'"),
+        (["--policy", "none", "--t", "3"], "t=3: given with policy='none'"),
+    ],
+)
+def test_the_command_line_ignores_no_option_of_a_policy(words, expected, scenes, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("prunehal.running.run", lambda given: seen.append(given) or tmp_path)
+    common = ["run", "--model", "embedded", "--benchmark", "chair", "--images", str(scenes), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*common, *words])
+    assert (done.exit_code, seen) == (2, [])
+    assert expected in " ".join(done.output.split())
+    assert CliRunner().invoke(app, common).exit_code == 0
+    assert seen[0].policy == ph.PruneHal(r=0.4, t=3)
+
+
 def test_every_name_has_its_published_values():
     for name in NAMES[3:]:
         kind = type(named_decoding(name))

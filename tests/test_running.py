@@ -604,6 +604,19 @@ def test_policies_by_name():
         named_policy("prune")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("prunehal", {"k": 36}, "k=36: given with policy='prunehal'; expected r and t with it; leave k out, or choose .*'topk'$"),
+        ("topk", {"k": 36, "r": 0.2, "t": 9}, "r=0.2, t=9: given with policy='topk'; expected k with it; leave r and t out$"),
+        ("none", {"t": 0}, "t=0: given with policy='none'; expected no option with it; leave t out, or .*'prunehal'$"),
+    ],
+)
+def test_an_option_of_another_policy_is_refused(name, options, match):
+    with pytest.raises(ValueError, match=match):
+        named_policy(name, **{"r": None, "t": None, "k": None} | options)
+
+
 def test_the_bar_counts_what_is_done_already(scenes, tmp_path, monkeypatch):
     bars = []
 

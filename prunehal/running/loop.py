@@ -138,31 +138,40 @@ class Run:
         return {name: getattr(self, name) for name in names} | {"decoding": described(self.decoding), "policy": policy} | versions
 
 
-def named_policy(name: str, r: float = 0.4, t: int = 3, k: int | None = None) -> Policy | None:
+def named_policy(name: str, **options: float | None) -> Policy | None:
     """Return the policy of a name as the command line has it; None for stock generate().
 
     Args:
         name: a name of POLICIES.
-        r, t: of PruneHal.
-        k: of TopK; needed for it.
+        options: r and t of prunehal, k of topk, which needs it. What is None is not given: r and t then have their defaults.
 
     Raises:
-        ValueError: no such name, or a number that cannot be.
+        ValueError: no such name, an option of another policy, or a number that cannot be.
 
     >>> named_policy("none"), named_policy("topk", k=36)
     (None, TopK(selection='top', kept='layer', beam_state='own', seed=0, k=36, step=2))
     """
     if name not in POLICIES:
         raise ValueError(f"policy={name!r}: expected one of {', '.join(map(repr, POLICIES))}")
-    if name == "topk" and k is None:
+    kind, known = POLICIES[name]
+    given = {option: value for option, value in options.items() if value is not None}
+    if others := [option for option in given if option not in known]:
+        told = ", ".join(f"{option}={given[option]!r}" for option in others)
+        fits = " or ".join(repr(each) for each, (_, its) in POLICIES.items() if set(given) <= set(its))
+        raise ValueError(
+            f"{told}: given with policy={name!r}; expected {' and '.join(known) or 'no option'} with it; leave "
+            f"{' and '.join(others)} out{f', or choose policy={fits}' if fits else ''}"
+        )
+    if name == "topk" and not given:
         raise ValueError("policy='topk': expected k, the visual tokens that stay, such as k=36")
-    return POLICIES[name](r, t, k)
+    return kind(**given)
 
 
-POLICIES: dict[str, Callable[[float, int, int | None], Policy | None]] = {
-    "prunehal": lambda r, t, k: PruneHal(r=r, t=t),
-    "topk": lambda r, t, k: TopK(k),
-    "none": lambda r, t, k: None,
+# What each name makes, and the options that it takes.
+POLICIES: dict[str, tuple[Callable[..., Policy | None], tuple[str, ...]]] = {
+    "prunehal": (PruneHal, ("r", "t")),
+    "topk": (TopK, ("k",)),
+    "none": (lambda: None, ()),
 }
 
 
