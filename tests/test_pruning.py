@@ -118,6 +118,7 @@ def test_nothing_is_left_behind_after_an_exception(model, inputs):
 
 def test_a_cache_is_of_no_use_once_its_model_no_longer_listens(model, inputs):
     with ph.pruning(model):
+        model.generate(**inputs, **SETTINGS)
         cache = ph.attach(model, inputs)
     with pytest.raises(RuntimeError, match=r"did not see coming.*Fix: attach"):
         model.generate(**inputs, past_key_values=cache, **SETTINGS)
@@ -178,3 +179,37 @@ def test_a_call_that_does_not_use_its_cache_is_an_error(inputs):
     model.generate = lambda **kwargs: kwargs["input_ids"]
     with pytest.raises(RuntimeError, match="observed nothing"), ph.pruning(model):
         model.generate(**inputs)
+
+
+@pytest.mark.parametrize("policy", [ph.PruneHal, 0.4, "prunehal"])
+def test_a_policy_that_is_none_is_refused_on_entry(model, policy):
+    with (
+        pytest.raises(ValueError, match=r"policy=.*: expected PruneHal\(\.\.\.\).*Fix: pruning\(model, PruneHal"),
+        ph.pruning(model, policy),
+    ):
+        pytest.fail("the block must not begin")
+    assert untouched(model)
+
+
+def test_a_block_in_which_another_object_generates_is_an_error(model, inputs):
+    other = copy.deepcopy(model)
+    match = r"0 calls of generate\(\) of this model.*Fix: give pruning\(\) the very object"
+    with pytest.raises(RuntimeError, match=match), ph.pruning(model) as run:
+        other.generate(**inputs, **SETTINGS)
+    assert (run.calls, run.caches) == (0, [])
+    assert untouched(model)
+
+
+def test_an_exception_inside_a_block_without_calls_is_not_masked(model):
+    with pytest.raises(KeyError, match="the user's own"), ph.pruning(model):
+        raise KeyError("the user's own")
+    assert untouched(model)
+
+
+def test_calls_that_are_refused_or_bring_their_cache_are_calls(model, inputs):
+    with ph.pruning(model) as run:
+        model.generate(**inputs, past_key_values=ph.attach(model, inputs), **SETTINGS)
+    assert (run.calls, run.caches) == (1, [])
+    with ph.pruning(model) as run, pytest.raises(ValueError, match="use_cache=False"):
+        model.generate(**inputs, use_cache=False, **SETTINGS)
+    assert run.calls == 1

@@ -10,6 +10,7 @@ import torch
 
 from prunehal.core.attach import attach, listen
 from prunehal.core.cache import PrunableCache
+from prunehal.core.checks import refuse
 from prunehal.core.policy import Policy
 from prunehal.core.visual import other_cache
 
@@ -24,9 +25,11 @@ class PruningRun:
 
     Attributes:
         caches: one for each call of generate(), in order; each with its ``events``, ``kept`` and ``trace``.
+        calls: how often generate() was called, calls that were refused or brought a pruning cache included.
     """
 
     caches: list[PrunableCache] = field(default_factory=list)
+    calls: int = 0
 
 
 @contextmanager
@@ -55,8 +58,9 @@ def pruning(
         The run, whose ``caches`` grow by one with each call.
 
     Raises:
-        RuntimeError: the block stands inside another one for the same model, or a call left its cache unused.
-        ValueError: a call brings another cache, or its inputs cannot be used; see :func:`prunehal.attach`.
+        RuntimeError: the block stands inside another one for the same model, a call left its cache unused, or the block ends
+            without any call of this model's generate(), so that nothing was pruned.
+        ValueError: the policy is none; a call brings another cache, or its inputs cannot be used; see :func:`prunehal.attach`.
 
     Example:
         >>> import prunehal as ph
@@ -69,6 +73,9 @@ def pruning(
         >>> run.caches[0].events["reason"].tolist()[0]
         'forced'
     """
+    if policy is not None and not isinstance(policy, Policy):
+        fix = "Fix: pruning(model, PruneHal(r=0.4, t=3))."
+        raise refuse("policy", policy, "PruneHal(...), TopK(k), NoPruning() or None", fix)
     stock = model.generate
     if getattr(stock, "_prunehal", False):
         raise RuntimeError(
@@ -88,6 +95,12 @@ def pruning(
             del model.generate
         else:
             model.generate = replaced
+    if not run.calls:
+        raise RuntimeError(
+            f"pruning({type(model).__name__}): the block ends after 0 calls of generate() of this model, so nothing was pruned; "
+            "expected at least one. Fix: give pruning() the very object whose generate() runs inside (of a pipeline: pipe.model; "
+            "a copy is another object), or leave the block out where nothing is generated."
+        )
 
 
 def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: bool, **options: object) -> Callable:
@@ -95,6 +108,7 @@ def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: b
 
     @functools.wraps(stock)
     def generate(*args: object, **kwargs: object) -> object:
+        run.calls += 1
         given = dict(zip(positional, args, strict=False)) | kwargs
         cache = given.get("past_key_values")
         if isinstance(cache, PrunableCache):
