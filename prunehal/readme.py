@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prunehal import measured, summary
@@ -32,9 +33,12 @@ def markers(section: str) -> tuple[str, str]:
 
 
 def update_readme(path: Path) -> None:
-    """Write all sections into a README, in place; as :func:`write_between` does."""
-    for section, text in SECTIONS.items():
-        write_between(path, *markers(section), text())
+    """Write all sections into a README, in place and by one write; as :func:`write_between` does.
+
+    Raises:
+        ValueError: a section cannot be computed, or the file lacks a marker; it stays as it was.
+    """
+    _rewrite(path, {markers(section): text for section, text in SECTIONS.items()})
 
 
 def write_between(path: Path, begin: str, end: str, text: str) -> None:
@@ -43,9 +47,15 @@ def write_between(path: Path, begin: str, end: str, text: str) -> None:
     Raises:
         ValueError: the file lacks a marker.
     """
-    old = path.read_text(encoding="utf-8")
-    if begin not in old or end not in old:
-        raise ValueError(f"{path} lacks the marker {begin!r} or {end!r}; expected both, each on a line of its own; put them back")
-    head, tail = old.split(begin)[0], old.split(end)[1]
+    _rewrite(path, {(begin, end): lambda: text})
+
+
+def _rewrite(path: Path, texts: Mapping[tuple[str, str], Callable[[], str]]) -> None:
+    whole = path.read_text(encoding="utf-8")
+    if lacking := [marker for pair in texts for marker in pair if marker not in whole]:
+        raise ValueError(f"{path} lacks the marker {lacking[0]!r}; expected it on a line of its own; put it back")
+    for (begin, end), text in texts.items():
+        head, tail = whole.split(begin)[0], whole.split(end)[1]
+        whole = f"{head}{begin}\n{text()}\n{end}{tail}"
     with written(path) as part:
-        part.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+        part.write_text(whole, encoding="utf-8")

@@ -82,3 +82,34 @@ def test_a_readme_without_markers_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match="lacks the marker"):
         update_readme(path)
     assert path.read_text(encoding="utf-8") == "no markers"
+
+
+@pytest.mark.parametrize("fault", ["a later marker", "a later section"])
+def test_a_readme_that_cannot_be_written_whole_is_left_alone(fault, tmp_path, monkeypatch):
+    def absent():
+        raise FileNotFoundError("rows are missing")
+
+    computed = []
+    second = absent if fault == "a later section" else lambda: "new second"
+    monkeypatch.setattr("prunehal.readme.SECTIONS", {"one": lambda: computed.append(1) or "new first", "two": second})
+    lines = ["Title", *markers("one"), "between", *markers("two"), "end"]
+    if fault == "a later marker":
+        lines.remove(markers("two")[1])
+    path = tmp_path / "README.md"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    error, said = (ValueError, "lacks the marker '<!-- two: end") if fault == "a later marker" else (FileNotFoundError, "rows")
+    with pytest.raises(error, match=said):
+        update_readme(path)
+    assert path.read_text(encoding="utf-8") == "\n".join(lines)
+    assert [each.name for each in tmp_path.iterdir()] == ["README.md"]
+    assert computed == ([] if fault == "a later marker" else [1]), "markers are looked for before anything is computed"
+
+
+def test_sections_stand_between_their_markers_and_the_rest_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("prunehal.readme.SECTIONS", {"one": lambda: "new first", "two": lambda: "new second"})
+    (begin_1, end_1), (begin_2, end_2) = markers("one"), markers("two")
+    path = tmp_path / "README.md"
+    path.write_text(f"Title\n{begin_1}\nold\n{end_1}\nbetween\n{begin_2}\n{end_2}\nend\n", encoding="utf-8")
+    update_readme(path)
+    expected = f"Title\n{begin_1}\nnew first\n{end_1}\nbetween\n{begin_2}\nnew second\n{end_2}\nend\n"
+    assert path.read_text(encoding="utf-8") == expected
