@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlavaConfig
 
-from prunehal.core import NoPruning, PruneHal, attach
+from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK, attach
 
 
 class Shell(torch.nn.Module):
@@ -105,12 +105,52 @@ def test_generate_with_another_batch():
         model(inputs_embeds=embeddings, past_key_values=cache)
 
 
-def test_a_cache_serves_one_prompt():
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("steps", [1, 3, 20, 40])  # generate() cuts the prompt by the answer's length, even to nothing
+def test_a_cache_serves_one_prompt(family, steps):
+    model, inputs = models.build(family), models.inputs_for(family)
+    text = {name: value for name, value in inputs.items() if "pixel" not in name and "grid" not in name}
+    shared = SharedPrefill(model, inputs)
+    for again, make in ((inputs, attach), (text, attach), (shared.inputs, None)):
+        cache = shared.attach(NoPruning()) if make is None else make(model, inputs, NoPruning())
+        generate(model, shared.inputs if make is None else inputs, cache, max_new_tokens=steps)
+        with pytest.raises(ValueError, match=r"input_ids: .* expected the whole conversation.*attach a new cache for each"):
+            generate(model, again, cache)
+
+
+@pytest.mark.parametrize("words", [5, 15, 25])
+def test_a_second_turn_of_the_new_text_alone(words):
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, PruneHal())
-    generate(model, inputs, cache)
-    with pytest.raises(ValueError, match=r"later prompt brings images.*attach a new cache"):
-        generate(model, inputs, cache)
+    first = generate(model, inputs, cache)
+    new = torch.arange(1, words + 1)[None]
+    with pytest.raises(ValueError, match=r"expected the whole conversation, those 26 tokens and new text"):
+        model.generate(input_ids=new, attention_mask=torch.ones_like(new), past_key_values=cache, max_new_tokens=2)
+    whole = torch.cat([first, new], dim=1)  # the cache is as it was
+    answer = generate(model, {"input_ids": whole, "attention_mask": torch.ones_like(whole)}, cache)
+    assert answer.shape[1] == whole.shape[1] + 3
+
+
+def test_placeholders_and_images_in_a_second_turn():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs, PruneHal())
+    whole = torch.cat([generate(model, inputs, cache), inputs["input_ids"]], dim=1)
+    with pytest.raises(ValueError, match=r"placeholders of images \(id 99\) arrive as words.*attach a new cache"):
+        generate(model, {"input_ids": whole}, cache)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"later prompt brings images.*attach a new cache"):
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
+
+
+def test_a_prompt_without_its_images():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    for options in ({}, {"prefill_chunk_size": 7}):
+        with pytest.raises(ValueError, match=r"arrives without its images.*with all that the processor returned"):
+            generate(model, text, attach(model, inputs, PruneHal()), **options)
+    # What a mask marks is what it says, whether images come or not.
+    words = {"input_ids": torch.arange(1, 25)[None], "attention_mask": torch.ones(1, 24, dtype=torch.long)}
+    cache = attach(model, words, TopK(2), visual_mask=words["input_ids"] > 12)
+    assert generate(model, words, cache).shape == (1, 27)
 
 
 @pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": "self"}], ids=str)

@@ -129,6 +129,20 @@ def test_pruned_beam_equals_its_sequence_alone(family, options):
         assert (beams.logits[step][row] - alone.logits[step][0]).abs().max() <= TOLERANCE, step
 
 
+def test_a_second_turn_after_beams_is_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    for second in ({}, {"num_beams": 3}):
+        first, cache = run(model, inputs, PruneHal(), steps=4, num_beams=3)
+        ids = torch.cat([first.sequences, torch.tensor([[5, 6]] * 2)], dim=1)
+        with pytest.raises(ValueError, match=r"beam search has moved the rows.*attach a new cache to the whole conversation"):
+            run(model, {"input_ids": ids}, steps=4, past_key_values=cache, **second)
+    first, cache = run(model, inputs, PruneHal(), steps=4, num_return_sequences=3, do_sample=True)
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6]] * 6)], dim=1)
+    with pytest.raises(ValueError, match=r"a later prompt of 2 rows arrives, and this cache holds 6; expected as many"):
+        run(model, {"input_ids": ids[::3]}, steps=4, past_key_values=cache)
+    assert len(run(model, {"input_ids": ids}, steps=4, past_key_values=cache)[0].sequences) == 6
+
+
 def test_shared_beam_state_prunes_the_beams_of_an_input_alike():
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4))
     _, cache = run(model, inputs, PruneHal(beam_state="shared"), num_beams=3)

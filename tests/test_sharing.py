@@ -1,12 +1,14 @@
 """One prefill for many policies: each goes on from it as if it had run the prompt itself."""
 
+import copy
+
 import models
 import pytest
 import torch
 from decode import SEED, TOLERANCE, difference, run
 from models import FAMILIES
 
-from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
+from prunehal.core import FirstToken, NoPruning, PruneHal, SharedPrefill, TopK
 
 POLICIES = [NoPruning(), PruneHal(r=0.4, t=3), PruneHal(r=0.7, t=2, kept="head"), TopK(3)]
 ALONE = {"llama4", "blip-2", "instructblip", "instructblipvideo"}  # stock generate() takes no prompt in two parts there
@@ -78,3 +80,13 @@ def test_options_of_attach_go_through_and_caches_are_apart():
     other = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED + 1, images=2)
     with pytest.raises(ValueError, match="is not the one expected from attach"):
         model.generate(**other, past_key_values=shared.attach())
+
+
+def test_what_was_run_before_cannot_be_reset():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    for shared, policy in ((SharedPrefill(model, inputs), PruneHal()), (FirstToken(model, inputs), TopK(3))):
+        _, cache = shared_run(model, shared, policy)
+        for each in (cache, copy.deepcopy(cache)):
+            with pytest.raises(ValueError, match=r"expected a cache of attach\(\). Fix: attach\(\) again from the SharedPrefill"):
+                each.reset()
+        assert len(cache.trace) == 10, "nothing is lost"

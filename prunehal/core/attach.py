@@ -16,7 +16,7 @@ from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
 from prunehal.core.prunehal import PruneHal
 from prunehal.core.restricting import RestrictingCache
-from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported
+from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported, visual_token_ids
 
 __all__ = ["attach", "listen"]
 
@@ -116,7 +116,9 @@ def attach(
     listen(model)
     decoder = generating(model)
     words = None if decoder is model else decoder.get_input_embeddings()
-    prompt = Prompt(numbers, inputs.get("input_ids"), _end_ids(decoder, end_ids), words)
+    ids = inputs.get("input_ids")
+    standing = () if ids is None else sorted(set(ids[numbers.to(ids.device) > 0].tolist()) & set(visual_token_ids(model.config)))
+    prompt = Prompt(numbers, ids, _end_ids(decoder, end_ids), words, tuple(standing))
     options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
     if isinstance(policy, Telling) and readings is None:
         readings = read_tokens(model, inputs, numbers > 0)
@@ -161,4 +163,5 @@ def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
             )
         ids = kwargs.get("input_ids", args[0] if args else None)
         images = [value for name, value in kwargs.items() if any(part in name for part in IMAGE_INPUTS)]
-        cache.announce(ids, kwargs.get("inputs_embeds"), any(value is not None and len(value) for value in images))
+        brings_images = any(value is not None and len(value) for value in images)
+        cache.announce(ids, kwargs.get("inputs_embeds"), brings_images, kwargs.get("position_ids"))

@@ -77,7 +77,7 @@ class PrunableCache(ForwardCache):
         self.listeners: list[Listener] = []
         self.edits: dict[int, ScoreEdit] = {}
         self.methods: list[object] = []
-        self.observes_only = False
+        self.observes_only = self.goes_on = False
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -97,6 +97,8 @@ class PrunableCache(ForwardCache):
         self.step, self._released, self._announced = 0, False, False
         self.table: VisualTable | None = None  # made by the first forward, which knows rows, heads and device
         self._trace: AttentionTrace | None = None
+        self._moved = False  # whether rows hold beams that came from other rows
+        self._last: Tensor | None = None  # positions of the newest tokens, as the model counts them, (..., batch or 1)
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
         self._observing = False
         self._reports: list[Tensor] = []
@@ -206,6 +208,7 @@ class PrunableCache(ForwardCache):
         moved = [row for row, source in enumerate(rows) if row != source]
         if not moved:
             return
+        self._moved = True
         # Until a prune the beams of one input have the same prompt in their rows, so that only later slots need to move.
         within = all(row // self._copies == source // self._copies for row, source in enumerate(rows))
         first = len(self._prompt) if within and self.table.positions is None else 0
@@ -221,7 +224,16 @@ class PrunableCache(ForwardCache):
         self._done = self._done.index_select(0, index)
 
     def reset(self) -> None:
-        """Forget everything but the prompt and the policy, for a second run."""
+        """Forget everything but the prompt and the policy, for a second run.
+
+        Raises:
+            ValueError: the cache goes on from a prompt that `SharedPrefill`, `Draft` or `FirstToken` ran.
+        """
+        if self.goes_on:
+            raise ValueError(
+                "reset(): this cache goes on from a prompt that a SharedPrefill ran (or a Draft or FirstToken, which dropped "
+                "tokens of it), and would lose it; expected a cache of attach(). Fix: attach() again from the SharedPrefill."
+            )
         super().reset()
         self._forget()
 

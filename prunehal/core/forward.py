@@ -20,30 +20,54 @@ __all__ = ["ForwardCache"]
 class ForwardCache(ObservedCache):
     """Follow each forward of a run, step by step; a base of PrunableCache, which prunes."""
 
-    def announce(self, input_ids: Tensor | None, embeddings: Tensor | None, brings_images: bool) -> None:
+    def announce(
+        self, input_ids: Tensor | None, embeddings: Tensor | None, brings_images: bool, positions: Tensor | None = None
+    ) -> None:
         """Check the model's inputs before a forward, and see which rows have ended; called by attach()'s hook.
 
         Raises:
-            ValueError: the prompt is not the one that was attached, or a later prompt brings new images.
+            ValueError: the prompt is not the one that was attached, or a later one does not go on from what the cache holds.
         """
         self._refuse_if_released()
         self._announced = True
         seen = self.get_seq_length()
         if seen < len(self._prompt):
             if input_ids is not None:
-                self._prompt.check_ids(input_ids, seen)
+                self._prompt.check_ids(input_ids, seen, brings_images)
             elif embeddings is not None:
                 self._prompt.check_embeddings(embeddings, seen)
-        elif brings_images:
-            raise ValueError(
-                "pixel_values: a later prompt brings images, which this cache does not know; expected text only. "
-                "Fix: leave out pixel_values, or attach a new cache to the whole conversation."
-            )
-        elif input_ids is None or input_ids.shape[1] > 1:
-            self._done = torch.zeros_like(self._done)  # a new prompt: every row goes on
-        else:
+        elif input_ids is not None and input_ids.shape[1] == 1 and not brings_images:
             self._settle()  # the pending step is one that these rows still ran
             self._done = self._done | torch.isin(input_ids[:, 0].to(self._ends.device), self._ends)
+        else:
+            given = embeddings if input_ids is None else input_ids
+            self._refuse_other_rows(given)
+            self._refuse_other_start(positions, seen)
+            self._prompt.check_later(given, seen, brings_images)
+            self._done = torch.zeros_like(self._done)  # a new prompt: every row goes on
+        self._last = None if positions is None else positions[..., -1]
+
+    def _refuse_other_rows(self, given: Tensor) -> None:
+        if self._moved:
+            raise ValueError(
+                "past_key_values: beam search has moved the rows of this cache, which hold its last beams and not the sequences "
+                "that it returned; expected a later prompt after greedy search or sampling only. Fix: attach a new cache to the "
+                "whole conversation."
+            )
+        if len(given) != len(self._done):
+            raise ValueError(
+                f"input_ids: a later prompt of {len(given)} rows arrives, and this cache holds {len(self._done)}; expected as "
+                "many. Fix: pass the conversation of every row that generate() returned, or attach a new cache to the whole one."
+            )
+
+    def _refuse_other_start(self, positions: Tensor | None, seen: int) -> None:
+        # Stock generate() cuts a conversation that is shorter than the cache anywhere; its positions tell.
+        if positions is None or self._last is None or not positions.shape[-1]:
+            return
+        start, end = positions[..., 0], self._last.to(positions.device)
+        start, end = (each.reshape(-1, each.shape[-1]).amin(0) for each in (start, end))  # M-RoPE has axes before the rows
+        if bool((start <= end).any()):
+            raise self._prompt.again(f"a prompt starts at position {int(start.min())}", seen)
 
     def _refuse_if_released(self) -> None:
         if self._released:

@@ -27,6 +27,7 @@ class ObservedCache(Cache):
         edits: what changes a layer's scores, by its index in the model; see `prunehal.core.editing`.
         methods: ways of decoding that are attached; see `prunehal.decoding.base`.
         observes_only: whether the policy watches and never prunes; see `prunehal.core.drafting`.
+        goes_on: whether the prompt was run before, by a `SharedPrefill`.
     """
 
     policy: Policy
@@ -36,6 +37,7 @@ class ObservedCache(Cache):
     edits: dict[int, ScoreEdit]
     methods: list[object]
     observes_only: bool
+    goes_on: bool
     _trace: AttentionTrace | None
     _events: list[dict]
     _per_image: bool

@@ -18,12 +18,14 @@ class Prompt:
         ids: input_ids, (batch, prompt); None where the model gets embeddings.
         end_ids: ids that a row writes when it has ended: end of sequence and padding.
         words: embeds ids, where the model hands its prompt on as embeddings (BLIP-2 and its kin); else None.
+        placeholders: ids that stand for an image in ids; none where a mask says what is visual, and words stand there.
     """
 
     numbers: Tensor
     ids: Tensor | None = None
     end_ids: tuple[int, ...] = ()
     words: torch.nn.Module | None = None
+    placeholders: tuple[int, ...] = ()
 
     def __deepcopy__(self, memo: dict) -> Self:
         """Share the prompt between copies of a cache: nothing in it changes."""
@@ -51,8 +53,8 @@ class Prompt:
             )
         return batch // self.rows
 
-    def check_ids(self, input_ids: Tensor, seen: int) -> None:
-        """Raise a ValueError if ids that follow ``seen`` tokens are not those of the prompt."""
+    def check_ids(self, input_ids: Tensor, seen: int, brings_images: bool) -> None:
+        """Raise a ValueError if ids that follow ``seen`` tokens are not those of the prompt, or come without its images."""
         if self.ids is None:
             return
         expected = self._part(self.ids, input_ids, seen)
@@ -64,6 +66,11 @@ class Prompt:
                 f"{len(self)}; expected generated tokens one by one. Fix: leave out assistant_model "
                 "and prompt_lookup_num_tokens, or attach to the longer prompt."
             )
+        if self.placeholders and not brings_images and bool(self.numbers[:, seen : seen + input_ids.shape[1]].any()):
+            raise ValueError(
+                "pixel_values: the prompt arrives without its images, and its placeholders would be read as words; expected "
+                "what was attached. Fix: generate(**inputs, past_key_values=cache) with all that the processor returned."
+            )
 
     def check_embeddings(self, embeddings: Tensor, seen: int) -> None:
         """Raise a ValueError if embeddings (batch, token, hidden) hold other words than the prompt's; images are passed over."""
@@ -72,6 +79,35 @@ class Prompt:
         ids, text = self._part(self.ids, embeddings, seen), self._part(self.numbers, embeddings, seen) == 0
         if embeddings.shape[:2] != ids.shape or not torch.equal(embeddings[text], self.words(ids)[text]):
             raise self._other(embeddings, seen)
+
+    def check_later(self, given: Tensor, seen: int, brings_images: bool) -> None:
+        """Raise a ValueError unless a later prompt can follow ``seen`` tokens, the whole prompt among them.
+
+        Args:
+            given: ids (batch, new), or embeddings (batch, new, hidden).
+            seen: tokens that the cache has read.
+            brings_images: whether images come with it.
+        """
+        if not given.shape[1]:
+            raise self.again("no new token arrives", seen)
+        if brings_images:
+            raise ValueError(
+                "pixel_values: a later prompt brings images, which this cache does not know; expected text only. Fix: attach a "
+                "new cache for each generate() from the start; in a second turn leave out pixel_values, or attach a new cache to "
+                "the whole conversation if it has new images."
+            )
+        if self.placeholders and given.ndim == 2:
+            marks = torch.tensor(self.placeholders, device=given.device)
+            if bool(torch.isin(given[:, 1:], marks).any()):  # the first may be a word that the model wrote itself
+                raise self.again(f"placeholders of images (id {' or '.join(map(str, self.placeholders))}) arrive as words", seen)
+
+    def again(self, what: str, seen: int) -> ValueError:
+        """Return the error for a prompt that does not go on from ``seen`` tokens."""
+        return ValueError(
+            f"input_ids: {what}, after the {seen} tokens that this cache has read (the prompt of {len(self)} among them); "
+            f"expected the whole conversation, those {seen} tokens and new text. Fix: attach a new cache for each generate() "
+            "from the start; for a second turn pass what the first one returned, with the new text behind it, as input_ids."
+        )
 
     def _part(self, values: Tensor, given: Tensor, seen: int) -> Tensor:
         part = values[:, seen : seen + given.shape[1]].to(given.device)

@@ -120,6 +120,7 @@ class SharedPrefill:
         if isinstance(policy, Telling) and options.get("visual_mask") is None:
             options = {"readings": self._read()} | options
         cache = attach(self._model, self._inputs, policy, **options)
+        cache.goes_on = True
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         for layer, parts in zip(layers, self._kept, strict=True):
             keys, values = (part.repeat_interleave(copies, dim=0) for part in parts)
