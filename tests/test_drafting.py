@@ -174,6 +174,9 @@ def test_the_oracle_keeps_object_patches_only():
     assert recalls[0] > recalls[1] + 0.1, recalls
 
 
+MASK = (torch.arange(26) % 2 == 0).expand(2, -1)
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
@@ -191,6 +194,24 @@ def test_the_oracle_keeps_object_patches_only():
             lambda s: FirstToken(s._model, s._inputs).attach(TopK(4, kept="head"), then=PruneHal()),
             ["then=PruneHal", "expected kept='head'"],
         ),
+        (
+            lambda s: FirstToken(s._model, s._inputs).attach(TopK(4, kept="head"), then="none"),
+            ["then='none'", "then=NoPruning()"],
+        ),
+        (lambda s: FirstToken(s._model, s._inputs).attach(TopK(4), then=Keep()), ["then=Keep", "by attention"]),
+        (lambda s: FirstToken(s._model, s._inputs).attach(Keep(), keep=MASK), ["Fix: SharedPrefill", "keep=mask"]),
+        (lambda s: FirstToken(s._model, s._inputs).attach(TopK(4), keep=MASK), ["Fix: SharedPrefill", "keep=mask"]),
+        (lambda s: Draft(s._model, s._inputs).attach(Keep()), ["policy=Keep", "chooses them from the draft"]),
+        (
+            lambda s: FirstToken(s._model, s._inputs).attach(TopK(4), then=PruneHal(kept="shared")),
+            ["kept='shared' keeps the same tokens in all layers", "Fix: policy with kept='layer'"],
+        ),
+        (
+            lambda s: s.attach(PruneHal(kept="shared"), keep=torch.stack([MASK, ~MASK, MASK, MASK])),
+            ["kept='shared' keeps the same tokens in all layers", "keep of shape (batch, prompt)"],
+        ),
+        (lambda s: s.attach(keep=MASK.tolist()), ["keep: is a list", "expected a tensor"]),
+        (lambda s: s.attach(keep=MASK[0]), ["keep: is a Tensor of shape (26,)", "expected a tensor"]),
     ],
 )
 def test_what_cannot_be_is_named(make, parts):
@@ -198,6 +219,19 @@ def test_what_cannot_be_is_named(make, parts):
     with pytest.raises(ValueError, match="expected") as error:
         make(shared)
     assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_one_set_for_all_layers_before_and_after():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    masked = SharedPrefill(model, inputs)
+    drafted = FirstToken(model, inputs)
+    for shared, cache in (
+        (masked, masked.attach(PruneHal(r=0.5, t=1, kept="shared"), keep=MASK)),
+        (drafted, drafted.attach(TopK(6, kept="shared"), then=PruneHal(r=0.5, t=1, kept="shared"))),
+    ):
+        decode(model, shared, cache)
+        assert not cache.events.empty
+        assert all(torch.equal(cache.kept(layer)[0], cache.kept(0)[0]) for layer in range(4))
 
 
 def uneven():

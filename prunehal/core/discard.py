@@ -61,7 +61,8 @@ def leave_only(cache: PrunableCache, keep: Tensor) -> None:
         keep: True at the visual tokens that stay; see `entries_of`.
 
     Raises:
-        ValueError: as `entries_of` does; the policy is `Informative` or `Standout`, whose scores are those of all tokens.
+        ValueError: as `entries_of` does; the policy is `Informative` or `Standout`, whose scores are those of all tokens; it
+            keeps the same tokens in all layers, and the mask does not.
     """
     if isinstance(cache.policy, Telling):
         raise ValueError(
@@ -72,6 +73,12 @@ def leave_only(cache: PrunableCache, keep: Tensor) -> None:
     cache._allocate(layers[0].keys)
     table = cache.table
     marks = entries_of(cache, keep)
+    if cache.policy.kept == "shared" and bool((marks != marks[:1]).any()):
+        raise ValueError(
+            f"policy={cache.policy!r}: kept='shared' keeps the same tokens in all layers, but different ones are left in them "
+            "before it starts; expected kept='layer' or 'head', or one set for all layers. Fix: policy with kept='layer', or "
+            "keep of shape (batch, prompt); after a Draft, kept='shared' in both policies."
+        )
     left = marks[:, :, 0].sum(-1).tolist()
     if left != table.left:
         slots = table.drop(marks, left, -1, layers[0].seen)
@@ -91,6 +98,11 @@ def entries_of(cache: PrunableCache, keep: Tensor) -> Tensor:
         ValueError: the mask has another shape; a layer of a row would keep nothing, or its heads different numbers.
     """
     table, prompt, layers = cache.table, cache.prompt, cache._pruned
+    if not isinstance(keep, Tensor) or not 2 <= keep.ndim <= 4:
+        raise ValueError(
+            f"keep: is a {type(keep).__name__} of shape {tuple(getattr(keep, 'shape', ()))}; expected a tensor, bool "
+            "(batch, prompt) or (layer, batch, prompt). Fix: mark the visual tokens that are to stay, on input_ids."
+        )
     heads = table.valid.shape[2]
     whole = keep if keep.ndim > 2 else keep.expand(len(layers), -1, -1)
     whole = whole if whole.ndim > 3 else whole[:, :, None]

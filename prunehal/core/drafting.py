@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core.cache import PrunableCache
+from prunehal.core.given import Given, Keep
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.sharing import SharedPrefill
 
@@ -63,11 +64,22 @@ class Draft(SharedPrefill):
         Args:
             policy: chooses what stays; it prunes nothing while the draft is written. PruneHal(r=0.4, t=3) if left out.
             then: what observes and prunes in the second pass; NoPruning() if left out.
-            copies, **options: as in `SharedPrefill.attach`.
+            copies, **options: as in `SharedPrefill.attach`, but no ``keep``: the policy says what stays.
 
         Raises:
-            ValueError: as ``attach`` does; the policy never prunes, or keeps a set for each KV head and ``then`` does not.
+            ValueError: as ``attach`` does; the policy never prunes, or keeps a set for each KV head and ``then`` does not; one of
+                them was given what to keep.
         """
+        if isinstance(policy, Keep) or options.get("keep") is not None:
+            raise ValueError(
+                f"keep: the tokens that stay are given, with policy={policy!r}; expected a policy that chooses them from the "
+                "draft. Fix: SharedPrefill(model, inputs).attach(NoPruning(), keep=mask)."
+            )
+        if then is not None and (not isinstance(then, Policy) or isinstance(then, Given)):
+            raise ValueError(
+                f"then={then!r}: expected a policy that observes and prunes by attention, or None; what the first policy left is "
+                "given to it. Fix: then=NoPruning(), or then=PruneHal(r=0.4, t=3)."
+            )
         watching = super().attach(policy, **options)
         policy = watching.policy
         if policy.limit == 0:
