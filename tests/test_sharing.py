@@ -90,3 +90,20 @@ def test_what_was_run_before_cannot_be_reset():
             with pytest.raises(ValueError, match=r"expected a cache of attach\(\). Fix: attach\(\) again from the SharedPrefill"):
                 each.reset()
         assert len(cache.trace) == 10, "nothing is lost"
+
+
+@pytest.mark.parametrize(("copies", "options"), [(1, {"num_beams": 3}), (3, {}), (2, {"num_beams": 3})], ids=repr)
+@pytest.mark.parametrize("keeps", [False, True])
+def test_copies_are_the_rows_that_generate_makes(copies, options, keeps):
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    attach_options = {"keep": inputs["input_ids"] == models.IMAGE} if keeps else {}
+    rows = f"made for {2 * copies} rows, and generate\\(\\) runs {2 * options.get('num_beams', 1)}"
+    with pytest.raises(ValueError, match=rf"copies={copies}: .*{rows}; expected as many. Fix: .*copies=num_beams"):
+        shared_run(model, SharedPrefill(model, inputs), PruneHal(), copies, attach_options, **options)
+
+
+@pytest.mark.parametrize("copies", [0, -1, "3", 1.5, True])
+def test_copies_are_counted(copies):
+    shared = SharedPrefill(models.build("llava"), models.inputs_for("llava"))
+    with pytest.raises(ValueError, match=r"copies=.*: expected an integer of at least 1.*Fix: copies=num_beams"):
+        shared.attach(PruneHal(), copies=copies)

@@ -102,6 +102,12 @@ class ForwardCache(ObservedCache):
                 "attached. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
             )
         self._announced = False
+        held = len(self._pruned[0].keys) if self._pruned[0].is_initialized else len(key)
+        if held != len(key) and seen < len(self._prompt):
+            raise ValueError(
+                f"copies={held // self._prompt.rows}: this cache was made for {held} rows, and generate() runs {len(key)}; "
+                "expected as many. Fix: SharedPrefill.attach(policy, copies=num_beams), or num_return_sequences when sampling."
+            )
         if self.table is None:
             self._allocate(key)
         self._settle()

@@ -113,8 +113,14 @@ class SharedPrefill:
             **options: of ``attach``.
 
         Raises:
-            ValueError: as ``attach`` does; ``keep`` has another shape, or leaves a row without any visual token in a layer.
+            ValueError: as ``attach`` does; ``copies`` is no count; ``keep`` has another shape, leaves a row without any visual
+                token in a layer, or leaves the layers different tokens where the policy keeps the same in all.
         """
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+            raise ValueError(
+                f"copies={copies!r}: expected an integer of at least 1, the rows that generate() makes of each input. "
+                "Fix: copies=num_beams, or num_return_sequences when sampling."
+            )
         if isinstance(policy, Keep):
             options, keep = options | {"keep": keep}, None
         if isinstance(policy, Telling) and options.get("visual_mask") is None:
