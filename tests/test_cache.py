@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 from decode import Accumulated
+from transformers import DynamicCache
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.blocks import BLOCK
@@ -260,6 +261,20 @@ def test_a_second_turn_may_leave_inference_mode():
         results.append(second)
         assert len(cache.trace) == 8
     assert torch.equal(*results)
+
+
+def test_a_second_turn_goes_on_behind_a_row_that_ended_early():
+    """Its padding is masked, so that its new text starts at an earlier position than the padding had."""
+    model, inputs = models.build("llava"), models.inputs_for("llava", before=(3, 5), after=(4, 4), seed=0)
+    answers = []
+    for cache in (attach(model, inputs), DynamicCache(config=model.config)):
+        first = model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+        ids = torch.cat([first, torch.tensor([[5, 6], [5, 6]])], dim=1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, 6, dtype=torch.long)], dim=1)
+        mask[1, -5:-2] = 0
+        settings = dict(max_new_tokens=3, do_sample=False)
+        answers.append(model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **settings))
+    assert torch.equal(*answers)
 
 
 def test_the_table_does_not_depend_on_the_default_device():

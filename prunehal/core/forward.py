@@ -66,7 +66,7 @@ class ForwardCache(ObservedCache):
             return
         start, end = positions[..., 0], self._last.to(positions.device)
         start, end = (each.reshape(-1, each.shape[-1]).amin(0) for each in (start, end))  # M-RoPE has axes before the rows
-        if bool((start <= end).any()):
+        if bool((start <= end).all()):  # a row that ended early has padding behind it, which a mask may hide
             raise self._prompt.again(f"a prompt starts at position {int(start.min())}", seen)
 
     def _refuse_if_released(self) -> None:
