@@ -267,7 +267,7 @@ def test_a_second_turn_goes_on_behind_a_row_that_ended_early():
     """Its padding is masked, so that its new text starts at an earlier position than the padding had."""
     model, inputs = models.build("llava"), models.inputs_for("llava", before=(3, 5), after=(4, 4), seed=0)
     answers = []
-    for cache in (attach(model, inputs), DynamicCache(config=model.config)):
+    for cache in (attach(model, inputs, NoPruning()), DynamicCache(config=model.config)):
         first = model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
         ids = torch.cat([first, torch.tensor([[5, 6], [5, 6]])], dim=1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(2, 6, dtype=torch.long)], dim=1)
