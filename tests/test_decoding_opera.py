@@ -398,6 +398,15 @@ def test_the_options_are_needed_after_an_exception_too():
             model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
 
 
+def test_the_options_serve_inside_their_block_only():
+    model, inputs = models.build("llava"), models.inputs_for("llava")
+    cache = attach(model, inputs)
+    with OPERA().on(model, inputs, cache) as options:
+        pass
+    with pytest.raises(ValueError, match=r"the block of OPERA.on\(\) that gave them has ended.*expected generate\(\) inside it"):
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=3, **options)
+
+
 def test_calls_that_would_be_no_opera_are_refused():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs)

@@ -27,7 +27,7 @@ class Newest(Listener):
     """Keep the attention of the newest token in the last layer."""
 
     searching = False
-    layer: int
+    layer: int | None = None
     weights: Tensor
 
     @contextmanager
@@ -49,7 +49,17 @@ class Newest(Listener):
         self.layer, self.weights = layer, weights
 
     def row(self, cache: PrunableCache) -> Tensor:
-        """Return it over all positions, (beam, position)."""
+        """Return it over all positions, (beam, position).
+
+        Raises:
+            ValueError: nothing was heard, since the block in which the cache is listened to has ended.
+        """
+        if self.layer is None:
+            raise ValueError(
+                "options: the block of OPERA.on() that gave them has ended, so that OPERA hears no attention; expected "
+                "generate() inside it. Fix: with opera.on(model, inputs, cache) as options: "
+                "model.generate(**inputs, past_key_values=cache, **options)."
+            )
         layer = cache.layers[self.layer]
         return by_position(self.weights, layer.slot_positions(), layer.seen)
 
