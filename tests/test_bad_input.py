@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlavaConfig
 
-from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK, attach
+from prunehal.core import Informative, Keep, NoPruning, PruneHal, SharedPrefill, TopK, attach, pruning
 
 
 class Shell(torch.nn.Module):
@@ -47,7 +47,7 @@ def test_inputs_without_ids():
 
 
 def test_visual_mask_of_another_shape():
-    refused("visual_mask", "(2, 26)", visual_mask=torch.ones(2, 5))
+    refused("visual_mask", "(2, 26)", visual_mask=torch.ones(2, 5, dtype=torch.bool))
 
 
 def test_right_padding():
@@ -62,6 +62,53 @@ def test_policy_of_another_kind():
 
 def test_seeds_for_another_batch():
     refused("seeds: got 3 numbers", "2 rows", seeds=[1, 2, 3])
+
+
+@pytest.mark.parametrize("value", [1, [-1, 2], ["a", "b"], [1.5, 2]], ids=repr)
+def test_seeds_that_are_no_list_of_integers(value):
+    refused("seeds=", "list of integers of at least 0", "Fix: seeds=None", seeds=value)
+
+
+@pytest.mark.parametrize("value", [2, ["</s>"], [1.5, None]], ids=repr)
+def test_end_ids_that_are_none(value):
+    refused("end_ids=", "list of token ids", "eos_token_id", end_ids=value)
+
+
+@pytest.mark.parametrize("name", ["exact", "maps", "per_image", "entropy"])
+def test_flags_of_another_kind(name):
+    refused(f"{name}='yes': expected True or False", f"Fix: {name}=False", **{name: "yes"})
+
+
+def test_readings_and_keep_of_another_kind():
+    refused("readings: are a list", "(2, 2, 26)", policy=Informative(), readings=[1])
+    refused("keep: is a list", "bool (batch, prompt)", policy=Keep(), keep=[[True]])
+    refused(r"keep: is a torch.bool tensor \(26,\)", "(layer, batch, prompt)", policy=Keep(), keep=torch.ones(26).bool())
+
+
+def test_visual_mask_of_another_kind():
+    ids = models.inputs_for("llava", (3, 6), (5, 4))["input_ids"]
+    for mask, kind in (((ids > 5).tolist(), "a list"), ((ids > 5).numpy(), "a ndarray"), ((ids > 5).float(), "torch.float32")):
+        refused(f"visual_mask: is .*{kind}", "(2, 26)", ".bool()", visual_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
+def test_inputs_that_are_no_tensors(name):
+    inputs = models.inputs_for("llava", (3, 6), (5, 4))
+    for value, kind in (
+        (inputs[name].tolist(), "a list"),
+        (inputs[name].numpy(), "a ndarray"),
+        (inputs[name][0], "int64 tensor"),
+    ):
+        refused(f"{name} is .*{kind}", "(batch, prompt)", "return_tensors='pt'", inputs=inputs | {name: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["model", ("model", "processor"), object(), torch.nn.Linear(1, 1)], ids=lambda v: type(v).__name__
+)
+def test_what_is_no_model(value):
+    refused(f"model: got a {type(value).__name__}", "expected a multimodal model", "pipe.model", model=value)
+    with pytest.raises(ValueError, match=r"model: got a .*expected a multimodal model"), pruning(value):
+        pass
 
 
 def test_static_cache_setting():

@@ -211,7 +211,7 @@ MASK = (torch.arange(26) % 2 == 0).expand(2, -1)
             ["kept='shared' keeps the same tokens in all layers", "keep of shape (batch, prompt)"],
         ),
         (lambda s: s.attach(keep=MASK.tolist()), ["keep: is a list", "expected a tensor"]),
-        (lambda s: s.attach(keep=MASK[0]), ["keep: is a Tensor of shape (26,)", "expected a tensor"]),
+        (lambda s: s.attach(keep=MASK[0]), ["keep: is a torch.bool tensor (26,)", "expected a tensor"]),
     ],
 )
 def test_what_cannot_be_is_named(make, parts):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from prunehal.core.arguments import check_flags, check_inputs, check_keep, check_model, check_seeds, end_tokens
 from prunehal.core.bank import Bank
 from prunehal.core.banking import BankingCache
 from prunehal.core.cache import PrunableCache
@@ -91,16 +92,17 @@ def attach(
             f"policy={policy!r}: expected PruneHal(...), TopK(k) or NoPruning(). "
             "Fix: attach(model, inputs, PruneHal(r=0.4, t=3))."
         )
-    if not isinstance(inputs, Mapping):
-        raise ValueError(
-            f"inputs: got a {type(inputs).__name__}; expected the mapping that the processor returns. "
-            "Fix: inputs = processor(images=image, text=prompt, return_tensors='pt')."
-        )
+    check_model(model)
+    check_inputs(inputs, visual_mask)
+    options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
+    check_flags(**options)
     if (keep is None) == isinstance(policy, Keep):
         raise ValueError(
             f"keep: is {'missing' if keep is None else 'given'} with policy={policy!r}; expected it with Keep(), and with no "
             "other policy. Fix: attach(model, inputs, Keep(), keep=mask)."
         )
+    if keep is not None:
+        check_keep(keep)
     if readings is not None and not isinstance(policy, Telling):
         raise ValueError(
             f"readings: are given with policy={policy!r}; expected them with Informative() or Standout() only. "
@@ -108,10 +110,8 @@ def attach(
         )
     refuse_unsupported(model)
     numbers = find_visual_tokens(model, inputs, visual_mask, per_image)
-    if seeds is not None and len(seeds) != len(numbers):
-        raise ValueError(
-            f"seeds: got {len(seeds)} numbers; expected one for each of the {len(numbers)} rows. Fix: seeds=None, or as many."
-        )
+    if seeds is not None:
+        check_seeds(seeds, len(numbers))
     policy.check_prompt(numbers)
     listen(model)
     decoder = generating(model)
@@ -119,13 +119,14 @@ def attach(
     ids = inputs.get("input_ids")
     standing = () if ids is None else sorted(set(ids[numbers.to(ids.device) > 0].tolist()) & set(visual_token_ids(model.config)))
     prompt = Prompt(numbers, ids, _end_ids(decoder, end_ids), words, tuple(standing))
-    options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
     if isinstance(policy, Telling) and readings is None:
         readings = read_tokens(model, inputs, numbers > 0)
-    if readings is not None and (readings.shape != (2, *numbers.shape) or not readings.isfinite().all()):
+    shape = (2, *numbers.shape)
+    if readings is not None and (tuple(getattr(readings, "shape", ())) != shape or not readings.isfinite().all()):
         raise ValueError(
-            f"readings: have shape {tuple(readings.shape)}, or hold what is not finite; expected finite numbers of shape "
-            f"{(2, *numbers.shape)}, as read_tokens() returns them for these inputs. Fix: leave them out."
+            f"readings: are a {type(readings).__name__} of shape {tuple(getattr(readings, 'shape', ()))}, or hold what is not "
+            f"finite; expected finite numbers of shape {shape}, as read_tokens() returns them for these inputs. "
+            "Fix: leave them out."
         )
     return _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, readings=readings, **options)
 
@@ -147,10 +148,8 @@ def listen(model: torch.nn.Module) -> RemovableHandle | None:
 def _end_ids(model: torch.nn.Module, given: Sequence[int | Sequence[int] | None]) -> tuple[int, ...]:
     # A row of a batch that has ended goes on with padding; neither may vote.
     config = getattr(model, "generation_config", None)
-    ends: list[int] = []
-    for token in (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None), *given):
-        ends += [] if token is None else [int(token)] if isinstance(token, int) else [int(each) for each in token]
-    return tuple(ends)
+    own = (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None))
+    return end_tokens(own) + end_tokens(given)
 
 
 def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from prunehal.core.arguments import check_keep
 from prunehal.core.given import Given
 from prunehal.core.informative import Telling
 
@@ -98,11 +99,7 @@ def entries_of(cache: PrunableCache, keep: Tensor) -> Tensor:
         ValueError: the mask has another shape; a layer of a row would keep nothing, or its heads different numbers.
     """
     table, prompt, layers = cache.table, cache.prompt, cache._pruned
-    if not isinstance(keep, Tensor) or not 2 <= keep.ndim <= 4:
-        raise ValueError(
-            f"keep: is a {type(keep).__name__} of shape {tuple(getattr(keep, 'shape', ()))}; expected a tensor, bool "
-            "(batch, prompt) or (layer, batch, prompt). Fix: mark the visual tokens that are to stay, on input_ids."
-        )
+    check_keep(keep)
     heads = table.valid.shape[2]
     whole = keep if keep.ndim > 2 else keep.expand(len(layers), -1, -1)
     whole = whole if whole.ndim > 3 else whole[:, :, None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from prunehal.core.arguments import check_model
 from prunehal.core.attach import attach, listen
 from prunehal.core.cache import PrunableCache
 from prunehal.core.checks import refuse
@@ -76,6 +77,7 @@ def pruning(
     if policy is not None and not isinstance(policy, Policy):
         fix = "Fix: pruning(model, PruneHal(r=0.4, t=3))."
         raise refuse("policy", policy, "PruneHal(...), TopK(k), NoPruning() or None", fix)
+    check_model(model)
     stock = model.generate
     if getattr(stock, "_prunehal", False):
         raise RuntimeError(
