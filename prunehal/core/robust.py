@@ -31,6 +31,7 @@ class RobustVote(Accumulated):
         least: earlier steps that there must be before a vote.
         like: compare with so many earlier steps only: those whose attention row within the visual tokens has the entropy
             nearest to this step's, layer by layer, so that function words are compared with function words. None: all.
+            With kept="head" the entropy is the average of the KV heads' own, else that of the row averaged over all heads.
         forced_first: prune at m = wait without a vote; here the default is not to.
 
     >>> import prunehal as ph

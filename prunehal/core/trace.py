@@ -104,6 +104,11 @@ class AttentionTrace:
             the heads; n_visual, their number in that layer when the step's attention was computed; with
             ``attach(..., entropy=True)`` also entropy, within them, in nats. Steps after a row's end (padding while other
             rows go on) are left out.
+
+        With kept="head" max and entropy are taken in each KV head (the average over its query heads), and then averaged;
+        otherwise they are those of the row averaged over all heads. So max is larger with kept="head", or equal, and entropy
+        usually smaller: compare them between runs of the same kept only. mass and mean are the same as long as nothing was
+        dropped.
         """
         return self._frame(self._names, 0)
 
@@ -121,7 +126,8 @@ class AttentionTrace:
         """Return the attention on each visual token of the prompt, (step, layer, row, visual).
 
         Averaged over the heads, in the order of the prompt; nan where the token was dropped, and for the tokens that
-        a row with fewer visual tokens does not have. Steps after a row's end are nan.
+        a row with fewer visual tokens does not have. Steps after a row's end are nan. With kept="head" the average is over the
+        heads that hold the token, and the largest weight of a map is not the max of ``frame()``, which averages the heads' own.
 
         Raises:
             ValueError: the cache was attached without maps=True.
