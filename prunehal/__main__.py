@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunehal.commands.errors import named_errors
+from prunehal.commands.errors import named_errors, usable
 from prunehal.commands.judge_prompts import app as judge_prompts
 from prunehal.commands.score import app as score
 from prunehal.commands.sweep import sweep_grid
@@ -19,6 +19,7 @@ app.command("sweep")(sweep_grid)
 
 
 @app.command()
+@named_errors()
 def train(
     folder: Annotated[Path, typer.Option(help="Checkpoints, curves and the finished model.")] = Path("runs/seed0"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights.")] = 0,
@@ -30,10 +31,11 @@ def train(
     """Train the embedded model from scratch; a second call goes on where the first stopped."""
     from prunehal.testbed.train import train as run
 
-    typer.echo(f"finished: {run(folder, seed, scale, device, workers, compiled)}")
+    typer.echo(f"finished: {run(folder, seed, scale, usable(device), workers, compiled)}")
 
 
 @app.command()
+@named_errors()
 def card(
     folder: Annotated[Path, typer.Argument(help="The finished model, e.g. runs/seed0/model.")],
     images: Annotated[int, typer.Option(min=1, help="Images of each split to evaluate on.")] = 1000,
@@ -46,6 +48,7 @@ def card(
 
 
 @app.command()
+@named_errors()
 def numerics(
     images: Annotated[int, typer.Option(min=1, help="Images of the test split.")] = 100,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/numerics.csv"),
@@ -57,6 +60,7 @@ def numerics(
 
 
 @app.command()
+@named_errors()
 def bench_scoring(
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/scoring.csv"),
 ) -> None:
@@ -67,6 +71,7 @@ def bench_scoring(
 
 
 @app.command()
+@named_errors()
 def bench_sweep(
     images: Annotated[int, typer.Option(min=1, help="Images of each of the twenty settings.")] = 300,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/sweep.csv"),
@@ -78,6 +83,7 @@ def bench_sweep(
 
 
 @app.command()
+@named_errors()
 def bench_decoders(
     shape: Annotated[str, typer.Option(help="embedded, llava-0.3b or llava-1.5-7b.")] = "llava-0.3b",
     new_tokens: Annotated[int, typer.Option(min=2, help="Of each text.")] = 256,
@@ -89,18 +95,17 @@ def bench_decoders(
     ),
 ) -> None:
     """Measure what mitigation decoders cost beside stock greedy and beam search, and print the table."""
-    import torch
-
     from prunehal.bench import SHAPES
     from prunehal.bench_decoders import EMBEDDED, as_table, run
 
     if shape not in (EMBEDDED, *SHAPES):
         raise typer.BadParameter(f"shape {shape!r}: expected one of {', '.join((EMBEDDED, *SHAPES))}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(device)
     typer.echo(as_table(run(shape, new_tokens, rounds, out, only, device), shape))
 
 
 @app.command()
+@named_errors()
 def causal(
     images: Annotated[int, typer.Option(min=1, help="Stored captions of so many scenes of the test split.")] = 400,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
@@ -112,6 +117,7 @@ def causal(
 
 
 @app.command()
+@named_errors()
 def evidence(
     images: Annotated[int, typer.Option(min=1, help="Scenes of the test split in each cell.")] = 60,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/evidence.csv.gz"),
@@ -123,6 +129,7 @@ def evidence(
 
 
 @app.command()
+@named_errors()
 def poll(
     images: Annotated[int, typer.Option(min=1, help="Scenes of the test split.")] = 100,
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/polled.csv.gz"),
@@ -134,6 +141,7 @@ def poll(
 
 
 @app.command()
+@named_errors()
 def seeds(
     models: Annotated[list[Path], typer.Argument(help="Finished models of other seeds than the embedded one, seed 1 first.")],
     work: Annotated[Path, typer.Option(help="Folder of the rows under way; the same call goes on there.")] = Path("runs/seeds"),
@@ -146,11 +154,12 @@ def seeds(
     from prunehal.commands.sweep import cluster
     from prunehal.seeds import measure
 
-    with named_errors(), cluster(dask) as executor:
+    with cluster(dask) as executor:
         typer.echo(f"{out}: {len(measure(models, work, out, images, transfer, executor))} lines")
 
 
 @app.command()
+@named_errors()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.readme import update_readme
@@ -159,6 +168,7 @@ def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.
 
 
 @app.command("run")
+@named_errors()
 def run_benchmark(
     model: Annotated[str, typer.Option(help="embedded, a hub name such as llava-hf/llava-1.5-7b-hf, or a folder.")],
     benchmark: Annotated[str, typer.Option(help="chair, pope, amber or mmhal.")],
@@ -198,12 +208,14 @@ def run_benchmark(
     from prunehal.decoding.named import named_decoding, read_options
     from prunehal.running import Run, named_policy, run
 
-    with named_errors():
-        method = named_decoding(decoding, read_options(decoder_option or ()))
-        typer.echo(f"written: {run(Run(policy=named_policy(policy, r=r, t=t, k=k), decoding=method, **options))}")
+    if device is not None:
+        usable(device)
+    method = named_decoding(decoding, read_options(decoder_option or ()))
+    typer.echo(f"written: {run(Run(policy=named_policy(policy, r=r, t=t, k=k), decoding=method, **options))}")
 
 
 @app.command()
+@named_errors()
 def lmms_eval(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
@@ -212,16 +224,16 @@ def lmms_eval(
     from prunehal.benchmarks.files import read_records
     from prunehal.benchmarks.lmms_eval import export
 
-    with named_errors():
-        found, _ = read_records(folder / "settings.json")
-        task = found[0].value.get("settings", {}).get("benchmark") if found else None
-        if task is None:
-            raise ValueError(f"{folder / 'settings.json'} names no benchmark; expected the folder of a run; give another one")
-        rows = [record.value for record in read_records(folder / "rows.jsonl")[0]]  # a torn last line is no row yet
-        typer.echo(f"written: {export(rows, out, task, prompt='prompt', answer='text', doc=['key', 'image', 'prompt'])}")
+    found, _ = read_records(folder / "settings.json")
+    task = found[0].value.get("settings", {}).get("benchmark") if found else None
+    if task is None:
+        raise ValueError(f"{folder / 'settings.json'} names no benchmark; expected the folder of a run; give another one")
+    rows = [record.value for record in read_records(folder / "rows.jsonl")[0]]  # a torn last line is no row yet
+    typer.echo(f"written: {export(rows, out, task, prompt='prompt', answer='text', doc=['key', 'image', 'prompt'])}")
 
 
 @app.command()
+@named_errors()
 def bench(
     device: Annotated[str | None, typer.Option(help="cuda or cpu; by default whichever is there.")] = None,
     shape: Annotated[str | None, typer.Option(help="Decoder: llava-0.3b (default on a CPU) or llava-1.5-7b (on a GPU).")] = None,
@@ -233,11 +245,9 @@ def bench(
     ),
 ) -> None:
     """Measure speed and memory against stock generate(), interleaved, and print the table."""
-    import torch
-
     from prunehal.bench import SHAPES, as_table, cases, run
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(device)
     if shape is not None and shape not in SHAPES:
         raise typer.BadParameter(f"shape {shape!r}: expected one of {', '.join(SHAPES)}")
     wanted = [case for case in cases(device, shape, new_tokens) if only in case.name]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-__all__ = ["named_errors"]
+__all__ = ["named_errors", "usable"]
 
 
 @contextmanager
@@ -25,6 +25,10 @@ def named_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, RuntimeError) as error:
         said = str(error)
+        if isinstance(error, OSError) and error.filename is not None:  # as the operating system says it
+            said = (
+                f"{error.filename}: cannot be used ({error.strerror}); expected a path that can be read or written so; check it"
+            )
     except MemoryError as error:
         why = f" ({error})" if str(error) else ""
         said = f"memory does not suffice{why}; expected room for one item at least; make the work smaller, or free some memory"
@@ -32,3 +36,28 @@ def named_errors() -> Iterator[None]:
         return
     typer.echo(f"Error: {said}", err=True)
     raise typer.Exit(2)
+
+
+def usable(device: str | None) -> str:
+    """Return the device that ``--device`` names, by default a GPU if there is one.
+
+    Raises:
+        ValueError: this machine has no such device.
+
+    >>> usable("cpu")
+    'cpu'
+    >>> usable("foo")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: --device foo: cannot be used here (...); expected ...; or leave it out
+    """
+    import torch  # here, so that --help does not wait for it
+
+    known = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    if device is None:
+        return known[0]
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        why, there = str(error).partition("\n")[0].rstrip("."), " or ".join(known)
+        raise ValueError(f"--device {device}: cannot be used here ({why}); expected {there}; or leave it out") from error
+    return device
