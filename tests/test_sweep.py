@@ -465,12 +465,25 @@ def test_memory_that_does_not_suffice_for_one_image_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize(
     ("wanted", "size", "said"),
-    [([], 1, "at least one Experiment"), (["a"], 1, r"got \['a'\]"), (WANTED, 0, "batch_size=0: expected at least 1")],
+    [
+        ([], 1, "at least one Experiment"),
+        (["a"], 1, r"got \['a'\]"),
+        (WANTED, 0, "batch_size=0: expected at least 1"),
+        (WANTED, 2.5, r"batch_size=2\.5: expected at least 1, as an integer"),
+        (GREEDY, 1, r"got Experiment\(.*; expected a list of Experiment; write sweep\(\[experiment\], store\)"),
+    ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, wanted, size, said):
     with pytest.raises(ValueError, match=said):
         sweep(wanted, tmp_path / "rows", batch_size=size)
     assert not (tmp_path / "rows").exists()
+
+
+def test_a_header_that_does_not_say_what_made_its_rows_is_refused(tmp_path):
+    store = Store(tmp_path)
+    store.path(GREEDY).with_suffix("").write_text('{"key": "", "experiment": {}}\n')
+    with pytest.raises(ValueError, match="does not say what made its rows; expected a header; remove the file"):
+        store.rows(GREEDY)
 
 
 def command(*args):
@@ -530,7 +543,8 @@ def test_the_command_line_names_lack_of_memory_without_a_traceback(monkeypatch, 
         ('[[grid]]\npolicy = {name = "PruneHall"}\n', [], "policy name='PruneHall': expected one of 'NoPruning'"),
         ("[[grid]]\n", ["--gpus"], "--gpus: speaks of workers of a cluster"),
         ("[[grid]]\n", ["--batch-size", "0"], "batch_size=0: expected at least 1"),
-        (None, [], "grid.toml"),
+        ('[[grid]]\npolicy = {name = ["PruneHal"]}\n', [], "policy name=['PruneHal']: expected one of 'NoPruning'"),
+        (None, [], "grid.toml: cannot be used (No such file or directory); expected"),
     ],
 )
 def test_the_command_line_names_what_is_wrong(tmp_path, text, options, said):

@@ -269,7 +269,7 @@ def policy_from(options: Mapping[str, Any]) -> Policy:
     """
     given = dict(options)
     name = given.pop("name", None)
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy name={name!r}: expected one of {', '.join(map(repr, POLICIES))}")
     known = [f.name for f in fields(POLICIES[name]) if f.init]
     if unknown := [option for option in given if option not in known]:

@@ -79,9 +79,10 @@ class Store:
         found: dict[int | str, dict[str, Any]] = {}
         for path in self._files(experiment):
             rows = _read(path)
-            if header := rows.pop(_HEADER, None):
+            header = rows.pop(_HEADER, None)
+            if header and "made_by" in header:
                 refuse_other_versions(path, header["made_by"], made_by(experiment))
-            elif rows:
+            elif header or rows:
                 raise ValueError(f"{path}: does not say what made its rows; expected a header; remove the file")
             found |= rows
         return found

@@ -71,11 +71,13 @@ def sweep(
     ...     store.captions(wanted[0])["prunes"].tolist(), store.missing(wanted[1])
     ([1, 1], [])
     """
+    if isinstance(experiments, Experiment):
+        raise ValueError(f"experiments: got {experiments!r}; expected a list of Experiment; write sweep([experiment], store)")
     wanted = list(dict.fromkeys(experiments))
     if not wanted or not all(isinstance(each, Experiment) for each in wanted):
         raise ValueError(f"experiments: got {wanted[:2]}; expected at least one Experiment; make them by grid(...)")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected at least 1, as an integer; the default is 50")
     _check_executor(executor)
     for experiment in {same_prefill(each): each for each in wanted}.values():
         _check_model(experiment, here=executor is None)
