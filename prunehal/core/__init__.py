@@ -2,7 +2,8 @@
 
 ``attach`` is the way in, ``pruning`` the way in where other code calls generate(), and ``SharedPrefill`` the one for many
 policies on one prompt. ``trace`` records, ``observed`` offers what can be read afterwards, ``listening`` lets other code
-hear along, and ``editing`` lets it change scores. Below them, ``visual`` finds the visual tokens of a prompt, ``prompt``
+hear along, and ``editing`` lets it change scores. The method of the paper is ``prunehal``. Below them, ``arguments`` refuses
+what is no argument of ``attach``, ``visual`` finds the visual tokens of a prompt, ``prompt``
 checks that generate() gets the one that was attached, ``memory`` keeps what the policy needs from earlier steps,
 ``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
 their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
