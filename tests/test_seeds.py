@@ -252,7 +252,7 @@ def test_transfer_compares_with_the_own_choice_on_the_scenes_of_both():
 
 def test_the_shipped_lines_of_the_embedded_model_are_those_of_the_shipped_captions():
     store, rows = Store.shipped(), stored()
-    own = rows[(rows["seed"] == 0) & rows["own"]].set_index(["rule", "clutter", "image_id"])
+    own = rows[(rows["seed"] == 0) & rows["own"]].set_index(["rule", "clutter", "image_id"]).sort_index()
     rules = {NONE: ("decoding", NoPruning())} | all_rules(chosen_rules(store))
     seen = 0
     for rule in own.index.unique("rule"):
