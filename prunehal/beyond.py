@@ -39,15 +39,10 @@ __all__ = [
 MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where its interval shows no larger loss
 ALPHA = 0.05  # of Holm's correction
 ORACLE = "oracle"
-_CONTROLS = (", random tokens", ", int8")
+_AT_RANDOM, _INT8 = ", random tokens", ", int8"  # ends of the names of controls
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
-WITH_RANDOM = (
-    "PruneHal",
-    "RobustVote",
-    "MassShare",
-    "Informative",
-    "Standout",
-)  # families with a control of as many random tokens
+# Families with a control of as many random tokens.
+WITH_RANDOM = ("PruneHal", "RobustVote", "MassShare", "Informative", "Standout")
 
 
 def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict[str, Chosen]:
@@ -90,10 +85,10 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     found = {"PruneHal, published": Setting(PUBLISHED)}
     for family in WITH_RANDOM:
         policy, mode = chosen[family].setting
-        found[family + _CONTROLS[0]] = Setting(at_random(policy), mode)
+        found[family + _AT_RANDOM] = Setting(at_random(policy), mode)
     for family, each in chosen.items():
         if isinstance(each.setting.policy, Bank):
-            found[family + _CONTROLS[1]] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
+            found[family + _INT8] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
     return found | {ORACLE: Setting(Keep(), "first-token")}
 
 
@@ -227,7 +222,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
     Args:
         table: what :func:`compare` returned; "oracle", "..., random tokens" and "..., int8" are controls.
     """
-    own = table[[name != ORACLE and not name.endswith(_CONTROLS) for name in table.index]]
+    own = table[[name != ORACLE and not name.endswith((_AT_RANDOM, _INT8)) for name in table.index]]
     lower = own["rejected"] & (own["d_chair_i"] < 0)
     kinds = {
         "Lower CHAIR_i after Holm's correction, lower at equal length, recall shown to be at most a point lower": own["lowers"],

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.pope import KINDS, Question, parse_answer, score
-from prunehal.clustered import estimate, gap, mean
+from prunehal.clustered import estimate, gap, over_images
 from prunehal.core import FirstToken, Informative, Keep, NoPruning, Policy, PruneHal, SharedPrefill
 from prunehal.experiments import Experiment
 from prunehal.loading import load
@@ -163,7 +163,6 @@ def compare(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
     for cell, rules in _cells(rows):
         plain = rules["no pruning"]
         asked = [Question(number, str(line.image_id), "", line.label) for number, line in plain.iterrows()]
-        images, names = pd.factorize(plain["image_id"])
         for rule, part in rules.items():
             metrics = score(asked, part["answer"].tolist()).metrics
             line = {"accuracy": metrics["accuracy"], "f1": metrics["f1"], "yes": metrics["yes_ratio"]}
@@ -171,9 +170,7 @@ def compare(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
             line = cell | {"rule": rule} | {name: 100 * value for name, value in line.items()} | {"margin": part["toward"].mean()}
             if rule != "no pruning":
                 changes = (100.0 * part["right"] - 100.0 * plain["right"], part["toward"] - plain["toward"])
-                found, moved = (
-                    estimate(mean(change.to_numpy(), images), len(names), len(plain), n_resamples) for change in changes
-                )
+                found, moved = (over_images(plain.assign(change=change), "change", n_resamples=n_resamples) for change in changes)
                 line |= {"d_accuracy": found["estimate"], **{name: found[name] for name in ("low", "high", "p")}}
                 line |= {"d_margin": moved["estimate"], "d_margin_low": moved["low"], "d_margin_high": moved["high"]}
                 line["p_margin"] = moved["p"]
@@ -253,9 +250,8 @@ def among_tiles(rows: pd.DataFrame, n_resamples: int = 5000) -> pd.DataFrame:
     for (tiles, clutter, kind), part in plain.items():
         if not tiles:
             continue
-        images, names = pd.factorize(part["image_id"])
         right, alone = (100.0 * each["right"] for each in (part, plain[0, False, kind].loc[part.index]))
-        found = estimate(mean((right - alone).to_numpy(), images), len(names), len(part), n_resamples)
+        found = over_images(part.assign(change=right - alone), "change", n_resamples=n_resamples)
         lines.append(_line(tiles, clutter, kind, right.mean(), found))
     return pd.DataFrame(lines)
 

@@ -77,8 +77,7 @@ def findings() -> str:
     for name, experiment in conditions.items():
         base = redundant if experiment.tiles else plain
         line = changes(STORED, [experiment], base).join(equal_lengths(STORED, [experiment], base)).iloc[0]
-        ends = {"d_chair_i": "", "equal_chair_i": "equal", "d_recall": "", "equal_recall": ""}
-        told = ["" if experiment == base else beyond.between(line, key, of) for key, of in ends.items()]
+        told = [""] * 4 if experiment == base else _changes(line)
         numbers = [f"{line[key]:.1f}" for key in ("chair_i", "chair_s", "recall", "words")]
         lines.append(f"| {name} | {' | '.join([*numbers, *told])} |")
     note = f"{plain.n_images} images; percent, and changes in points; at equal length: both cut to the shorter mean length"
@@ -127,8 +126,7 @@ def decoders() -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in plain.iterrows():
         setting = "" if name not in chosen else _values(chosen[name].setting)
-        ends = {"d_chair_i": "", "equal_chair_i": "equal", "d_recall": "", "equal_recall": ""}
-        told = ["" if line["experiment"].decoding == "greedy" else beyond.between(line, key, of) for key, of in ends.items()]
+        told = [""] * 4 if line["experiment"].decoding == "greedy" else _changes(line)
         numbers = [f"{line[key]:.1f}" for key in ("chair_i", "recall", "words")]
         added = beyond.between(published.loc[name], "own_chair_i", "own")
         lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *told, added]) + " |")
@@ -233,6 +231,12 @@ def training_seeds() -> str:
 def _how(chosen: Chosen) -> str:
     """Return in short how a setting was chosen."""
     return "of highest recall on the validation split, where none keeps it" if chosen.missed else "chosen on the validation split"
+
+
+def _changes(line: pd.Series) -> list[str]:
+    """Return the changes of CHAIR_i and of recall, each as written and at equal length."""
+    ends = {"d_chair_i": "", "equal_chair_i": "equal", "d_recall": "", "equal_recall": ""}
+    return [beyond.between(line, key, of) for key, of in ends.items()]
 
 
 def _fallbacks(chosen: Mapping[str, Chosen]) -> str:

@@ -6,6 +6,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from prunehal.core.checks import refuse
+
 __all__ = ["check_flags", "check_inputs", "check_keep", "check_model", "check_seeds", "end_tokens"]
 
 
@@ -43,16 +45,14 @@ def check_flags(**flags: object) -> None:
     """Raise a ValueError unless every option is True or False."""
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}: expected True or False. Fix: {name}=False, the default.")
+            raise refuse(name, value, "True or False", f"Fix: {name}=False, the default.")
 
 
 def check_seeds(seeds: object, rows: int) -> None:
     """Raise a ValueError unless there is one integer of at least 0 for each row."""
     if not hasattr(seeds, "__len__") or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
-        raise ValueError(
-            f"seeds={seeds!r}: expected a list of integers of at least 0, one for each row. Fix: seeds=None, or "
-            f"seeds=list(range({rows}))."
-        )
+        fix = f"Fix: seeds=None, or seeds=list(range({rows}))."
+        raise refuse("seeds", seeds, "a list of integers of at least 0, one for each row", fix)
     if len(seeds) != rows:
         raise ValueError(
             f"seeds: got {len(seeds)} numbers; expected one for each of the {rows} rows. Fix: seeds=None, or as many."
@@ -82,10 +82,8 @@ def end_tokens(given: Sequence[int | Sequence[int] | None]) -> tuple[int, ...]:
         for token in given:
             ends += [] if token is None else [int(token)] if isinstance(token, Integral) else [int(each) for each in token]
     except (TypeError, ValueError):
-        raise ValueError(
-            f"end_ids={given!r}: expected a list of token ids, of lists of them, or of None. "
-            "Fix: end_ids=[processor.tokenizer.eos_token_id]."
-        ) from None
+        fix = "Fix: end_ids=[processor.tokenizer.eos_token_id]."
+        raise refuse("end_ids", given, "a list of token ids, of lists of them, or of None", fix) from None
     return tuple(ends)
 
 

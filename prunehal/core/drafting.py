@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core.cache import PrunableCache
+from prunehal.core.checks import refuse
 from prunehal.core.given import Given, Keep
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.sharing import SharedPrefill
@@ -76,10 +77,8 @@ class Draft(SharedPrefill):
                 "draft. Fix: SharedPrefill(model, inputs).attach(NoPruning(), keep=mask)."
             )
         if then is not None and (not isinstance(then, Policy) or isinstance(then, Given)):
-            raise ValueError(
-                f"then={then!r}: expected a policy that observes and prunes by attention, or None; what the first policy left is "
-                "given to it. Fix: then=NoPruning(), or then=PruneHal(r=0.4, t=3)."
-            )
+            expected = "a policy that observes and prunes by attention, or None; what the first policy left is given to it"
+            raise refuse("then", then, expected, "Fix: then=NoPruning(), or then=PruneHal(r=0.4, t=3).")
         watching = super().attach(policy, **options)
         policy = watching.policy
         if policy.limit == 0:

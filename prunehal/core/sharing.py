@@ -10,6 +10,7 @@ from transformers.cache_utils import DummyLayer
 from prunehal.core.attach import IMAGE_INPUTS, attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import PrunableCache
+from prunehal.core.checks import refuse
 from prunehal.core.discard import leave_only
 from prunehal.core.given import Keep
 from prunehal.core.informative import Telling
@@ -117,10 +118,8 @@ class SharedPrefill:
                 token in a layer, or leaves the layers different tokens where the policy keeps the same in all.
         """
         if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-            raise ValueError(
-                f"copies={copies!r}: expected an integer of at least 1, the rows that generate() makes of each input. "
-                "Fix: copies=num_beams, or num_return_sequences when sampling."
-            )
+            fix = "Fix: copies=num_beams, or num_return_sequences when sampling."
+            raise refuse("copies", copies, "an integer of at least 1, the rows that generate() makes of each input", fix)
         if isinstance(policy, Keep):
             options, keep = options | {"keep": keep}, None
         if isinstance(policy, Telling) and options.get("visual_mask") is None:
