@@ -4,11 +4,11 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from families import FAMILIES, IMAGE, PAD, VIDEO, VOCAB
+from families import FAMILIES, IMAGE, IN_FULL, PAD, VIDEO, VOCAB
 from families.base import peaked
 from transformers import GenerationMixin, PreTrainedModel
 
-__all__ = ["FAMILIES", "IMAGE", "PAD", "VIDEO", "VISUAL", "VOCAB", "build", "inputs_for", "rows_of"]
+__all__ = ["FAMILIES", "IMAGE", "IN_FULL", "PAD", "VIDEO", "VISUAL", "VOCAB", "build", "inputs_for", "rows_of"]
 
 VISUAL = 16  # visual tokens of one image in the families "llava" and "qwen2_5_vl"
 

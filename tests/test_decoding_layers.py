@@ -29,7 +29,7 @@ def norm_of(model):
 def decode(model, inputs, decoder, policy=None, steps=STEPS, cache=None, **options):
     cache = attach(model, inputs, policy or NoPruning()) if cache is None else cache
     with decoder.on(model, inputs, cache) as given:
-        out = run(model, inputs, steps=steps, past_key_values=cache, output_scores=True, **given, **options)[0]
+        out = run(model, inputs, steps=steps, **cache.options, output_scores=True, **given, **options)[0]
     return out, cache
 
 
@@ -203,7 +203,7 @@ def test_dola_refuses_beams():
     assert cache.listeners == []
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", models.IN_FULL)
 def test_every_family_can_be_read_out(family):
     model, inputs = models.build(family), models.inputs_for(family)
     readout = LayerReadout(model)
@@ -224,7 +224,7 @@ def test_forwards_on_other_caches_are_passed_over():
             readout._hidden[0]
         run(model, inputs, steps=2)
         assert readout.logits is None
-        run(model, inputs, steps=2, past_key_values=cache)
+        run(model, inputs, steps=2, **cache.options)
         early, logits = readout.early_logits(normed=True), readout.logits
         run(model, models.inputs_for("llava", seed=1), steps=3)
         assert torch.equal(readout.early_logits(normed=True), early)

@@ -4,15 +4,15 @@ import models
 import pytest
 import torch
 from decode import SEED, TOLERANCE, difference, forcing, run
-from models import FAMILIES
+from models import FAMILIES, IN_FULL
 
 from prunehal.core import PruneHal, attach
 
-COPIES = [key for key in FAMILIES if key != "llama4"]  # stock generate() itself raises on several copies of an image
+COPIES = [key for key, family in FAMILIES.items() if "copies" not in family.lacks]
 SAMPLED = {"do_sample": True, "num_return_sequences": 2}
 
 
-@pytest.mark.parametrize("family", COPIES)
+@pytest.mark.parametrize("family", [key for key in COPIES if key in IN_FULL])
 @pytest.mark.parametrize("options", [{"num_beams": 3}, SAMPLED, SAMPLED | {"num_beams": 2}], ids=["beams", "sampled", "both"])
 def test_without_pruning_equals_stock(family, options):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
@@ -55,13 +55,13 @@ def own_loop(model, input_ids, logits_processor, stopping_criteria, generation_c
     return input_ids
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IN_FULL)
 def test_a_loop_of_ones_own_equals_the_native_one(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6, 1), (5, 4, 9), seed=SEED)
     policy = PruneHal(r=0.4, t=3, factor=1.0)
     native, cache = run(model, inputs, policy, steps=12)
     own = attach(model, inputs, policy)
-    ids = model.generate(**inputs, past_key_values=own, max_new_tokens=12, custom_generate=own_loop)
+    ids = model.generate(**inputs, **own.options, max_new_tokens=12, custom_generate=own_loop)
     assert torch.equal(ids[:, -12:], native.sequences[:, -12:])
     assert own.events.equals(cache.events)
     assert "vote" in set(own.events["reason"])

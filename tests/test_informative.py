@@ -45,7 +45,7 @@ def shifted(kept, inputs):
     return [[position - padding for position in row.tolist()] for row, padding in zip(kept, paddings(inputs), strict=True)]
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", models.IN_FULL)
 def test_readings_are_those_of_the_models_own_logits(family):
     model, inputs = models.build(family, models.FAMILIES[family].functions[0]), models.inputs_for(family, seed=SEED)
     visual = visual_of(inputs)
@@ -63,7 +63,7 @@ def test_the_best_are_kept_in_every_layer_at_its_step_and_before_the_first_token
     _, cache = run(model, inputs, policy, steps=4)
     first = FirstToken(model, inputs)
     early = first.attach(policy)
-    model.generate(**first.inputs, past_key_values=early, max_new_tokens=3, do_sample=False)
+    model.generate(**first.inputs, **early.options, max_new_tokens=3, do_sample=False)
     for layer in range(len(models.FAMILIES[family].decoder(model))):
         assert shifted(cache.kept(layer), inputs) == shifted(early.kept(layer, step=1), inputs) == wanted
         assert [len(row) for row in cache.kept(layer, step=2)] == [models.VISUAL] * 2
@@ -105,7 +105,7 @@ def test_it_is_read_once_for_all_policies_and_inside_a_block_that_replaces_gener
     caches = [shared.attach(Informative(p)) for p in (0.3, 0.7)]
     assert len(calls) == 1
     for cache in caches:
-        model.generate(**shared.inputs, past_key_values=cache, max_new_tokens=3, do_sample=False)
+        model.generate(**shared.inputs, **cache.options, max_new_tokens=3, do_sample=False)
     with pruning(model, Informative(0.7)) as ran:
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert ran.caches[0].kept(0)[0].tolist() == caches[1].kept(0)[0].tolist()
@@ -128,7 +128,7 @@ def test_on_the_embedded_model_objects_say_more_than_what_is_around_them():
         first = FirstToken(model, inputs)
         marks = torch.zeros_like(visual)
         cache = first.attach(policy)
-        model.generate(**first.inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+        model.generate(**first.inputs, **cache.options, max_new_tokens=1, do_sample=False)
         for row, kept in zip(marks, cache.kept(0, step=1), strict=True):
             row[kept] = True
         shares[name] = ((marks & objects).sum() / objects.sum()).item()
@@ -168,7 +168,7 @@ def test_no_token_goes_where_none_says_more_than_another():
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
     silent = torch.zeros(2, *inputs["input_ids"].shape)
     cache = attach(model, inputs, Standout(part=1.0), readings=silent)
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=4, do_sample=False)
     assert len(cache.kept(0)[0]) == models.VISUAL
 
 
@@ -216,9 +216,9 @@ def test_rows_with_different_numbers_of_visual_tokens_and_heads_and_masks(policy
         wanted.append(by_twin(policy, ranked, visual))
     assert len(wanted[0]) != len(wanted[1])
     cache, shared = attach(model, both, policy, visual_mask=masks), SharedPrefill(model, both)
-    model.generate(**both, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    model.generate(**both, **cache.options, max_new_tokens=4, do_sample=False)
     again = shared.attach(policy, visual_mask=masks)
-    model.generate(**shared.inputs, past_key_values=again, max_new_tokens=4, do_sample=False)
+    model.generate(**shared.inputs, **again.options, max_new_tokens=4, do_sample=False)
     for each in (cache, again):
         assert [heads.tolist() for heads in each.kept(0)] == [[row] * len(each.kept(0)[0]) for row in wanted]
 

@@ -6,13 +6,11 @@ import models
 import pytest
 import torch
 from decode import SEED, TOLERANCE, difference, run
-from models import FAMILIES
+from models import IN_FULL
 
 from prunehal.core import FirstToken, NoPruning, PruneHal, SharedPrefill, TopK
 
 POLICIES = [NoPruning(), PruneHal(r=0.4, t=3), PruneHal(r=0.7, t=2, kept="head"), TopK(3)]
-ALONE = {"llama4", "blip-2", "instructblip", "instructblipvideo"}  # stock generate() takes no prompt in two parts there
-REFUSED = {"lfm2_vl": "running state", "qwen3_5": "running state", "paligemma2": "last token of the prompt differently alone"}
 
 
 def shared_run(model, shared, policy, copies=1, attach_options=None, **options):
@@ -29,7 +27,7 @@ def same(alone, cache, ours, own):
     assert (cache.trace.frame()[columns] - own.trace.frame()[columns]).abs().to_numpy().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", [key for key in FAMILIES if key not in ALONE | REFUSED.keys()])
+@pytest.mark.parametrize("family", [key for key, of in IN_FULL.items() if not of.unshared and "chunks" not in of.lacks])
 def test_every_policy_goes_on_as_if_alone(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4), seed=SEED)
     shared = SharedPrefill(model, inputs)
@@ -43,10 +41,10 @@ def test_every_policy_goes_on_as_if_alone(family):
         same(*alone, *shared_run(model, shared, policy))
 
 
-@pytest.mark.parametrize("family", REFUSED)
+@pytest.mark.parametrize("family", [key for key, of in IN_FULL.items() if of.unshared])
 def test_models_whose_prompt_cannot_be_shared_are_refused(family):
     inputs = models.inputs_for(family, (3, 6), (5, 4), seed=SEED)
-    with pytest.raises(ValueError, match=REFUSED[family]):
+    with pytest.raises(ValueError, match=IN_FULL[family].unshared):
         SharedPrefill(models.build(family), inputs)
 
 

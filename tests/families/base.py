@@ -27,6 +27,9 @@ class Family:
         decoder: returns the decoder's layers, whose ``self_attn`` the reference hooks into.
         spread: standard deviation of the weights; smaller where the usual one makes rounding errors reach the tolerance.
         functions: the attention functions that it runs with; it has no other than eager if its scores are not plain.
+        lacks: what stock generate() itself cannot do with it: "chunks" of a prompt, several "copies" of an image.
+        unshared: why SharedPrefill refuses it, a regular expression; empty where it does not.
+        newer: ``make test`` runs four cases of it, ``make compat`` all: see ``families.IN_FULL``.
         remark: what is special about it; a column of the README's table.
     """
 
@@ -40,6 +43,9 @@ class Family:
     decoder: Callable[[PreTrainedModel], torch.nn.ModuleList] = field(default=lambda model: model.model.language_model.layers)
     spread: float = 0.22
     functions: tuple[str, ...] = ("sdpa", "eager")
+    lacks: tuple[str, ...] = ()
+    unshared: str = ""
+    newer: bool = False
     remark: str = ""
 
 

@@ -145,12 +145,12 @@ MASKS = [
     ),
     Family(
         "paligemma2", "PaliGemma 2", paligemma2, ONE, squares(16, token_type_ids=0), functions=EAGER,
-        remark="softcap",
+        unshared="last token of the prompt differently alone", remark="softcap",
     ),
     Family("gemma4", "Gemma 4", gemma4, ONE, patches, FILM, frames, remark="last layers share K and V"),
     Family(
         "llama4", "Llama 4", llama4, ONE, squares(32), decoder=lambda model: model.language_model.model.layers, spread=0.18,
-        remark="stock generate() has no beams for it",
+        lacks=("chunks", "copies"), remark="stock generate() has no beams for it",
     ),
     Family(
         "llava_sinks", "LLaVA on GPT-OSS", llava_sinks, (IMAGE,) * 16, squares(16), functions=EAGER, spread=0.15,

@@ -113,7 +113,7 @@ MROPE = [
     Family("qwen3_vl_moe", "Qwen3-VL MoE", qwen3_vl_moe, ONE, grid_pixels, STAMPED, grid_frames, remark="mixture of experts"),
     Family(
         "qwen3_5", "Qwen3.5", qwen3_5, ONE, grid_pixels, STAMPED, grid_frames, with_attention,
-        spread=0.2, remark="linear attention between the layers that are pruned",
+        spread=0.2, unshared="running state", remark="linear attention between the layers that are pruned",
     ),
     Family(
         "glm4v", "GLM-4V", glm4v, ONE, grid_pixels, (93, *(IMAGE,) * 8, 41, *(IMAGE,) * 8, 42, 92), grid_frames,

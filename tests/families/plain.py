@@ -153,7 +153,7 @@ PLAIN = [
     Family(
         "lfm2_vl", "LFM2-VL", lfm2_vl, (START, *(IMAGE,) * 12, END), lfm2_vl_pixels,
         decoder=lambda model: [layer for layer in model.model.language_model.layers if layer.is_attention_layer],
-        spread=0.15, remark="convolutions between the attention layers, which alone are pruned",
+        spread=0.15, unshared="running state", remark="convolutions between the attention layers, which alone are pruned",
     ),
     Family(
         "fast_vlm", "FastVLM", fast_vlm, (IMAGE,) * 16, fast_vlm_pixels,

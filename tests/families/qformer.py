@@ -75,7 +75,7 @@ def llama_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 ONE, FILM = (IMAGE,) * QUERIES, (VIDEO,) * (QUERIES // 2) * 4
 QFORMER = [
-    Family("blip-2", "BLIP-2", blip2, ONE, pictures, decoder=opt_layers, remark="on OPT"),
+    Family("blip-2", "BLIP-2", blip2, ONE, pictures, decoder=opt_layers, lacks=("chunks",), remark="on OPT"),
     Family(
         "instructblip",
         "InstructBLIP",
@@ -84,6 +84,7 @@ QFORMER = [
         instructed,
         decoder=llama_layers,
         spread=0.18,
+        lacks=("chunks",),
         remark="on Llama (Vicuna)",
     ),
     Family(
@@ -94,6 +95,7 @@ QFORMER = [
         filmed,
         decoder=llama_layers,
         spread=0.18,
+        lacks=("chunks",),
         remark="videos only",
     ),
 ]
