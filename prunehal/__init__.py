@@ -5,7 +5,7 @@
     model, processor = ph.load()
     inputs = processor(images=image, text=prompt, return_tensors="pt")
     cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
-    ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=64)
+    ids = model.generate(**inputs, **cache.options, max_new_tokens=64)
 
 Rooms: ``core`` (attention observes, policy decides, cache acts), ``decoding`` (mitigation decoders beside it), ``testbed`` (the
 world, the grammar and the training of the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models

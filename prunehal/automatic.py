@@ -93,7 +93,7 @@ def chosen_ratios(
         n = (inputs["input_ids"][0] == model.config.image_token_id).sum().item()
         ids = [scene.image_id for scene in batch]
         cache = attach(model, inputs, policy, seeds=ids)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=policy.wait + 1, do_sample=False)
+        model.generate(**inputs, **cache.options, max_new_tokens=policy.wait + 1, do_sample=False)
         layers = cache.trace.frame()["layer"].unique()
         for event in cache.events.itertuples():
             lines += [(ids[event.row], layer, kept, kept / n) for layer, kept in zip(layers, event.kept, strict=True)]

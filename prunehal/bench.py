@@ -32,6 +32,7 @@ from transformers import (
 
 from prunehal.core import NoPruning, PruneHal, attach
 from prunehal.core.blocks import BlockLayer
+from prunehal.core.keyword import as_option
 from prunehal.core.trace import AttentionTrace, statistics
 from prunehal.resources import written
 
@@ -171,7 +172,7 @@ def measure(model: LlavaForConditionalGeneration, case: Case, variant: str, seed
     cache = VARIANTS[variant](model, inputs)
     clock = Clock(cache)
     model.generate(
-        **inputs, past_key_values=cache, max_new_tokens=case.new_tokens, do_sample=False, num_beams=case.beams,
+        **inputs, **as_option(cache), max_new_tokens=case.new_tokens, do_sample=False, num_beams=case.beams,
         stopping_criteria=[clock],
     )  # fmt: skip
     if model.device.type == "cuda":

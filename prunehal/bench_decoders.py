@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prunehal.bench import Clock, build, machine, prompt
 from prunehal.core import NoPruning, Policy, PruneHal, attach
+from prunehal.core.keyword import as_option
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS, DECODERS, Decoding, named_decoding
 from prunehal.loading import load
@@ -60,7 +61,7 @@ def measure(
         clock = Clock(*caches)
         options |= {"num_beams": BEAMS} if decoding == "beam" else {}
         model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=new_tokens, do_sample=False, stopping_criteria=[clock], **options
+            **inputs, **as_option(cache), max_new_tokens=new_tokens, do_sample=False, stopping_criteria=[clock], **options
         )
     return {
         "seconds": time.perf_counter() - start,

@@ -51,7 +51,7 @@ def naive(experiments: Sequence[Experiment], progress: bool = True) -> Tokens:
             (images,) = pictures(experiment, [key])
             inputs = processor(images=images, text=[build_prompt()], return_tensors="pt")
             cache = attach(model, inputs, experiment.policy, seeds=[key])
-            ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=experiment.max_new_tokens, do_sample=False)
+            ids = model.generate(**inputs, **cache.options, max_new_tokens=experiment.max_new_tokens, do_sample=False)
             tokens = ids[0, inputs["input_ids"].shape[1] :].tolist()
             captions[key] = tokens[: tokens.index(end)] if end in tokens else tokens
         made[experiment.key] = captions

@@ -122,7 +122,7 @@ def caption_batch(
         trace: keep the attention statistics of every step and layer.
         **options: of generate().
     """
-    made = model.generate(**inputs, past_key_values=cache, return_dict_in_generate=True, **options)
+    made = model.generate(**inputs, **cache.options, return_dict_in_generate=True, **options)
     written = new_tokens(made.sequences, inputs["input_ids"]).tolist()
     ends = generating(model).generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())

@@ -140,7 +140,7 @@ def intervene(
         cache_ = shared.attach(NoPruning())
         options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
         with editing(cache_, layers, edit):
-            logits = model.generate(**shared.inputs, past_key_values=cache_, **options).logits[0]
+            logits = model.generate(**shared.inputs, **cache_.options, **options).logits[0]
         log_probs = logits.float().log_softmax(-1)
         mass = cache_.trace.frame().groupby("row")["mass"].mean()
         for row, (mention, patches) in enumerate(zip(mentions, removed, strict=True)):

@@ -190,11 +190,11 @@ def _followed(
     heads = _Heads(inputs["input_ids"] == model.config.image_token_id)
     plain = shared.attach(NoPruning(), maps=True)
     with listening(plain, heads):
-        written = model.generate(**shared.inputs, past_key_values=plain, **options)
+        written = model.generate(**shared.inputs, **plain.options, **options)
     said = new_tokens(written, inputs["input_ids"])
     pruned = shared.attach(policy, maps=True, seeds=ids)
     dictated = {"logits_processor": [_Dictated(said, inputs["input_ids"].shape[1])]}
-    model.generate(**shared.inputs, past_key_values=pruned, **options | {"max_new_tokens": said.shape[1]} | dictated)
+    model.generate(**shared.inputs, **pruned.options, **options | {"max_new_tokens": said.shape[1]} | dictated)
 
     (rows, rest), maps = heads.stacked(), pruned.trace.maps  # (step, layer, row, head, visual) and (step, layer, row, visual)
     there = ~maps.isnan()

@@ -100,11 +100,12 @@ def _compared(model: PreTrainedModel, inputs: dict[str, torch.Tensor], truth: di
 
 def _generated(model, inputs, policy: Policy | None, forced: torch.Tensor | None = None, exact: bool = False):
     cache = None if policy is None else attach(model, inputs, policy, exact=exact)
-    settings = {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    settings = {} if cache is None else dict(cache.options)
+    settings |= {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     if forced is not None:
         settings["prefix_allowed_tokens_fn"] = lambda row, ids: [int(forced[row, len(ids)])]
         settings["max_new_tokens"] = forced.shape[1] - inputs["input_ids"].shape[1]
-    return model.generate(**inputs, past_key_values=cache, **settings), cache
+    return model.generate(**inputs, **settings), cache
 
 
 def _apart(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> float:

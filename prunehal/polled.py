@@ -85,7 +85,7 @@ def ask(
         else:
             cache = SharedPrefill.attach(first, policy, **options)
         search = {"do_sample": False, "max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
-        made = model.generate(**first.inputs, past_key_values=cache, **search)
+        made = model.generate(**first.inputs, **cache.options, **search)
         said = processor.batch_decode(made.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         margin = (made.logits[0][:, yes] - made.logits[0][:, no]).float().tolist()
         lines = [

@@ -120,7 +120,7 @@ def recaption(
         raise ValueError(f"scene={scene!r}: expected a Scene. Fix: prunehal.testbed.scenes.scene('test', 0).")
     inputs = processor(images=scene.image(), text=build_prompt(), return_tensors="pt").to(model.device)
     cache = attach(model, inputs, policy, seeds=[scene.image_id])
-    sequence = model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False)
+    sequence = model.generate(**inputs, **cache.options, max_new_tokens=max_new_tokens, do_sample=False)
     ids = sequence[0, inputs["input_ids"].shape[1] :].tolist()
     end = model.generation_config.eos_token_id
     ids = ids[: ids.index(end)] if end in ids else ids

@@ -8,6 +8,7 @@ import reference
 import torch
 
 from prunehal.core import PruneHal, attach
+from prunehal.core.keyword import as_option
 
 __all__ = [
     "END_WORD",
@@ -40,7 +41,7 @@ class Accumulated(PruneHal):
 def run(model, inputs, policy=None, steps=14, attach_options=None, **options):
     """Return what generate() gives and the cache it ran on; without a policy it is stock generate()."""
     cache = None if policy is None else attach(model, inputs, policy, **(attach_options or {}))
-    settings = {"past_key_values": cache, "max_new_tokens": steps, "do_sample": False, "output_logits": True}
+    settings = {**as_option(cache), "max_new_tokens": steps, "do_sample": False, "output_logits": True}
     return model.generate(**inputs, **settings | {"return_dict_in_generate": True} | options), cache
 
 
@@ -113,4 +114,4 @@ def second_turn(model, inputs, cache, first, said=(5, 6, 7), steps=6):
             longer[name] = torch.cat([value, more], dim=1)
         elif again or not name.startswith("pixel_"):
             longer[name] = value
-    return run(model, longer | {"input_ids": ids}, steps=steps, past_key_values=cache)[0]
+    return run(model, longer | {"input_ids": ids}, steps=steps, **cache.options)[0]

@@ -137,7 +137,7 @@ def generate(
     try:
         cache = DynamicCache(config=model.config)
         out = model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=new_tokens, do_sample=False, output_logits=True,
+            **inputs, **cache.options, max_new_tokens=new_tokens, do_sample=False, output_logits=True,
             return_dict_in_generate=True,
         )  # fmt: skip
     finally:

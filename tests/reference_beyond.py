@@ -9,6 +9,8 @@ import reference
 import torch
 from reference_cache import hooked
 
+from prunehal.core.keyword import as_option, cache_among
+
 __all__ = ["decider", "hidden_from_newest", "observer", "restricted", "unhidden"]
 
 
@@ -126,7 +128,7 @@ def unhidden(layers, joint, gone):
         def hook(module, args, kwargs):
             nonlocal seen
             seen += kwargs["hidden_states"].shape[1] if index == 0 else 0
-            again = kwargs | {"past_key_values": copy.deepcopy(kwargs["past_key_values"])}
+            again = kwargs | as_option(copy.deepcopy(cache_among(kwargs)))
             weights = type(module).forward(module, *args, **again)[1][0, :, -1]
             weights = torch.nn.functional.pad(weights, (seen - weights.shape[1], 0))  # a window may have lost the oldest
             if gone.get(index):
@@ -223,7 +225,7 @@ def restricted(layers, policy, visual, seen):
             if index == 0:
                 seen.append([])
             weights = output[1][0, :, -1]  # (head, position)
-            values = kwargs["past_key_values"].layers[index].values[0].repeat_interleave(module.num_key_value_groups, dim=0)
+            values = cache_among(kwargs).layers[index].values[0].repeat_interleave(module.num_key_value_groups, dim=0)
             heads = len(weights) // module.num_key_value_groups if policy.kept == "head" else 1
             size, step = len(weights) // heads, len(seen)
             seen[-1].append([])

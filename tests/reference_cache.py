@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from prunehal.core.keyword import cache_among
+
 __all__ = ["fastv", "hiding", "hooked", "smoothing"]
 
 
@@ -30,7 +32,7 @@ def hiding(layers, dropped):
             query = kwargs["hidden_states"].shape[1]
             if query > 1:
                 return args, kwargs
-            seen = kwargs["past_key_values"].layers[index].keys.shape[2] + 1
+            seen = cache_among(kwargs).layers[index].keys.shape[2] + 1
             heads = module.config.num_attention_heads
             mask = torch.zeros(1, heads, 1, seen)
             for (layer, head), columns in dropped.items():
@@ -60,7 +62,7 @@ def smoothing(layers, chosen, ref, radius, window):
             smaller = sum(1 for other in history[index][-window:] if other < mean)
             share = max(0.0, ref - radius, min(1.0, ref + radius, smaller / window))
             history[index].append(mean)
-            stored = kwargs["past_key_values"].layers[index]
+            stored = cache_among(kwargs).layers[index]
             heads = stored.keys.shape[1]
             group = len(rows) // heads
             for part in (stored.keys, stored.values):

@@ -66,7 +66,7 @@ def _row(model, processor, experiment, key):
     if experiment.decoding == "nucleus":
         options["logits_processor"] = [Drawn(key, experiment.seed, width)]
     with nullcontext({}) if isinstance(experiment.decoding, str) else experiment.decoding.on(model, inputs, cache) as own:
-        made = model.generate(**inputs, past_key_values=cache, return_dict_in_generate=True, **options, **own)
+        made = model.generate(**inputs, **cache.options, return_dict_in_generate=True, **options, **own)
     tokens = made.sequences[0, width:].tolist()
     end = processor.tokenizer.eos_token_id
     finished = end in tokens

@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 import prunehal.core.attention as attention
 from prunehal.core import NoPruning, PruneHal, TopK, attach
+from prunehal.core.keyword import as_option
 
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])
 
@@ -219,7 +220,7 @@ def test_only_the_decoder_is_observed(family, monkeypatch):
     monkeypatch.setattr(attention, "attend", spy)
     model, inputs = models.build(family), models.inputs_for(family)
     cache = attach(model, inputs, NoPruning())
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=4, do_sample=False)
     assert rows == [1] * 4 * model.config.get_text_config().num_hidden_layers
     assert len(cache.trace) == 4
 
@@ -231,7 +232,7 @@ def test_eager_equals_sdpa(policy):
     outputs = []
     for attn in ("eager", "sdpa"):
         model = models.build("llava", attn)
-        outputs.append(model.generate(**inputs, past_key_values=attach(model, inputs, policy), **settings))
+        outputs.append(model.generate(**inputs, **as_option(attach(model, inputs, policy)), **settings))
     assert torch.equal(outputs[0].sequences, outputs[1].sequences)
     for one, other in zip(outputs[0].logits, outputs[1].logits, strict=True):
         assert (one - other).abs().max() <= 1e-5

@@ -6,6 +6,7 @@ import torch
 from transformers import LlavaConfig
 
 from prunehal.core import Informative, Keep, NoPruning, PruneHal, SharedPrefill, TopK, attach, pruning
+from prunehal.core.keyword import cache_among
 
 
 class Shell(torch.nn.Module):
@@ -127,7 +128,7 @@ def test_flex_attention():
 
 
 def generate(model, inputs, cache, **options):
-    return model.generate(**inputs, past_key_values=cache, **({"max_new_tokens": 3, "do_sample": False} | options))
+    return model.generate(**inputs, **cache.options, **({"max_new_tokens": 3, "do_sample": False} | options))
 
 
 def test_generate_with_another_prompt():
@@ -146,10 +147,10 @@ def test_generate_with_another_batch():
     embeddings = torch.randn(3, 24, 48)
     cache = attach(model, {}, PruneHal(), visual_mask=inputs["input_ids"][:2] == models.IMAGE)
     with pytest.raises(ValueError, match=r"batch=3.*attached to inputs of 2"):
-        model(inputs_embeds=embeddings, past_key_values=cache)
+        model(inputs_embeds=embeddings, **cache.options)
     cache = attach(model, {}, PruneHal(), visual_mask=inputs["input_ids"][:, 1:] == models.IMAGE)
     with pytest.raises(ValueError, match=r"24 tokens arrived.*3 rows with 23 tokens"):
-        model(inputs_embeds=embeddings, past_key_values=cache)
+        model(inputs_embeds=embeddings, **cache.options)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
@@ -172,7 +173,7 @@ def test_a_second_turn_of_the_new_text_alone(words):
     first = generate(model, inputs, cache)
     new = torch.arange(1, words + 1)[None]
     with pytest.raises(ValueError, match=r"expected the whole conversation, those 26 tokens and new text"):
-        model.generate(input_ids=new, attention_mask=torch.ones_like(new), past_key_values=cache, max_new_tokens=2)
+        model.generate(input_ids=new, attention_mask=torch.ones_like(new), **cache.options, max_new_tokens=2)
     whole = torch.cat([first, new], dim=1)  # the cache is as it was
     answer = generate(model, {"input_ids": whole, "attention_mask": torch.ones_like(whole)}, cache)
     assert answer.shape[1] == whole.shape[1] + 3
@@ -185,7 +186,7 @@ def test_placeholders_and_images_in_a_second_turn():
     with pytest.raises(ValueError, match=r"placeholders of images \(id 99\) arrive as words.*attach a new cache"):
         generate(model, {"input_ids": whole}, cache)
     with torch.no_grad(), pytest.raises(ValueError, match=r"later prompt brings images.*attach a new cache"):
-        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], **cache.options)
 
 
 def test_a_prompt_without_its_images():
@@ -243,10 +244,10 @@ class OwnAttention(torch.nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, hidden_states, past_key_values=None, **kwargs):
+    def forward(self, hidden_states, **kwargs):
         shape = (*hidden_states.shape[:2], -1, self.inner.head_dim)
         key = self.inner.k_proj(hidden_states).view(shape).transpose(1, 2)
-        past_key_values.update(key, key, self.inner.layer_idx)
+        cache_among(kwargs).update(key, key, self.inner.layer_idx)
         return hidden_states, None
 
 
@@ -272,11 +273,11 @@ def test_a_forward_that_was_interrupted_between_two_layers():
 
     handle = model.model.language_model.layers[1].mlp.register_forward_pre_hook(stop)
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **cache.options)
     handle.remove()
     ids, match = torch.tensor([[5]]), r"layer 2: holds 0 tokens, and the first one 24.*Fix: attach a new cache"
     with torch.no_grad(), pytest.raises(RuntimeError, match=match):
-        model(input_ids=ids, position_ids=torch.tensor([[24]]), past_key_values=cache)
+        model(input_ids=ids, position_ids=torch.tensor([[24]]), **cache.options)
 
 
 def test_an_exception_leaves_nothing_behind():

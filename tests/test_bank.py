@@ -151,7 +151,7 @@ def test_layers_that_hold_different_numbers(policy):
     model, inputs = models.build("llava"), models.inputs_for("llava", **THREE)
     cache = attach(model, inputs, policy)
     with FastV(2, 0.5).on(model, inputs, cache) as options:
-        ours, _ = run(model, inputs, past_key_values=cache, **options)
+        ours, _ = run(model, inputs, **cache.options, **options)
     runs = [twin("llava", policy, row, fastv=(2, 0.5), **THREE) for row in range(3)]
     for row, (alone, padding) in enumerate(zip(runs, paddings(inputs), strict=True)):
         check(alone, ours, cache, row, padding)

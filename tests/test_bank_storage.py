@@ -11,6 +11,7 @@ from decode import SEED, TOLERANCE, difference, run, second_turn
 from test_bank import FALLS, KEYS, short
 
 from prunehal.core import Bank, Draft, NoPruning, SharedPrefill, attach
+from prunehal.core.keyword import as_option
 from prunehal.core.vault import decoded, encoded
 from prunehal.decoding import OPERA, PAI, VCD, KVSmooth
 from prunehal.experiments import Experiment, sweep
@@ -111,7 +112,7 @@ def test_a_second_turn_and_a_copy_go_on(policy):
     assert cache.events["step"].max() > 8
     assert cache.events.equals(other.events)
     cache.reset()
-    anew, _ = run(model, inputs, steps=8, past_key_values=cache)
+    anew, _ = run(model, inputs, steps=8, **cache.options)
     assert difference(first, anew) == 0
 
 
@@ -121,13 +122,13 @@ def test_a_shared_prefill_and_a_draft(policy):
     plain, cache = run(model, inputs, policy)
     shared = SharedPrefill(model, inputs)
     own = shared.attach(policy)
-    ours, _ = run(model, shared.inputs, steps=14, past_key_values=own)
+    ours, _ = run(model, shared.inputs, steps=14, **own.options)
     assert difference(plain, ours) <= TOLERANCE
     assert cache.events.equals(own.events)
     # What keep= drops is no token of the bank.
     marks = (inputs["input_ids"] == models.IMAGE) & (torch.arange(inputs["input_ids"].shape[1]) % 2 == 0)
     few = shared.attach(policy, keep=marks)
-    run(model, shared.inputs, past_key_values=few)
+    run(model, shared.inputs, **as_option(few))
     assert {"returned", "swapped"} & set(few.events["reason"])
     assert all(
         set(kept.tolist()) <= set(mark.nonzero().flatten().tolist()) for kept, mark in zip(few.kept(0), marks, strict=True)
@@ -135,7 +136,7 @@ def test_a_shared_prefill_and_a_draft(policy):
     # A draft only asks what the policy would keep.
     drafted = Draft(model, inputs, max_new_tokens=6)
     second = drafted.attach(policy, then=policy)
-    run(model, drafted.inputs, past_key_values=second, steps=6)
+    run(model, drafted.inputs, **second.options, steps=6)
     assert drafted.draft.events.empty
     assert second.trace.frame()["n_visual"].iloc[0] == 9
 
@@ -146,7 +147,7 @@ def test_decoders_stand_beside_it(method, policy):
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
     cache = attach(model, inputs, policy)
     with method.on(model, inputs, cache) as options:
-        run(model, inputs, past_key_values=cache, steps=10, **options)
+        run(model, inputs, **cache.options, steps=10, **options)
     assert {"returned", "swapped"} & set(cache.events["reason"])
 
 

@@ -167,7 +167,7 @@ def test_attended_tokens_are_those_with_weight_at_each_step(policy, tmp_path):
     for i in range(2):
         inputs = processor(images=scene("test", i).image(), text=build_prompt(1), return_tensors="pt")
         cache = attach(model, inputs, policy, maps=True)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=base.max_new_tokens, do_sample=False)
+        model.generate(**inputs, **cache.options, max_new_tokens=base.max_new_tokens, do_sample=False)
         maps = cache.trace.maps[:, :, 0]  # (step, layer, visual)
         seen.append(np.mean([(maps[m, layer] > 0).sum() for m in range(maps.shape[0]) for layer in range(maps.shape[1])]))
     table = compare(store, settings, base, n_resamples=200)
@@ -314,7 +314,7 @@ def test_the_ratios_are_those_of_whole_captions(tiles):
         images = each.tiles(tiles, False)[0]
         inputs = processor(images=images, text=build_prompt(tiles + 1), return_tensors="pt")
         cache = attach(model, inputs, policy)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=30)
+        model.generate(**inputs, **cache.options, max_new_tokens=30)
         mine = frame[frame["image_id"] == each.image_id]
         assert mine["kept"].tolist() == cache.events["kept"][0]
         assert mine["ratio"].tolist() == [len(cache.kept(layer)[0]) / (144 * (tiles + 1)) for layer in range(6)]

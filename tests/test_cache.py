@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.blocks import BLOCK
+from prunehal.core.keyword import as_option
 from prunehal.core.selection import random_scores
 from prunehal.core.table import VisualTable
 from prunehal.core.trace import statistics
@@ -25,14 +26,14 @@ def prefill(family, policy, before=(3, 6), after=(5, 4), **options):
     model, inputs = models.build(family), models.inputs_for(family, before, after)
     cache = attach(model, inputs, policy, **options)
     with torch.no_grad():
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **cache.options)
     return model, inputs, cache
 
 
 def test_lengths_are_logical_and_blocks_grow():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache, prompt = attach(model, inputs, TopK(2)), inputs["input_ids"].shape[1]
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=BLOCK + 9)
+    model.generate(**inputs, **cache.options, max_new_tokens=BLOCK + 9)
     for layer in cache.layers:
         assert layer.length == prompt + BLOCK + 8 - models.VISUAL + 2
         assert layer.get_seq_length() == prompt + BLOCK + 8
@@ -46,7 +47,7 @@ def test_rows_of_different_length_share_a_width():
     model = models.build("llava")
     inputs = models.inputs_for("llava", (3, 6, 1), (5, 4, 9), seed=9)
     cache = attach(model, inputs, PruneHal(r=0.4, t=3))
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=14, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=14, do_sample=False)
     left = [len(positions) for positions in cache.kept(0)]
     assert len(set(left)) > 1
     for index, layer in enumerate(cache.layers):
@@ -77,7 +78,7 @@ def test_slot_masks():
 def test_kept_looks_back_in_time():
     model, inputs = models.build("qwen2_5_vl"), models.inputs_for("qwen2_5_vl", seed=9)
     cache = attach(model, inputs, PruneHal(), maps=True)
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=14, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=14, do_sample=False)
     steps = cache.events["step"].tolist()
     assert len(steps) > 1
     start = int((inputs["input_ids"][0] == models.IMAGE).nonzero()[0])
@@ -92,7 +93,7 @@ def test_kept_looks_back_in_time():
 def test_trace_equals_the_loop():
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4))
     cache = attach(model, inputs, PruneHal(), maps=True, entropy=True)
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=6, do_sample=False)
     frame = cache.trace.frame()
     assert list(frame.columns) == ["row", "step", "layer", "mass", "mean", "max", "n_visual", "entropy"]
     assert len(frame) == 2 * 6 * 4
@@ -108,7 +109,7 @@ def test_trace_equals_the_loop():
 def test_votes_are_recorded():
     model, inputs = models.build("qwen2_5_vl"), models.inputs_for("qwen2_5_vl", seed=9)
     cache = attach(model, inputs, PruneHal(r=0.4, t=9))
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=14, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=14, do_sample=False)
     votes = cache.trace.votes()
     assert list(votes.columns) == ["row", "step", "layer", "value", "reference", "threshold", "vote"]
     assert votes.loc[votes["step"] == 1, "reference"].isna().all()
@@ -133,7 +134,7 @@ def test_entropy_is_recorded_when_asked_for():
     frames = []
     for entropy in (False, True):
         cache = attach(model, inputs, PruneHal(), entropy=entropy)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+        model.generate(**inputs, **cache.options, max_new_tokens=6, do_sample=False)
         frames.append(cache.trace.frame())
         assert cache.trace.votes()["value"].notna().all()
     assert list(frames[0]) == ["row", "step", "layer", "mass", "mean", "max", "n_visual"]
@@ -146,11 +147,11 @@ def test_images_of_different_size_in_one_batch():
     mask = inputs["input_ids"] == models.IMAGE
     mask[1] &= mask[1].cumsum(0) > 7
     cache = attach(model, inputs, TopK(4), visual_mask=mask, maps=True)
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=4, do_sample=False)
     assert cache.trace.frame().groupby(["row", "step"])["n_visual"].first().tolist() == [16, 16, 4, 4, 9, 9, 4, 4]
     single = models.rows_of(inputs)[1]
     alone = attach(model, single, TopK(4), visual_mask=mask[1:, -single["input_ids"].shape[1] :])
-    model.generate(**single, past_key_values=alone, max_new_tokens=4, do_sample=False)
+    model.generate(**single, **as_option(alone), max_new_tokens=4, do_sample=False)
     padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
     for layer in range(4):
         assert torch.equal(cache.kept(layer)[1] - padding, alone.kept(layer)[0])
@@ -173,11 +174,11 @@ def test_reorder_moves_rows_with_all_their_state(family, kind, t):
         if family == "qwen2_5_vl":
             position = position[None].expand(4, -1, -1)
         with torch.no_grad():
-            return model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache).logits[:, -1]
+            return model(input_ids=ids, attention_mask=mask, position_ids=position, **cache.options).logits[:, -1]
 
     with torch.no_grad():
         for cache in (straight, swapped):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **cache.options)
     for step in range(6):
         mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
         expected = feed(straight, tokens[:, step : step + 1], mask)
@@ -195,13 +196,13 @@ def test_a_cache_can_be_copied_and_reset():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, PruneHal())
     settings = dict(max_new_tokens=8, do_sample=False)
-    ids = model.generate(**inputs, past_key_values=cache, **settings)
+    ids = model.generate(**inputs, **cache.options, **settings)
     kept, events = cache.kept(2)[0], cache.events
     other = copy.deepcopy(cache)
     other.reset()
     with pytest.raises(RuntimeError, match="observed nothing"):
         _ = other.events
-    assert torch.equal(model.generate(**inputs, past_key_values=other, **settings), ids)
+    assert torch.equal(model.generate(**inputs, **other.options, **settings), ids)
     assert other.events.equals(events)
     assert torch.equal(other.kept(2)[0], kept)
 
@@ -210,7 +211,7 @@ def test_reading_works_outside_inference_mode():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, TopK(4))
     with torch.inference_mode():
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+        model.generate(**inputs, **cache.options, max_new_tokens=2)
     assert cache.events["step"].tolist() == [2]
     assert len(cache.kept(1)[0]) == 4
 
@@ -218,7 +219,7 @@ def test_reading_works_outside_inference_mode():
 def test_gradients_do_not_accumulate():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, NoPruning())
-    model(**inputs, past_key_values=cache)
+    model(**inputs, **cache.options)
     assert not cache.layers[0].keys.requires_grad
     assert not cache.trace.frame()["mass"].isna().any()
 
@@ -229,7 +230,7 @@ def test_half_precision_runs(dtype):
     inputs = models.inputs_for("llava", (3, 6), (5, 4))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     cache = attach(model, inputs, PruneHal())
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=6, do_sample=False)
     assert cache.layers[0].keys.dtype == dtype
     assert cache.events["reason"].tolist()[:2] == ["forced"] * 2
     assert cache.trace.frame()["mass"].between(0, 1.01).all()
@@ -238,7 +239,7 @@ def test_half_precision_runs(dtype):
 def test_k_and_v_go_with_the_last_reference():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, TopK(4))
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    model.generate(**inputs, **cache.options, max_new_tokens=4)
     gone = weakref.ref(cache)
     gc.disable()  # a cycle would wait for the collector, with all of K and V
     try:
@@ -255,9 +256,9 @@ def test_a_second_turn_may_leave_inference_mode():
     for inside in (True, False):
         cache = attach(model, inputs, TopK(4))
         with torch.inference_mode(inside):
-            first = model.generate(**inputs, past_key_values=cache, **settings)
+            first = model.generate(**inputs, **cache.options, **settings)
         ids = torch.cat([first.clone(), torch.tensor([[5, 6]])], dim=1)
-        second = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **settings)
+        second = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **cache.options, **settings)
         results.append(second)
         assert len(cache.trace) == 8
     assert torch.equal(*results)
@@ -268,12 +269,12 @@ def test_a_second_turn_goes_on_behind_a_row_that_ended_early():
     model, inputs = models.build("llava"), models.inputs_for("llava", before=(3, 5), after=(4, 4), seed=0)
     answers = []
     for cache in (attach(model, inputs, NoPruning()), DynamicCache(config=model.config)):
-        first = model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+        first = model.generate(**inputs, **cache.options, max_new_tokens=4, do_sample=False)
         ids = torch.cat([first, torch.tensor([[5, 6], [5, 6]])], dim=1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(2, 6, dtype=torch.long)], dim=1)
         mask[1, -5:-2] = 0
         settings = dict(max_new_tokens=3, do_sample=False)
-        answers.append(model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **settings))
+        answers.append(model.generate(input_ids=ids, attention_mask=mask, **cache.options, **settings))
     assert torch.equal(*answers)
 
 

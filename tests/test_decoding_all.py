@@ -39,7 +39,7 @@ def decode(model, inputs, *methods, policy=None, cache=None, **options):
         given = {}
         for method in methods:
             given |= stack.enter_context(method.on(model, inputs, cache))
-        return run(model, inputs, past_key_values=cache, **given, **options)[0], cache
+        return run(model, inputs, **cache.options, **given, **options)[0], cache
 
 
 def apart(ours, row, other):
@@ -64,8 +64,8 @@ def test_a_run_on_another_cache_is_refused(method):
     before = hooks(model)
     for other in (None, DynamicCache(), attach(model, inputs, NoPruning())):
         with method.on(model, inputs, cache) as given:
-            with pytest.raises(ValueError, match=r"past_key_values: .* expected the (cache that on\(\) was given|same one)"):
-                run(model, inputs, steps=2, past_key_values=other, **given)
+            with pytest.raises(ValueError, match=r"cache: .* expected the (cache that on\(\) was given|same one)"):
+                run(model, inputs, steps=2, **other.options, **given)
             if not method.alone:
                 decode(model, inputs, cache=cache, steps=2)
                 cache.reset()
@@ -163,7 +163,7 @@ def test_a_second_turn(method):
 
 def attach_and_read(model, inputs):
     cache = attach(model, inputs, NoPruning())
-    run(model, inputs, past_key_values=cache, steps=3)
+    run(model, inputs, **cache.options, steps=3)
     return cache
 
 
@@ -172,13 +172,13 @@ def test_a_run_after_reset_is_the_first_one_again_or_refused(method):
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
     cache = attach(model, inputs, PruneHal(r=0.5, t=2))
     with method.on(model, inputs, cache):
-        first, _ = run(model, inputs, past_key_values=cache, steps=6)
+        first, _ = run(model, inputs, **cache.options, steps=6)
         cache.reset()
         if method in CONTRASTS:
             with pytest.raises(ValueError, match=r"or the first one again, after reset\(\)"):
-                run(model, inputs, past_key_values=cache, steps=6)
+                run(model, inputs, **cache.options, steps=6)
         else:
-            assert difference(first, run(model, inputs, past_key_values=cache, steps=6)[0]) == 0
+            assert difference(first, run(model, inputs, **cache.options, steps=6)[0]) == 0
 
 
 @each(ALL)

@@ -8,6 +8,7 @@ import torch
 from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run, second_turn
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK, attach
+from prunehal.core.keyword import as_option
 from prunehal.decoding.kvsmooth import KVSmooth, smoothing_weight
 
 BATCH = {"before": (3, 6), "after": (5, 4), "seed": SEED}
@@ -18,7 +19,7 @@ FIRST = {"llava": 1, "qwen2_5_vl": 1}  # 3 of 32, scaled to 4 and 3 blocks
 def decode(model, inputs, decoder, policy=None, cache=None, attach_options=None, **options):
     cache = attach(model, inputs, policy or NoPruning(), **(attach_options or {})) if cache is None else cache
     with decoder.on(model, inputs, cache) as given:
-        return run(model, inputs, past_key_values=cache, **given, **options)[0], cache
+        return run(model, inputs, **cache.options, **given, **options)[0], cache
 
 
 def smoothed(family, decoder, policy, single, steps=14):
@@ -116,7 +117,7 @@ def test_a_second_turns_prompt_is_not_smoothed():
     longer = {"input_ids": torch.cat([plain.sequences, torch.tensor([[5, 6, 7]])], dim=1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
     decode(model, longer, KVSmooth(), cache=cache, steps=1)
-    run(model, longer, past_key_values=stock, steps=1)
+    run(model, longer, **as_option(stock), steps=1)
     assert torch.equal(cache.layers[3].keys, stock.layers[3].keys)
 
 
@@ -126,7 +127,7 @@ def test_a_second_turns_prompt_in_chunks_is_not_smoothed(size):
     longer, keys = None, []
     for chunk in ({}, {"prefill_chunk_size": size}):
         cache = attach(model, inputs, NoPruning())
-        first, _ = run(model, inputs, steps=4, past_key_values=cache)
+        first, _ = run(model, inputs, steps=4, **cache.options)
         longer = {"input_ids": torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], dim=1)}
         longer["attention_mask"] = torch.ones_like(longer["input_ids"])
         decode(model, longer, decoder, cache=cache, steps=2, **chunk)
@@ -138,7 +139,7 @@ def test_one_prompt_to_a_block():
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
     cache = attach(model, inputs, NoPruning())
     with KVSmooth().on(model, inputs, cache):
-        first, _ = run(model, inputs, steps=3, past_key_values=cache)
+        first, _ = run(model, inputs, steps=3, **cache.options)
         with pytest.raises(ValueError, match="a second prompt, 4 tokens, arrived while KVSmooth is attached"):
             second_turn(model, inputs, cache, first)
 

@@ -11,6 +11,7 @@ from decode import SEED, TOLERANCE, difference, forcing, paddings, run
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.core.editing import editing
+from prunehal.core.keyword import as_option
 from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.forwards import FAR_BELOW
 from prunehal.decoding.pai import PAI, text_of
@@ -33,7 +34,7 @@ def decoded(method, family, policy=None, steps=STEPS, inputs=None, attach_option
     model, inputs = models.build(family, options.pop("attn", "sdpa"), eos), prompt(family) if inputs is None else inputs
     cache = attach(model, inputs, policy or NoPruning(), **(attach_options or {}))
     with method.on(model, inputs, cache) as given:
-        return run(model, inputs, steps=steps, past_key_values=cache, **options, **given)[0], cache
+        return run(model, inputs, steps=steps, **cache.options, **options, **given)[0], cache
 
 
 def twin(method, family, row, tokens, kept=None, inputs=None):
@@ -160,7 +161,7 @@ def test_attention_layers_of_hybrid_models_are_boosted(family):
     layers = [i for i, layer in enumerate(own.layers) if isinstance(layer, PrunableLayer)]
     assert 0 < len(layers) < len(own.layers)
     with editing(own, layers, lambda scores, *, visual: torch.where(visual, scores + 0.6 * scores.abs(), scores)):
-        slow, _ = run(model, inputs, steps=4, past_key_values=own)
+        slow, _ = run(model, inputs, steps=4, **own.options)
     assert difference(ours, slow) == 0
     assert difference(ours, run(model, inputs, steps=4)[0]) > 1e-3
 
@@ -336,10 +337,10 @@ def test_a_shared_prefill_gives_the_same(method, family, copies):
     shared = SharedPrefill(model, inputs)
     own = shared.attach(policy, copies=copies)
     with method.on(model, inputs, own) as given:
-        ours, _ = run(model, shared.inputs, steps=STEPS, past_key_values=own, num_beams=copies, **given)
+        ours, _ = run(model, shared.inputs, steps=STEPS, **own.options, num_beams=copies, **given)
     assert torch.equal(alone.sequences, ours.sequences)
     assert cache.events.equals(own.events)
-    again, _ = run(model, shared.inputs, steps=STEPS, past_key_values=shared.attach(policy))  # positions are as they were
+    again, _ = run(model, shared.inputs, steps=STEPS, **as_option(shared.attach(policy)))  # positions are as they were
     assert difference(again, run(model, inputs, policy, steps=STEPS)[0]) <= TOLERANCE
 
 
@@ -478,11 +479,11 @@ def test_one_prompt_to_a_block():
     model, inputs = models.build("llava"), prompt("llava")
     cache = attach(model, inputs, NoPruning())
     with STRONG.on(model, inputs, cache) as given:
-        first, _ = run(model, inputs, steps=2, past_key_values=cache, **given)
+        first, _ = run(model, inputs, steps=2, **cache.options, **given)
         longer = {"input_ids": torch.cat([first.sequences, torch.full((2, 3), 5)], dim=1)}
         longer["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones(2, 5, dtype=torch.long)], dim=1)
         with pytest.raises(ValueError, match="a second prompt arrived while the method is attached"):
-            run(model, longer, past_key_values=cache, **given)
+            run(model, longer, **cache.options, **given)
 
 
 def test_scores_of_another_kind_cannot_be_edited(monkeypatch):

@@ -39,7 +39,7 @@ def said(method, policy, steps):
     model, _, inputs = loaded()
     cache = attach(model, inputs, policy)
     with method.on(model, inputs, cache) as options:
-        out, _ = run(model, inputs, steps=steps, past_key_values=cache, **options)
+        out, _ = run(model, inputs, steps=steps, **cache.options, **options)
     return out.sequences[0, -len(out.logits) :].tolist(), [logits[0] for logits in out.logits], cache
 
 

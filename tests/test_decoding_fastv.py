@@ -24,7 +24,7 @@ FAMILIES = ["llava", "qwen2_5_vl"]
 def decode(model, inputs, decoder, policy=None, cache=None, attach_options=None, **options):
     cache = attach(model, inputs, policy or NoPruning(), **(attach_options or {})) if cache is None else cache
     with decoder.on(model, inputs, cache) as given:
-        return run(model, inputs, past_key_values=cache, **given, **options)[0], cache
+        return run(model, inputs, **cache.options, **given, **options)[0], cache
 
 
 def dropped(family, decoder, policy, single, steps=14, per_image=False):
@@ -268,7 +268,7 @@ def test_tokens_are_discarded_at_the_first_step_only():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs, NoPruning())
     with pytest.raises(RuntimeError, match="discard: step 1 with the attention of 1 of 4 layers"), listening(cache, Late()):
-        run(model, inputs, past_key_values=cache)
+        run(model, inputs, **cache.options)
 
 
 BAD_FASTV = [

@@ -12,6 +12,7 @@ from models import FAMILIES, IMAGE, VIDEO, VOCAB
 import prunehal as ph
 from prunehal.core import Listener, NoPruning, PruneHal, SharedPrefill, TopK, attach, listening
 from prunehal.core.editing import editing
+from prunehal.core.keyword import as_option
 from prunehal.decoding import retrospection
 from prunehal.decoding.lookahead import LookAhead
 from prunehal.decoding.opera import OPERA
@@ -34,7 +35,7 @@ def quiet(family, attn="sdpa", eos=None):
 def generate(model, inputs, setting=None, policy=None, cache=None, **options):
     """Return what generate() gives, as a dict, and the cache; without a setting it is stock generate()."""
     cache = attach(model, inputs, policy or NoPruning()) if cache is None else cache
-    common = {"past_key_values": cache, "max_new_tokens": 16, "do_sample": False, "return_dict_in_generate": True}
+    common = {**as_option(cache), "max_new_tokens": 16, "do_sample": False, "return_dict_in_generate": True}
     common |= {"output_scores": True, "output_logits": True} | options
     if setting is None:
         return model.generate(**inputs, **common), cache
@@ -161,7 +162,7 @@ def test_exact_caches_stay_at_stock_output():
     stock = model.generate(**inputs, num_beams=3, max_new_tokens=10, do_sample=False)
     cache = attach(model, inputs, NoPruning(), exact=True)
     with OPERA(**NEUTRAL, num_beams=3).on(model, inputs, cache) as options:
-        ours = model.generate(**inputs, past_key_values=cache, max_new_tokens=10, do_sample=False, **options)
+        ours = model.generate(**inputs, **cache.options, max_new_tokens=10, do_sample=False, **options)
     assert torch.equal(ours, stock)
 
 
@@ -175,7 +176,7 @@ def test_after_a_shared_prefill_a_chunked_one_and_with_padding(family, returns):
     after = shared.attach(PRUNING, copies=3)
     with setting.on(model, inputs, after) as options:
         common = {"max_new_tokens": 16, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
-        again = model.generate(**shared.inputs, past_key_values=after, **common, **options)
+        again = model.generate(**shared.inputs, **as_option(after), **common, **options)
     assert torch.equal(again.sequences, alone.sequences)
     assert (again.sequences_scores - alone.sequences_scores).abs().max() <= 1e-5
     assert after.events.equals(cache.events)
@@ -380,7 +381,7 @@ def test_a_listener_that_comes_later_is_refused_too():
     cache = attach(model, inputs)
     late = pytest.raises(ValueError, match="Listener is attached")
     with OPERA().on(model, inputs, cache) as options, listening(cache, Listener()), late:
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=2, **options)
+        model.generate(**inputs, **cache.options, max_new_tokens=2, **options)
 
 
 def test_the_options_are_needed_after_an_exception_too():
@@ -392,10 +393,10 @@ def test_the_options_are_needed_after_an_exception_too():
 
     with OPERA().on(model, inputs, cache) as options:
         with pytest.raises(KeyError, match="interrupted"):
-            model.generate(**inputs, past_key_values=cache, max_new_tokens=2, logits_processor=[fail], **options)
+            model.generate(**inputs, **cache.options, max_new_tokens=2, logits_processor=[fail], **options)
         cache.reset()
         with pytest.raises(ValueError, match="without the options"):
-            model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+            model.generate(**inputs, **cache.options, max_new_tokens=2)
 
 
 def test_the_options_serve_inside_their_block_only():
@@ -404,24 +405,24 @@ def test_the_options_serve_inside_their_block_only():
     with OPERA().on(model, inputs, cache) as options:
         pass
     with pytest.raises(ValueError, match=r"the block of OPERA.on\(\) that gave them has ended.*expected generate\(\) inside it"):
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=3, **options)
+        model.generate(**inputs, **cache.options, max_new_tokens=3, **options)
 
 
 def test_calls_that_would_be_no_opera_are_refused():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     cache = attach(model, inputs)
     with OPERA().on(model, inputs, cache), pytest.raises(ValueError, match="without the options"):
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+        model.generate(**inputs, **cache.options, max_new_tokens=2)
     cache = attach(model, inputs)
     with OPERA().on(model, inputs, cache) as options:
         with pytest.raises(ValueError, match="another cache"):
             model.generate(**inputs, max_new_tokens=2, **options)
         for wrong in ({"do_sample": True}, {"output_attentions": True, "return_dict_in_generate": True}):
             with pytest.raises(ValueError, match="is a beam search of its own"):
-                model.generate(**inputs, past_key_values=cache, max_new_tokens=2, **wrong, **options)
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=2, **options)
+                model.generate(**inputs, **cache.options, max_new_tokens=2, **wrong, **options)
+        model.generate(**inputs, **cache.options, max_new_tokens=2, **options)
         with pytest.raises(ValueError, match="observed 2 steps already"):
-            model.generate(**inputs, past_key_values=cache, max_new_tokens=2, **options)
+            model.generate(**inputs, **cache.options, max_new_tokens=2, **options)
 
 
 def test_a_cache_that_was_pruned_before_the_answer_is_refused():
@@ -429,7 +430,7 @@ def test_a_cache_that_was_pruned_before_the_answer_is_refused():
     first = ph.FirstToken(model, inputs)
     cache = first.attach(TopK(3, step=1), copies=5)
     with OPERA().on(model, inputs, cache) as options, pytest.raises(ValueError, match="dropped from the cache before the answer"):
-        model.generate(**first.inputs, past_key_values=cache, max_new_tokens=2, **options)
+        model.generate(**first.inputs, **cache.options, max_new_tokens=2, **options)
 
 
 def test_the_embedded_model_returns_and_prunes(returns):

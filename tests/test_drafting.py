@@ -62,7 +62,7 @@ def row_of(family, policy, length, row):
 
 def decode(model, shared, cache, steps=STEPS, **options):
     settings = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True, "max_new_tokens": steps}
-    return model.generate(**shared.inputs, past_key_values=cache, **settings | options)
+    return model.generate(**shared.inputs, **cache.options, **settings | options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,7 +30,7 @@ def by_loops(each, policy):
     images, at = each.tiles(1)
     inputs = processor(images=images, text=build_prompt(2), return_tensors="pt")
     cache = attach(model, inputs, policy, maps=True, seeds=[each.image_id])
-    model.generate(**inputs, past_key_values=cache, max_new_tokens=24, do_sample=False)
+    model.generate(**inputs, **cache.options, max_new_tokens=24, do_sample=False)
     done = caption_scenes(model, processor, [each], policy, k=1, max_new_tokens=24, trace=True)
     begins = set(mention_attention(done, score(done.texts, {each.image_id: each.names}))["step"])
     shown = [at * 144 + patch for patch, label in enumerate(each.patch_labels()) if label < len(NAMES)]

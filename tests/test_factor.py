@@ -62,13 +62,13 @@ def test_a_layer_that_alone_is_pruned_meets_the_formula_head_by_head(family):
     options = {"max_new_tokens": 1, "do_sample": False}
     full, plain = Heads(), shared.attach(NoPruning())
     with listening(plain, full):
-        model.generate(**shared.inputs, past_key_values=plain, **options)
+        model.generate(**shared.inputs, **plain.options, **options)
     keep = visual & (torch.rand(visual.shape, generator=torch.Generator().manual_seed(1)) < 0.5)
     for place, layer in enumerate(sorted(full.weights)):
         mask = visual.expand(len(full.weights), -1, -1).clone()
         mask[place] = keep
         pruned = shared.attach(NoPruning(), keep=mask)
-        model.generate(**shared.inputs, past_key_values=pruned, **options)
+        model.generate(**shared.inputs, **pruned.options, **options)
         frame = pruned.trace.frame()
         for row in range(2):
             expected = []
@@ -106,7 +106,7 @@ def test_masses_and_shares_are_those_of_a_stock_model(embedded, followed):
     start = inputs["input_ids"].shape[1]
     words = [*said[0].tolist(), 2]
     model.generate(
-        **inputs, past_key_values=cache, max_new_tokens=len(words), prefix_allowed_tokens_fn=lambda _, x: [words[len(x) - start]]
+        **inputs, **cache.options, max_new_tokens=len(words), prefix_allowed_tokens_fn=lambda _, x: [words[len(x) - start]]
     )
     maps = cache.trace.maps.tolist()
     mine = followed[followed["image_id"] == SCENES[0].image_id]

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.blocks import BLOCK
+from prunehal.core.keyword import as_option
 from prunehal.core.layer import PrunableLayer
 
 PROMPTS = {"image": {}, "images": {"images": 2}, "video": {"video": True}}
@@ -40,7 +41,7 @@ def keeps_all_entries(model):
 @pytest.mark.parametrize("family", IN_FULL)
 def test_exact_is_bit_identical(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
-    stock, _ = run(model, inputs, steps=6, past_key_values=keeps_all_entries(model))
+    stock, _ = run(model, inputs, steps=6, **as_option(keeps_all_entries(model)))
     ours, cache = run(model, inputs, NoPruning(), steps=6, attach_options={"exact": True})
     assert all(torch.equal(a, b) for a, b in zip(stock.logits, ours.logits, strict=True))
     _, other = run(model, inputs, NoPruning(), steps=6)
@@ -52,7 +53,7 @@ def test_exact_is_bit_identical(family):
 def test_chunked_prefill_without_pruning_equals_stock(family):
     # Not the same as a whole prompt where image tokens see each other: there stock itself differs.
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
-    stock, _ = run(model, inputs, steps=4, prefill_chunk_size=7, past_key_values=DynamicCache(config=model.config))
+    stock, _ = run(model, inputs, steps=4, prefill_chunk_size=7, **as_option(DynamicCache(config=model.config)))
     ours, cache = run(model, inputs, NoPruning(), steps=4, prefill_chunk_size=7)
     assert torch.equal(stock.sequences, ours.sequences)
     assert difference(stock, ours) <= TOLERANCE
@@ -129,7 +130,7 @@ def nbytes(tensor):
 def test_second_generate_without_pruning_equals_stock(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
     stock_cache = DynamicCache(config=model.config)
-    first, _ = run(model, inputs, steps=5, past_key_values=stock_cache)
+    first, _ = run(model, inputs, steps=5, **as_option(stock_cache))
     stock = second_turn(model, inputs, stock_cache, first)
     first, cache = run(model, inputs, NoPruning(), steps=5)
     ours = second_turn(model, inputs, cache, first)

@@ -135,12 +135,12 @@ def test_a_second_turn_after_beams_is_refused():
         first, cache = run(model, inputs, PruneHal(), steps=4, num_beams=3)
         ids = torch.cat([first.sequences, torch.tensor([[5, 6]] * 2)], dim=1)
         with pytest.raises(ValueError, match=r"beam search has moved the rows.*attach a new cache to the whole conversation"):
-            run(model, {"input_ids": ids}, steps=4, past_key_values=cache, **second)
+            run(model, {"input_ids": ids}, steps=4, **cache.options, **second)
     first, cache = run(model, inputs, PruneHal(), steps=4, num_return_sequences=3, do_sample=True)
     ids = torch.cat([first.sequences, torch.tensor([[5, 6]] * 6)], dim=1)
     with pytest.raises(ValueError, match=r"a later prompt of 2 rows arrives, and this cache holds 6; expected as many"):
-        run(model, {"input_ids": ids[::3]}, steps=4, past_key_values=cache)
-    assert len(run(model, {"input_ids": ids}, steps=4, past_key_values=cache)[0].sequences) == 6
+        run(model, {"input_ids": ids[::3]}, steps=4, **cache.options)
+    assert len(run(model, {"input_ids": ids}, steps=4, **cache.options)[0].sequences) == 6
 
 
 def test_shared_beam_state_prunes_the_beams_of_an_input_alike():
@@ -175,7 +175,7 @@ def test_threads_do_not_mix_their_caches():
 
     def work(inputs):
         cache = attach(model, inputs, PruneHal(factor=1.0))
-        return model.generate(**inputs, past_key_values=cache, **settings), cache.events
+        return model.generate(**inputs, **cache.options, **settings), cache.events
 
     alone = [work(inputs) for inputs in jobs]
     with ThreadPoolExecutor(4) as pool:

@@ -45,7 +45,7 @@ def test_a_run_says_what_the_decoder_says_to_each_image_alone(decoder, policy, s
         inputs = encode(processor, [scene("test", index).image()], [build_prompt()])
         cache = ph.attach(model, inputs, policy or ph.NoPruning())
         with decoder.on(model, inputs, cache) as options:
-            ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=12, **options)
+            ids = model.generate(**inputs, **cache.options, max_new_tokens=12, **options)
         said = ids[0, inputs["input_ids"].shape[1] :]
         assert rows[key]["text"] == processor.tokenizer.decode(said, skip_special_tokens=True).strip()
         assert bool(rows[key]["prunes"]) == (policy is not None)

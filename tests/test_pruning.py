@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, pipeline
 
 import prunehal as ph
+from prunehal.core.keyword import as_option, cache_among
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -35,7 +36,7 @@ def _without_hook_of_other_tests(model):
 
 def test_a_block_equals_attach(model, inputs):
     cache = ph.attach(model, inputs, ph.PruneHal(factor=1.0), maps=True)
-    expected = model.generate(**inputs, past_key_values=cache, **SETTINGS)
+    expected = model.generate(**inputs, **cache.options, **SETTINGS)
     model._forward_pre_hooks.clear()
     with ph.pruning(model, ph.PruneHal(factor=1.0), maps=True) as run:
         assert torch.equal(model.generate(**inputs, **SETTINGS), expected)
@@ -64,7 +65,7 @@ def test_the_pipeline_of_transformers_is_pruned():
     images, text = [scene("test", i).image() for i in range(2)], build_prompt()
     inputs = processor(images=images, text=[text] * 2, return_tensors="pt")
     cache = ph.attach(model, inputs, ph.PruneHal())
-    ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=20)
+    ids = model.generate(**inputs, **cache.options, max_new_tokens=20)
     written = processor.batch_decode(ids, skip_special_tokens=True)
     with ph.pruning(model, ph.PruneHal()) as run:
         found = pipe(images=images, text=[text] * 2, max_new_tokens=20)
@@ -79,15 +80,15 @@ def test_k_and_v_are_freed_unless_they_are_to_be_kept(model, inputs):
         longer["attention_mask"] = torch.ones_like(longer["input_ids"])
         longer["attention_mask"][:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
         with pytest.raises(ValueError, match=r"were freed.*keep_kv=True"):
-            model.generate(**longer, past_key_values=run.caches[0], **SETTINGS)
+            model.generate(**longer, **as_option(run.caches[0]), **SETTINGS)
     assert all(layer.keys is None for layer in run.caches[0].layers)
 
     kept = ph.attach(model, inputs)
-    model.generate(**inputs, past_key_values=kept, **SETTINGS)
-    expected = model.generate(**longer, past_key_values=kept, **SETTINGS)
+    model.generate(**inputs, **as_option(kept), **SETTINGS)
+    expected = model.generate(**longer, **as_option(kept), **SETTINGS)
     with ph.pruning(model, keep_kv=True) as run:
         model.generate(**inputs, **SETTINGS)
-        assert torch.equal(model.generate(**longer, past_key_values=run.caches[0], **SETTINGS), expected)
+        assert torch.equal(model.generate(**longer, **as_option(run.caches[0]), **SETTINGS), expected)
     assert len(run.caches) == 1
     assert run.caches[0].events.equals(kept.events)
 
@@ -121,7 +122,7 @@ def test_a_cache_is_of_no_use_once_its_model_no_longer_listens(model, inputs):
         model.generate(**inputs, **SETTINGS)
         cache = ph.attach(model, inputs)
     with pytest.raises(RuntimeError, match=r"did not see coming.*Fix: attach"):
-        model.generate(**inputs, past_key_values=cache, **SETTINGS)
+        model.generate(**inputs, **cache.options, **SETTINGS)
 
 
 @pytest.mark.parametrize("how", ["keyword", "config"])
@@ -138,7 +139,7 @@ def test_ends_given_to_generate_are_known(model, inputs, how):
     frame = run.caches[1].trace.frame()
     assert frame.loc[frame["row"] == 0, "step"].max() == tokens.index(end) + 1
     cache = ph.attach(model, inputs, ph.NoPruning(), end_ids=[end])
-    model.generate(**inputs, past_key_values=cache, eos_token_id=end, max_new_tokens=12, do_sample=False)
+    model.generate(**inputs, **cache.options, eos_token_id=end, max_new_tokens=12, do_sample=False)
     assert cache.trace.frame().equals(frame)
 
 
@@ -153,7 +154,7 @@ def test_a_generate_of_the_users_own_is_put_back(inputs):
     with ph.pruning(model):
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert model.generate is generate
-    assert isinstance(calls[0]["past_key_values"], ph.PrunableCache)
+    assert isinstance(cache_among(calls[0]), ph.PrunableCache)
 
 
 def test_use_cache_false_is_refused(model, inputs):
@@ -162,13 +163,13 @@ def test_use_cache_false_is_refused(model, inputs):
         model.generate(**inputs, use_cache=False, **SETTINGS)
     cache = ph.attach(model, inputs)
     with pytest.raises(ValueError, match=match):
-        model.generate(**inputs, past_key_values=cache, use_cache=False, **SETTINGS)
+        model.generate(**inputs, **cache.options, use_cache=False, **SETTINGS)
 
 
 def test_other_caches_are_refused(model, inputs):
     with ph.pruning(model):
-        with pytest.raises(ValueError, match=r"got a DynamicCache inside pruning\(\).*leave past_key_values out"):
-            model.generate(**inputs, past_key_values=DynamicCache(config=model.config), **SETTINGS)
+        with pytest.raises(ValueError, match=r"got a DynamicCache inside pruning\(\).*leave (cache|past_key_values) out"):
+            model.generate(**inputs, **as_option(DynamicCache(config=model.config)), **SETTINGS)
         with pytest.raises(ValueError, match=r"cache_implementation='quantized'.*scale.*Fix: leave cache_implementation out"):
             model.generate(**inputs, cache_implementation="quantized", **SETTINGS)
     assert untouched(model)
@@ -208,7 +209,7 @@ def test_an_exception_inside_a_block_without_calls_is_not_masked(model):
 
 def test_calls_that_are_refused_or_bring_their_cache_are_calls(model, inputs):
     with ph.pruning(model) as run:
-        model.generate(**inputs, past_key_values=ph.attach(model, inputs), **SETTINGS)
+        model.generate(**inputs, **as_option(ph.attach(model, inputs)), **SETTINGS)
     assert (run.calls, run.caches) == (1, [])
     with ph.pruning(model) as run, pytest.raises(ValueError, match="use_cache=False"):
         model.generate(**inputs, use_cache=False, **SETTINGS)

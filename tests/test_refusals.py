@@ -25,7 +25,7 @@ def test_a_model_is_refused_with_the_reason(refused):
         model.generate(**inputs, **settings)  # stock generate() is content with it
         cache = attach(model, inputs, PruneHal())
         with pytest.raises(RuntimeError, match=refused.says) as caught:
-            model.generate(**inputs, past_key_values=cache, **settings)
+            model.generate(**inputs, **cache.options, **settings)
         with pytest.raises(RuntimeError, match=refused.says):
             _ = cache.events
         name = "attn_implementation"

@@ -138,7 +138,7 @@ def test_tokens_that_a_decoder_drops_in_the_prompt_leave_the_ranking_too():
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
     cache = attach(model, inputs, StepTopK(16, by="accumulated", step=1), maps=True)  # sees all: both rows are the same
     with FastV(2, 0.5).on(model, inputs, cache) as options:
-        run(model, inputs, steps=1, past_key_values=cache, **options)
+        run(model, inputs, steps=1, **cache.options, **options)
     ranked, seen = cache.table.scattered(cache._memory._scores), cache.trace.maps[0]
     assert torch.equal(ranked.isnan(), seen.isnan())
     assert ranked.isnan().any()
@@ -149,7 +149,7 @@ def test_given_tokens_and_a_decoder_that_drops_some_are_refused():
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
     cache = attach(model, inputs, Keep(), keep=inputs["input_ids"] == models.IMAGE)
     with FastV(2, 0.5).on(model, inputs, cache) as options, pytest.raises(ValueError, match=r"Keep\(\) was given the tokens"):
-        run(model, inputs, steps=1, past_key_values=cache, **options)
+        run(model, inputs, steps=1, **cache.options, **options)
 
 
 def test_a_decoder_that_reads_tokens_beside_the_cache_is_refused():
@@ -159,4 +159,4 @@ def test_a_decoder_that_reads_tokens_beside_the_cache_is_refused():
         cache = attach(model, inputs, policy)
         expected = pytest.raises(ValueError, match="was computed beside the cache") if refused else nullcontext()
         with opera.on(model, inputs, cache) as options, expected:
-            model.generate(**inputs, past_key_values=cache, max_new_tokens=5, do_sample=False, **options)
+            model.generate(**inputs, **cache.options, max_new_tokens=5, do_sample=False, **options)

@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration
 import prunehal as ph
 from prunehal.benchmarks import pope, read_captions
 from prunehal.captioning import caption_scenes
+from prunehal.core.keyword import as_option, cache_among
 from prunehal.resources import data_path
 from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
@@ -387,7 +388,7 @@ def test_without_a_policy_generate_is_stock(policy, scenes, tmp_path, monkeypatc
         LlavaForConditionalGeneration, "generate", lambda self, **inputs: given.append(inputs) or stock(self, **inputs)
     )
     run(settings("embedded", scenes, tmp_path, policy=policy, max_new_tokens=40))
-    assert not any("past_key_values" in inputs for inputs in given)
+    assert not any(cache_among(inputs) is not None for inputs in given)
     expected = caption_scenes(*ph.load(), [scene("test", index) for index in range(5)], max_new_tokens=40)
     assert {key: row["text"] for key, row in told(tmp_path).items()} == expected.texts
     assert {tuple(row["prunes"]) for row in told(tmp_path).values()} == {()}
@@ -405,13 +406,13 @@ def test_beams_report_the_prunes_of_the_sequence_that_won(scenes, tmp_path):
     for index in range(5):
         row = rows[scene("test", index).image_id]
         inputs = encode(processor, [scene("test", index).image()], [build_prompt()])
-        search = model.generate(**inputs, num_beams=5, max_new_tokens=24, past_key_values=ph.attach(model, inputs, policy))
+        search = model.generate(**inputs, num_beams=5, max_new_tokens=24, **as_option(ph.attach(model, inputs, policy)))
         said = search[0, inputs["input_ids"].shape[1] :]
         assert row["text"] == processor.tokenizer.decode(said, skip_special_tokens=True).strip()
         # The same words, forced alone, are pruned at the same steps.
         cache = ph.attach(model, inputs, policy)
         model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=len(said), prefix_allowed_tokens_fn=decode.forcing(said.tolist())
+            **inputs, **cache.options, max_new_tokens=len(said), prefix_allowed_tokens_fn=decode.forcing(said.tolist())
         )
         alone = cache.events[["step", "reason", "kept"]].to_dict("records")
         assert row["prunes"] == [event for event in alone if event["step"] < len(said)]

@@ -9,13 +9,14 @@ from decode import SEED, TOLERANCE, difference, run
 from models import IN_FULL
 
 from prunehal.core import FirstToken, NoPruning, PruneHal, SharedPrefill, TopK
+from prunehal.core.keyword import as_option
 
 POLICIES = [NoPruning(), PruneHal(r=0.4, t=3), PruneHal(r=0.7, t=2, kept="head"), TopK(3)]
 
 
 def shared_run(model, shared, policy, copies=1, attach_options=None, **options):
     cache = shared.attach(policy, copies=copies, **(attach_options or {}))
-    settings = {"past_key_values": cache, "max_new_tokens": 10, "do_sample": False, "output_logits": True}
+    settings = {**as_option(cache), "max_new_tokens": 10, "do_sample": False, "output_logits": True}
     return model.generate(**shared.inputs, **settings | {"return_dict_in_generate": True} | options), cache
 
 
@@ -77,7 +78,7 @@ def test_options_of_attach_go_through_and_caches_are_apart():
     assert not torch.equal(first.logits[-1], ours.logits[-1])
     other = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED + 1, images=2)
     with pytest.raises(ValueError, match="is not the one expected from attach"):
-        model.generate(**other, past_key_values=shared.attach())
+        model.generate(**other, **as_option(shared.attach()))
 
 
 def test_what_was_run_before_cannot_be_reset():

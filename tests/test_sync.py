@@ -66,7 +66,7 @@ def counted(monkeypatch):
                 patch.setattr(torch.Tensor, name, read)
             settings = dict(max_new_tokens=12, do_sample=False, stopping_criteria=[NextStep(counting)]) | options
             with counting:
-                model.generate(**inputs, past_key_values=cache, **settings)
+                model.generate(**inputs, **cache.options, **settings)
         return [step.total() for step in counting.steps[:-1]], cache
 
     return count

@@ -89,7 +89,7 @@ class Accumulated(Accumulating, PruneHal):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Accumulated(r=0.25, t=1, wait=8))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=12)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=12)
     >>> cache.events[["step", "reason"]].values.tolist()
     [[8, 'forced']]
     """

@@ -12,6 +12,7 @@ from prunehal.core.banking import BankingCache
 from prunehal.core.cache import PrunableCache
 from prunehal.core.given import Keep
 from prunehal.core.informative import Telling
+from prunehal.core.keyword import cache_among
 from prunehal.core.lens import read_tokens
 from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
@@ -69,7 +70,7 @@ def attach(
             read the tokens themselves where it is left out.
 
     Returns:
-        The cache; pass it as ``past_key_values`` and read ``events``, ``kept`` and ``trace`` afterwards.
+        The cache; pass ``**cache.options`` to generate() and read ``events``, ``kept`` and ``trace`` afterwards.
 
     Raises:
         ValueError: the model, the inputs or an option cannot be used; the message names it, what was expected and the
@@ -82,7 +83,7 @@ def attach(
         >>> prompt = "<image>Describe this scene in detail."
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
-        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
+        >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=8)
         >>> cache.events["kept"][0]
         [57, 57, 57, 57, 57, 57]
     """
@@ -153,7 +154,7 @@ def _end_ids(model: torch.nn.Module, given: Sequence[int | Sequence[int] | None]
 
 
 def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-    cache = kwargs.get("past_key_values")
+    cache = cache_among(kwargs)
     if isinstance(cache, PrunableCache):
         if kwargs.get("use_cache") is False:
             raise ValueError(

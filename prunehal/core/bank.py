@@ -37,7 +37,7 @@ class Bank(Accumulated):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Bank(r=0.4, t=1))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=16)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=16)
     >>> cache.events["reason"].tolist(), len(cache.kept(0)[0])
     (['forced', 'returned'], 144)
     """

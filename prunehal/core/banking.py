@@ -27,7 +27,7 @@ class BankingCache(PrunableCache):
         >>> prompt = "<image>Describe this scene in detail."
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.Bank(r=0.25, t=1, back="key", store="int8"))
-        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=3)
+        >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=3)
         >>> cache.events["reason"].tolist(), cache.events["kept"][1]
         (['forced', 'swapped'], [36, 36, 36, 36, 36, 36])
         >>> cache.bank_bytes < sum(layer.nbytes() for layer in cache.layers)

@@ -15,12 +15,13 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers import DynamicCache, PreTrainedConfig, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from prunehal.core.discard import as_entries, entries_of
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.forward import ForwardCache
+from prunehal.core.keyword import as_option
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener
 from prunehal.core.memory import PolicyMemory
@@ -29,13 +30,16 @@ from prunehal.core.prompt import Prompt
 from prunehal.core.table import VisualTable, sent
 from prunehal.core.trace import AttentionTrace
 
-__all__ = ["PrunableCache"]
+__all__ = ["EMPTY", "PrunableCache"]
+
+# Layers that keep no state at all; transformers has them since 5.23.
+EMPTY = tuple(kind for kind in (getattr(cache_utils, "DummyLayer", None),) if kind is not None)
 
 
 class PrunableCache(ForwardCache):
     """Cache K and V of a multimodal prompt and its continuation, and prune its visual tokens by a policy.
 
-    Made by ``attach``; passed to ``generate(past_key_values=...)``. One cache serves one prompt (batch) and what
+    Made by ``attach``; passed to ``generate(**cache.options)``. One cache serves one prompt (batch) and what
     follows it. A second generate() with the longer conversation continues: its prompt is one more step (so is each
     chunk of a chunked one); steps, reference and number of prunes go on; only the first prompt's visual tokens are
     pruned.
@@ -47,7 +51,7 @@ class PrunableCache(ForwardCache):
         >>> prompt = "<image>Describe this scene in detail."
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
-        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
+        >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=8)
         >>> cache.events["reason"].tolist()[0]
         'forced'
         >>> [len(positions) for positions in cache.kept(0, step=2)]
@@ -86,7 +90,7 @@ class PrunableCache(ForwardCache):
         if type(stock) in (DynamicLayer, DynamicSlidingWindowLayer):
             self._pruned.append(PrunableLayer(self, index, place=len(self._pruned)))
             return self._pruned[-1]
-        if type(stock) in (LinearAttentionLayer, DummyLayer):  # nothing to prune there
+        if type(stock) in (LinearAttentionLayer, *EMPTY):  # nothing to prune there
             return stock
         raise ValueError(
             f"layer {index}: keeps its state in a {type(stock).__name__}; expected plain attention layers. "
@@ -143,6 +147,11 @@ class PrunableCache(ForwardCache):
             per_image=self._per_image,
             entropy=self._wants_entropy,
         )
+
+    @property
+    def options(self) -> dict[str, Self]:
+        """Return what hands this cache to ``generate(**inputs, **cache.options)``, whatever transformers calls the keyword."""
+        return as_option(self)
 
     @property
     def config(self) -> PreTrainedConfig:

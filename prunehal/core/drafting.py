@@ -35,7 +35,7 @@ class Draft(SharedPrefill):
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> drafted = ph.Draft(model, inputs, max_new_tokens=20)
         >>> cache = drafted.attach(ph.Accumulated(r=0.1, content=True))
-        >>> ids = model.generate(**drafted.inputs, past_key_values=cache, max_new_tokens=20)
+        >>> ids = model.generate(**drafted.inputs, **cache.options, max_new_tokens=20)
         >>> cache.trace.frame()["n_visual"].unique().tolist()
         [14]
     """
@@ -94,7 +94,7 @@ class Draft(SharedPrefill):
             )
         watching.observes_only = True
         search = {"do_sample": False, "num_beams": 1, "max_new_tokens": self._length}
-        self.draft_ids = self._model.generate(**self.inputs, past_key_values=watching, **search)
+        self.draft_ids = self._model.generate(**self.inputs, **watching.options, **search)
         self.draft = watching
         options.pop("readings", None)  # they were the policy's
         return super().attach(then, copies=copies, keep=watching.chosen(), **options)
@@ -114,7 +114,7 @@ class FirstToken(Draft):
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> first = ph.FirstToken(model, inputs)
         >>> cache = first.attach(ph.TopK(36))
-        >>> ids = model.generate(**first.inputs, past_key_values=cache, max_new_tokens=2)
+        >>> ids = model.generate(**first.inputs, **cache.options, max_new_tokens=2)
         >>> cache.trace.frame()["n_visual"].unique().tolist()
         [36]
     """

@@ -51,7 +51,7 @@ def editing(cache: ObservedCache, layers: Iterable[int], edit: ScoreEdit) -> Ite
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, ph.NoPruning())
     >>> with editing(cache, [4, 5], blind):
-    ...     ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+    ...     ids = model.generate(**inputs, **cache.options, max_new_tokens=2)
     >>> frame = cache.trace.frame()
     >>> frame[frame["layer"] > 3]["mass"].tolist()
     [0.0, 0.0, 0.0, 0.0]

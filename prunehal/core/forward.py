@@ -50,7 +50,7 @@ class ForwardCache(ObservedCache):
     def _refuse_other_rows(self, given: Tensor) -> None:
         if self._moved:
             raise ValueError(
-                "past_key_values: beam search has moved the rows of this cache, which hold its last beams and not the sequences "
+                "cache: beam search has moved the rows of this cache, which hold its last beams and not the sequences "
                 "that it returned; expected a later prompt after greedy search or sampling only. Fix: attach a new cache to the "
                 "whole conversation."
             )
@@ -72,7 +72,7 @@ class ForwardCache(ObservedCache):
     def _refuse_if_released(self) -> None:
         if self._released:
             raise ValueError(
-                "past_key_values: K and V of this cache were freed; expected a cache that still holds them. "
+                "cache: its K and V were freed; expected a cache that still holds them. "
                 "Fix: pruning(..., keep_kv=True) for a second turn, or reset() the cache for a run from the start."
             )
 
@@ -98,7 +98,7 @@ class ForwardCache(ObservedCache):
         self._refuse_if_released()
         if not self._announced:
             raise RuntimeError(
-                "past_key_values: a forward arrived that attach() did not see coming; expected one through the model that was "
+                "cache: a forward arrived that attach() did not see coming; expected one through the model that was "
                 "attached. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
             )
         self._announced = False

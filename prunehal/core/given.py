@@ -47,7 +47,7 @@ class Keep(Given):
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> mask = (inputs["input_ids"] == model.config.image_token_id) & (torch.arange(inputs["input_ids"].shape[1]) % 2 == 0)
     >>> cache = ph.attach(model, inputs, Keep(), keep=mask)
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=4)
     >>> cache.events["kept"][0], torch.equal(cache.kept(0)[0], mask[0].nonzero().flatten())
     ([72, 72, 72, 72, 72, 72], True)
     """

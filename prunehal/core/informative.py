@@ -70,7 +70,7 @@ class Informative(Telling):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Informative(p=0.8, grid=12))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=4)
     >>> kept = cache.events["kept"][0]
     >>> len(set(kept)), 36 < kept[0] < 108
     (1, True)
@@ -105,7 +105,7 @@ class Standout(Telling):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Standout(part=0.2, grid=12, window=23))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=4)
     >>> kept = cache.events["kept"][0]
     >>> len(set(kept)), 36 < kept[0] < 144
     (1, True)

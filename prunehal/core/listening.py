@@ -44,7 +44,7 @@ def listening(cache: ObservedCache, *listeners: Listener) -> Iterator[None]:
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, ph.NoPruning())
     >>> with listening(cache, Layers()):
-    ...     ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=1)
+    ...     ids = model.generate(**inputs, **cache.options, max_new_tokens=1)
     >>> seen
     [0, 1, 2, 3, 4, 5]
     """

@@ -98,7 +98,7 @@ class ObservedCache(Cache):
         if self._trace is None or not len(self._trace):
             raise RuntimeError(
                 "the cache has observed nothing: no forward with a complete prompt has run on it; expected one. "
-                "Fix: model.generate(**inputs, past_key_values=cache) with the attached inputs, then read the cache."
+                "Fix: model.generate(**inputs, **cache.options) with the attached inputs, then read the cache."
             )
         self._settle()
 

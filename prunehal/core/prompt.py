@@ -69,7 +69,7 @@ class Prompt:
         if self.placeholders and not brings_images and bool(self.numbers[:, seen : seen + input_ids.shape[1]].any()):
             raise ValueError(
                 "pixel_values: the prompt arrives without its images, and its placeholders would be read as words; expected "
-                "what was attached. Fix: generate(**inputs, past_key_values=cache) with all that the processor returned."
+                "what was attached. Fix: generate(**inputs, **cache.options) with all that the processor returned."
             )
 
     def check_embeddings(self, embeddings: Tensor, seen: int) -> None:

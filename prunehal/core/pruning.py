@@ -12,6 +12,7 @@ from prunehal.core.arguments import check_model
 from prunehal.core.attach import attach, listen
 from prunehal.core.cache import PrunableCache
 from prunehal.core.checks import refuse
+from prunehal.core.keyword import KEYWORD, cache_among
 from prunehal.core.policy import Policy
 from prunehal.core.visual import other_cache
 
@@ -47,7 +48,7 @@ def pruning(
     """Let every ``model.generate()`` inside the block run on a pruning cache of its own.
 
     The model's ``generate`` is replaced while the block runs, on this one object, and put back whatever happens. A call
-    that brings a pruning cache as ``past_key_values`` goes on with that one, as a second turn does.
+    that brings a pruning cache (``**cache.options``) goes on with that one, as a second turn does.
 
     Args:
         model: the multimodal model whose generate() is called somewhere inside.
@@ -112,13 +113,13 @@ def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: b
     def generate(*args: object, **kwargs: object) -> object:
         run.calls += 1
         given = dict(zip(positional, args, strict=False)) | kwargs
-        cache = given.get("past_key_values")
+        cache = cache_among(given)
         if isinstance(cache, PrunableCache):
             return stock(*args, **kwargs)
         if cache is not None:
             raise ValueError(
-                f"past_key_values: got a {type(cache).__name__} inside pruning(); expected none, or a cache of run.caches. "
-                "Fix: leave past_key_values out."
+                f"{KEYWORD}: got a {type(cache).__name__} inside pruning(); expected none, or a cache of run.caches. "
+                f"Fix: leave {KEYWORD} out."
             )
         if (kind := given.get("cache_implementation")) is not None:
             raise other_cache(kind)
@@ -129,7 +130,7 @@ def _pruned(model: torch.nn.Module, stock: Callable, run: PruningRun, keep_kv: b
         cache = attach(model, inputs, end_ids=ends, **options)
         run.caches.append(cache)
         try:
-            result = stock(*args, **kwargs | {"past_key_values": cache})
+            result = stock(*args, **kwargs | cache.options)
             cache.check_observed()
         finally:
             if not keep_kv:

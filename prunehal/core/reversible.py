@@ -29,7 +29,7 @@ class StepTopK(Policy):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, StepTopK(16), maps=True)
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=4)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=4)
     >>> (cache.trace.maps[:, 0, 0] > 0).sum(-1).tolist(), len(cache.kept(0)[0])
     ([144, 16, 16, 16], 144)
     """

@@ -39,7 +39,7 @@ class RobustVote(Accumulated):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, RobustVote(r=0.7, t=3, z=1.5))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=40)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=40)
     >>> set(cache.events["reason"]) <= {"vote"}
     True
     """

@@ -26,7 +26,7 @@ class MassShare(Accumulating):
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, MassShare(p=0.9))
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=12)
+    >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=12)
     >>> kept = cache.events["kept"][0]
     >>> len(kept), max(kept) < 144, len(set(kept)) > 1
     (6, True, True)

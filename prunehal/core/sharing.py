@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DummyLayer
 
 from prunehal.core.attach import IMAGE_INPUTS, attach
 from prunehal.core.blocks import BlockLayer
-from prunehal.core.cache import PrunableCache
+from prunehal.core.cache import EMPTY, PrunableCache
 from prunehal.core.checks import refuse
 from prunehal.core.discard import leave_only
 from prunehal.core.given import Keep
@@ -39,7 +38,7 @@ class SharedPrefill:
         >>> words = {}
         >>> for r in (0.4, 0.9):
         ...     cache = shared.attach(ph.PruneHal(r=r, t=3))
-        ...     words[r] = model.generate(**shared.inputs, past_key_values=cache, max_new_tokens=8)
+        ...     words[r] = model.generate(**shared.inputs, **cache.options, max_new_tokens=8)
         >>> words[0.4].shape == words[0.9].shape
         True
 
@@ -59,7 +58,7 @@ class SharedPrefill:
                 when it comes alone (a prefix whose tokens all see each other, and a window); the prompt ends in an image.
         """
         cache = attach(model, inputs, NoPruning())
-        if any(not isinstance(layer, PrunableLayer | DummyLayer) for layer in cache.layers):
+        if any(not isinstance(layer, (PrunableLayer, *EMPTY)) for layer in cache.layers):
             raise ValueError(
                 f"model: {type(generating(model)).__name__} has layers that keep a running state instead of K and V; expected "
                 "attention layers only, whose prompt can be shared. Fix: attach() for each policy."
@@ -92,7 +91,7 @@ class SharedPrefill:
             "output_logits": True,
             "return_dict_in_generate": True,
         }
-        return self._model.generate(**self.inputs, past_key_values=cache, max_new_tokens=1, **options).logits[0]
+        return self._model.generate(**self.inputs, **cache.options, max_new_tokens=1, **options).logits[0]
 
     def _read(self) -> Tensor:
         """Return the readings of the visual tokens; the prompt is run for them once."""
@@ -103,7 +102,7 @@ class SharedPrefill:
     def attach(
         self, policy: Policy | None = None, *, copies: int = 1, keep: Tensor | None = None, **options: Any
     ) -> PrunableCache:
-        """Make a cache that goes on from the prompt; pass it to ``model.generate(**shared.inputs, past_key_values=cache)``.
+        """Make a cache that goes on from the prompt; pass it to ``model.generate(**shared.inputs, **cache.options)``.
 
         Args:
             policy: as in ``attach``.

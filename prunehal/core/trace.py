@@ -57,7 +57,7 @@ class AttentionTrace:
         >>> prompt = "<image>Describe this scene in detail."
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
-        >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
+        >>> ids = model.generate(**inputs, **cache.options, max_new_tokens=8)
         >>> cache.trace.frame()["n_visual"].tolist()[0], len(cache.trace)
         (144, 8)
     """

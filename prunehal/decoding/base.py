@@ -22,7 +22,7 @@ class Decoder:
 
         cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))  # or ph.NoPruning(): the method alone
         with VCD(alpha=1.0).on(model, inputs, cache) as options:
-            ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=64)
+            ids = model.generate(**inputs, **cache.options, **options, max_new_tokens=64)
 
     Nothing is left on the model or the cache when the block ends, however it ends.
     """

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prunehal.core import Listener, PrunableCache, listening
+from prunehal.core.keyword import as_option
 from prunehal.core.visual import generating
 from prunehal.decoding.forwards import beside, changing_logits
 
@@ -48,7 +49,7 @@ class Branch(Listener):
         self._prompt: dict[str, Any] = {}
         hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
         options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "output_logits": True}
-        options |= {"past_key_values": self.cache, "return_dict_in_generate": True}
+        options |= {**as_option(self.cache), "return_dict_in_generate": True}
         try:
             with _positions_kept(self._model):
                 # By way of the class: the object's own generate() may be replaced, as inside pruning().
@@ -86,7 +87,7 @@ class Branch(Listener):
             new["mm_token_type_ids"] = torch.zeros_like(tokens)
         new = {name: value for name, value in new.items() if value is not None}
         with torch.no_grad():
-            output = self._model(input_ids=tokens, past_key_values=self.cache, use_cache=True, return_dict=True, **new)
+            output = self._model(input_ids=tokens, **as_option(self.cache), use_cache=True, return_dict=True, **new)
         if "position_ids" in new:
             self._prompt["position_ids"] = new["position_ids"]
         self.logits = output.logits[:, -1].float()
@@ -141,7 +142,7 @@ def contrasting(
             branch.expand(len(logits))
         elif tokens is None or tokens.shape[1] != 1 or cache.step == 1:
             raise ValueError(
-                "past_key_values: a second prompt arrived while the method is attached (or the first one again, after reset()); "
+                "cache: a second prompt arrived while the method is attached (or the first one again, after reset()); "
                 f"expected one prompt and what follows it. {ANEW}"
             )
         else:

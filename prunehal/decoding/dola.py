@@ -54,7 +54,7 @@ class DoLa(Decoder):
         >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.5, t=2))
         >>> with DoLa("low").on(model, inputs, cache) as options:
-        ...     ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=8)
+        ...     ids = model.generate(**inputs, **cache.options, **options, max_new_tokens=8)
         >>> cache.events["reason"].tolist()[0]
         'forced'
     """

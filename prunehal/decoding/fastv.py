@@ -25,6 +25,7 @@ from torch import Tensor
 
 from prunehal.core import PrunableCache
 from prunehal.core.discard import discard
+from prunehal.core.keyword import cache_among
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener, listening
 from prunehal.core.selection import keep_best
@@ -54,7 +55,7 @@ class FastV(Decoder):
         >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.NoPruning())
         >>> with FastV(block=2, ratio=0.75).on(model, inputs, cache) as options:
-        ...     ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=8)
+        ...     ids = model.generate(**inputs, **cache.options, **options, max_new_tokens=8)
         >>> [len(cache.kept(layer)[0]) for layer in range(6)]
         [144, 144, 36, 36, 36, 36]
     """
@@ -175,7 +176,7 @@ class _Dropping(Listener):
 
     def hide(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         cache = self._cache
-        if kwargs.get("past_key_values", cache) is not cache or cache.step > 1:
+        if cache_among(kwargs) not in (None, cache) or cache.step > 1:
             return None
         states = args[0] if args else kwargs["hidden_states"]
         if cache.step == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from prunehal.core import PrunableCache
+from prunehal.core.keyword import cache_among
 from prunehal.core.visual import generating
 
 __all__ = ["FAR_BELOW", "beside", "changing_logits", "guarding", "inputs_of"]
@@ -41,12 +42,12 @@ def guarding(model: torch.nn.Module, cache: PrunableCache, name: str) -> Iterato
     """
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = inputs_of(module, args, kwargs).get("past_key_values")
+        given = cache_among(inputs_of(module, args, kwargs))
         if given is not cache and getattr(given, "_prunehal_beside", None) is not cache:
             kind = "no cache" if given is None else f"another cache ({type(given).__name__})"
             raise ValueError(
-                f"past_key_values: the model runs with {kind} inside {name}.on(), which would then do nothing; expected the "
-                "cache that on() was given. Fix: generate(**inputs, past_key_values=cache, **options), and whatever else runs "
+                f"cache: the model runs with {kind} inside {name}.on(), which would then do nothing; expected the "
+                "cache that on() was given. Fix: generate(**inputs, **cache.options, **options), and whatever else runs "
                 "the model (guidance_scale, too) outside the block."
             )
 
@@ -80,7 +81,7 @@ def changing_logits(
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         given = inputs_of(module, args, kwargs)
-        if given.get("past_key_values") is not cache or not cache.step:
+        if cache_among(given) is not cache or not cache.step:
             return output  # another run, or a chunk of the prompt that is not the last
         logits = output.logits[:, -1].float()
         changed = rule(logits, given.get("input_ids")).to(logits.device)

@@ -55,7 +55,7 @@ class KVSmooth(Decoder):
         >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.5, t=2))
         >>> with KVSmooth(ref=0.5).on(model, inputs, cache) as options:
-        ...     ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=8)
+        ...     ids = model.generate(**inputs, **cache.options, **options, max_new_tokens=8)
         >>> cache.events["reason"].tolist()[0]
         'forced'
     """
@@ -141,7 +141,7 @@ class _Smoother(Listener):
             return
         if new > 1:
             raise ValueError(
-                f"past_key_values: a second prompt, {new} tokens, arrived while KVSmooth is attached; expected one prompt and "
+                f"cache: a second prompt, {new} tokens, arrived while KVSmooth is attached; expected one prompt and "
                 "what follows it. Fix: leave the block after the first generate(), and attach the method anew."
             )
         entropy = torch.special.entr(weights).sum(-1).mean((1, 2))  # (batch,)

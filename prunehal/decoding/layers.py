@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.keyword import cache_among
 from prunehal.core.visual import generating
 from prunehal.decoding.forwards import inputs_of
 
@@ -121,7 +122,7 @@ class LayerReadout:
         self._forget()
 
         def begin(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-            self._mine = cache is None or inputs_of(module, args, kwargs).get("past_key_values") is cache
+            self._mine = cache is None or cache_among(inputs_of(module, args, kwargs)) is cache
 
         with ExitStack() as hooks:
             self._hook(hooks, self._model.register_forward_pre_hook(begin, with_kwargs=True))

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from prunehal.core import PrunableCache
 from prunehal.core.attention import claim
 from prunehal.core.blocks import BlockLayer
+from prunehal.core.keyword import as_option
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.table import VisualTable
 from prunehal.decoding.forwards import beside
@@ -111,7 +112,7 @@ class LookAhead:
         wide = {name: _repeated(name, value, count) for name, value in inputs.items()}
         own = Cache(layers=self._layers)
         beside(own, cache)
-        wide |= {"input_ids": candidates.flatten()[:, None], "past_key_values": own}
+        wide |= {"input_ids": candidates.flatten()[:, None], **as_option(own)}
         out = model(**wide, return_dict=True)
         self.logits = out.logits[:, -1].float().to(candidates.device).unflatten(0, candidates.shape)
         last = self._layers[-1]

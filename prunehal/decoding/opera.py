@@ -43,6 +43,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
 from prunehal.core import Bank, PrunableCache, listening
+from prunehal.core.keyword import cache_among
 from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.beams import Beams, Rules
@@ -79,7 +80,7 @@ class OPERA(Decoder):
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
         >>> with OPERA.preset("llava-1.5").on(model, inputs, cache) as options:
-        ...     ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=6)
+        ...     ids = model.generate(**inputs, **cache.options, **options, max_new_tokens=6)
         >>> ids.shape[1] - inputs["input_ids"].shape[1]
         6
     """
@@ -146,6 +147,7 @@ def _generate(
     opera: OPERA,
     cache: PrunableCache,
     newest: Newest,
+    /,  # generate() may pass the cache by the name `cache` too
     model: torch.nn.Module,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -184,19 +186,19 @@ def _check_alone(cache: PrunableCache, own: Newest | None = None) -> None:
 
 
 def _check(opera: OPERA, cache: PrunableCache, config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
-    if model_kwargs.get("past_key_values") is not cache:
+    if cache_among(model_kwargs) is not cache:
         raise ValueError(
-            "past_key_values: generate() got another cache than OPERA.on(); expected the same one. "
-            "Fix: generate(**inputs, past_key_values=cache, **options)."
+            "cache: generate() got another cache than OPERA.on(); expected the same one. "
+            "Fix: generate(**inputs, **cache.options, **options)."
         )
     if cache.step:
         raise ValueError(
-            f"past_key_values: the cache has observed {cache.step} steps already; expected none, since OPERA must see the whole "
+            f"cache: it has observed {cache.step} steps already; expected none, since OPERA must see the whole "
             "answer. Fix: attach a new cache."
         )
     if cache.table is not None and cache.table.positions is not None:
         raise ValueError(
-            "past_key_values: visual tokens were dropped from the cache before the answer (by keep=, Draft or FirstToken), and "
+            "cache: visual tokens were dropped from it before the answer (by keep=, Draft or FirstToken), and "
             "OPERA returns by the slots of a whole prompt; expected all. Fix: another decoder, or a policy that prunes later."
         )
     wanted = {"num_beams": opera.num_beams, "do_sample": False, "output_attentions": False, "output_hidden_states": False}
@@ -224,5 +226,5 @@ def _returned(
         scores=tuple(each for _, each in history) if config.output_scores else None,
         logits=tuple(each for each, _ in history) if config.output_logits else None,
         beam_indices=pad_to([each.parents.int() for each in best], padding_value=-1),
-        past_key_values=cache,
+        **cache.options,
     )

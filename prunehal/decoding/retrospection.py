@@ -44,7 +44,7 @@ class Newest(Listener):
         if not self.searching:
             raise ValueError(
                 "generate() runs without the options of OPERA.on(), which would then do nothing; expected them. "
-                "Fix: generate(**inputs, past_key_values=cache, **options)."
+                "Fix: generate(**inputs, **cache.options, **options)."
             )
         self.layer, self.weights = layer, weights
 
@@ -58,7 +58,7 @@ class Newest(Listener):
             raise ValueError(
                 "options: the block of OPERA.on() that gave them has ended, so that OPERA hears no attention; expected "
                 "generate() inside it. Fix: with opera.on(model, inputs, cache) as options: "
-                "model.generate(**inputs, past_key_values=cache, **options)."
+                "model.generate(**inputs, **cache.options, **options)."
             )
         layer = cache.layers[self.layer]
         return by_position(self.weights, layer.slot_positions(), layer.seen)

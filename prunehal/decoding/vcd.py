@@ -56,7 +56,7 @@ class VCD(Decoder):
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, ph.NoPruning())
     >>> with VCD(alpha=0.5).on(model, inputs, cache) as options:
-    ...     ids = model.generate(**inputs, past_key_values=cache, **options, max_new_tokens=8)
+    ...     ids = model.generate(**inputs, **cache.options, **options, max_new_tokens=8)
     >>> ids.shape[1] - inputs["input_ids"].shape[1]
     8
     """

@@ -106,7 +106,7 @@ class Engine:
         if self.settings.prunes or decoder:
             seeds = [_number(item.key) for item in batch]
             cache = attach(self.model, inputs, self.settings.policy or NoPruning(), seeds=seeds, end_ids=[self.pad])
-            options["past_key_values"] = cache
+            options |= cache.options
         cards = sorted({part.device.index for part in self.model.parameters() if part.device.type == "cuda"})
         method = decoder.on(self.model, inputs, cache) if decoder else nullcontext({})
         with method as own, torch.random.fork_rng(devices=cards):

@@ -30,7 +30,7 @@ def object_tokens(scenes: Sequence[Scene], visual: Tensor, k: int = 0, clutter: 
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> shared = ph.SharedPrefill(model, inputs)
     >>> keep = object_tokens([scene("test", 0)], inputs["input_ids"] == model.config.image_token_id)
-    >>> ids = model.generate(**shared.inputs, past_key_values=shared.attach(ph.NoPruning(), keep=keep), max_new_tokens=8)
+    >>> ids = model.generate(**shared.inputs, **shared.attach(ph.NoPruning(), keep=keep).options, max_new_tokens=8)
     >>> int(keep.sum()) < 72
     True
     """
