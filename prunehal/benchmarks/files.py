@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunehal.reading import BadInput, JsonDecoder, decoded, read_bytes, read_json
 from prunehal.resources import data_path, written
 
 __all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_shipped", "read_values", "some"]
 
-_SHOWN = 20  # problems that a message lists; the others are counted
 _GAP = re.compile(r"[\s,]*")
-# Where reading goes on after a place that cannot be read: an object on a line of its own or after another one, or the list's end.
-_NEXT = re.compile(r"\n[ \t]*(?=\{)|\}\s*,\s*(?=\{)|(?=\]\s*\Z)")
+# Where reading goes on after a place that cannot be read: an object on a line of its own or after another one.
+_NEXT = re.compile(r"\n[ \t]*(?=\{)|\}\s*,\s*(?=\{)")
+# The decoder is given windows of the text: its errors count the lines before them, and so cost as much as what they are given.
+_WINDOW, _GROWTH = 2**12, 2**4
+_EDGE = 16  # an error so close to a window's end may come from the cut: the longest literal of JSON has 9 characters
+_BUDGET = 64  # times the length of a text that values which cannot be read may cost; then reading stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +39,6 @@ class Record:
     def where(self) -> str:
         """Say where it stands, as problems name it."""
         return f"line {self.line}" + (f", object {self.place}" if self.place > 1 else "")
-
-
-class BadInput(ValueError):
-    """Say what is wrong with an input file: one problem for each line, such as ``line 7: no caption``."""
-
-    def __init__(self, path: Path | str, problems: Sequence[str], fix: str = "") -> None:
-        self.path, self.problems = str(path), list(problems)
-        shown = [f"  {problem}" for problem in self.problems[:_SHOWN]]
-        if len(self.problems) > _SHOWN:
-            shown.append(f"  and {len(self.problems) - _SHOWN} more")
-        head = f"{self.path}: {len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__("\n".join([head, *shown, *([fix] if fix else [])]))
 
 
 @dataclass(frozen=True)
@@ -92,35 +82,42 @@ def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
     >>> records, problems
     ([Record(line=1, value={'image_id': 1}, place=1)], ['line 2: no JSON (Expecting value)'])
     """
-    text, problems = _text(Path(path))
+    text, problems = decoded(read_bytes(path))
     records: list[Record] = []
-    decoder = json.JSONDecoder()
-    at, line, counted, place = _GAP.match(text).end(), 1, 0, 0
+    decoder = JsonDecoder()
+    end = len(text.rstrip())
+    at, line, counted, place, spent = _GAP.match(text).end(), 1, 0, 0, 0
     in_list = text.startswith("[", at)
     at += in_list
     closed = not in_list
-    while True:
+    while True:  # each turn ends further on: after a bracket or a value, or behind the character that no value begins with
         at = _GAP.match(text, at).end()
         lines = text.count("\n", counted, at)
         line, counted, place = line + lines, at, 1 if lines else place + 1
+        where = Record(line, {}, place).where
         if at == len(text):
             break
         if in_list and text[at] == "]":
             closed, in_list, at = True, False, at + 1
             continue
         try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-            problems.append(f"{Record(line, {}, place).where}: no JSON ({why})")
-            found = _NEXT.search(text, at)
-            at = found.end() if found else len(text)
+            value, length = _value(decoder, text, at)
+        except _Unreadable as error:
+            problems.append(f"{where}: no JSON ({error})")
+            spent += error.cost
+            if spent > _BUDGET * len(text):
+                problems.append(f"{where}: reading stops here; expected fewer places that cannot be read")
+                break
+            following = _NEXT.search(text, at + 1)
+            at = following.end() if following else end - 1 if in_list and at < end - 1 and text[end - 1] == "]" else len(text)
             continue
-        if isinstance(value, dict):
+        if decoder.clashes:
+            problems += [f"{where}: {clash}" for clash in decoder.clashes]
+        elif isinstance(value, dict):
             records.append(Record(line, value, place))
         else:
-            problems.append(f"{Record(line, {}, place).where}: {json.dumps(value)[:40]}; expected an object in braces")
-        at = end
+            problems.append(f"{where}: {_begin(value)}; expected an object in braces")
+        at += length
     if not closed:
         problems.append(f"line {line}: the file ends inside its list; expected a closing ]")
     return records, problems
@@ -162,9 +159,7 @@ def read_shipped(*parts: str) -> Any:
     >>> len(read_shipped("chair", "double_words.json")["double_words"])
     27
     """
-    path = data_path(*parts)
-    raw = path.read_bytes()
-    return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    return read_json(data_path(*parts))
 
 
 def some(values: Iterable, at_most: int = 5) -> str:
@@ -177,26 +172,41 @@ def some(values: Iterable, at_most: int = 5) -> str:
     return ", ".join(repr(value) for value in shown[:at_most]) + (", ..." if len(shown) > at_most else "")
 
 
-def _text(path: Path) -> tuple[str, list[str]]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise OSError(f"{path} cannot be read ({error.strerror}); expected a JSON or JSON lines file; check the path") from error
-    if raw[:2] == b"\x1f\x8b":
+class _Unreadable(ValueError):
+    """There is no JSON value at a place; ``cost`` counts the characters that were looked at."""
+
+    def __init__(self, why: str, cost: int) -> None:
+        super().__init__(why)
+        self.cost = cost
+
+
+def _value(decoder: JsonDecoder, text: str, at: int) -> tuple[Any, int]:
+    """Return the value that begins at a place of the text, and its length.
+
+    The decoder gets a short window first, and a longer one whenever the window's end may be what went wrong.
+    """
+    size = _WINDOW
+    while True:
+        window = text[at : at + size]
+        whole = at + size >= len(text)
         try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadInput(path, [f"it cannot be unpacked ({error})"], "Expected a whole gzip file; get it again.") from error
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise BadInput(path, ["it is UTF-16; expected UTF-8"], "Save it as UTF-8.")
+            value, length = decoder.raw_decode(window)
+        except json.JSONDecodeError as error:
+            unterminated = error.msg.startswith("Unterminated string")  # its position is the string's begin
+            if whole or (error.pos < size - _EDGE and not unterminated):
+                raise _Unreadable(error.msg, len(window) if unterminated else error.pos + 1) from error
+        except RecursionError as error:
+            raise _Unreadable("nested too deeply", len(window)) from error
+        except ValueError as error:
+            raise _Unreadable(str(error), len(window)) from error
+        else:
+            if whole or isinstance(value, dict | list | str) or length < size - _EDGE:
+                return value, length
+        size *= _GROWTH
+
+
+def _begin(value: Any) -> str:
     try:
-        return raw.decode("utf-8-sig"), []
-    except UnicodeDecodeError:
-        problems, lines = [], []
-        for number, line in enumerate(raw.split(b"\n"), start=1):
-            try:
-                lines.append(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                problems.append(f"line {number}: no UTF-8")
-                lines.append("")
-        return "\n".join(lines), problems
+        return json.dumps(value)[:40]
+    except RecursionError:
+        return "a list that is nested too deeply"
