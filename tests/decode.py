@@ -112,6 +112,6 @@ def second_turn(model, inputs, cache, first, said=(5, 6, 7), steps=6):
         if value.shape == inputs["input_ids"].shape:  # attention mask and token types; the words are text
             more = value.new_full((len(ids), ids.shape[1] - value.shape[1]), int(name == "attention_mask"))
             longer[name] = torch.cat([value, more], dim=1)
-        elif again or not name.startswith("pixel_"):
+        elif again or "pixel_" not in name:
             longer[name] = value
-    return run(model, longer | {"input_ids": ids}, steps=steps, **cache.options)[0]
+    return run(model, longer | {"input_ids": ids}, steps=steps, **as_option(cache))[0]

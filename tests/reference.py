@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache
 
+from prunehal.core.keyword import as_option
+
 __all__ = ["Pool", "Run", "attend", "entropy", "generate", "keep_best"]
 
 
@@ -137,7 +139,7 @@ def generate(
     try:
         cache = DynamicCache(config=model.config)
         out = model.generate(
-            **inputs, **cache.options, max_new_tokens=new_tokens, do_sample=False, output_logits=True,
+            **inputs, **as_option(cache), max_new_tokens=new_tokens, do_sample=False, output_logits=True,
             return_dict_in_generate=True,
         )  # fmt: skip
     finally:

@@ -269,12 +269,12 @@ def test_a_second_turn_goes_on_behind_a_row_that_ended_early():
     model, inputs = models.build("llava"), models.inputs_for("llava", before=(3, 5), after=(4, 4), seed=0)
     answers = []
     for cache in (attach(model, inputs, NoPruning()), DynamicCache(config=model.config)):
-        first = model.generate(**inputs, **cache.options, max_new_tokens=4, do_sample=False)
+        first = model.generate(**inputs, **as_option(cache), max_new_tokens=4, do_sample=False)
         ids = torch.cat([first, torch.tensor([[5, 6], [5, 6]])], dim=1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(2, 6, dtype=torch.long)], dim=1)
         mask[1, -5:-2] = 0
         settings = dict(max_new_tokens=3, do_sample=False)
-        answers.append(model.generate(input_ids=ids, attention_mask=mask, **cache.options, **settings))
+        answers.append(model.generate(input_ids=ids, attention_mask=mask, **as_option(cache), **settings))
     assert torch.equal(*answers)
 
 

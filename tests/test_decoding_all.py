@@ -12,6 +12,7 @@ from decode import SEED, TOLERANCE, difference, forcing, run, second_turn
 from transformers import DynamicCache
 
 from prunehal.core import NoPruning, PruneHal, attach
+from prunehal.core.keyword import as_option
 from prunehal.decoding import OPERA, PAI, VCD, DeCo, DoLa, FastV, KVSmooth
 from prunehal.decoding.forwards import FAR_BELOW
 
@@ -65,7 +66,7 @@ def test_a_run_on_another_cache_is_refused(method):
     for other in (None, DynamicCache(), attach(model, inputs, NoPruning())):
         with method.on(model, inputs, cache) as given:
             with pytest.raises(ValueError, match=r"cache: .* expected the (cache that on\(\) was given|same one)"):
-                run(model, inputs, steps=2, **other.options, **given)
+                run(model, inputs, steps=2, **as_option(other), **given)
             if not method.alone:
                 decode(model, inputs, cache=cache, steps=2)
                 cache.reset()

@@ -429,7 +429,7 @@ def test_a_cache_that_was_pruned_before_the_answer_is_refused():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     first = ph.FirstToken(model, inputs)
     cache = first.attach(TopK(3, step=1), copies=5)
-    with OPERA().on(model, inputs, cache) as options, pytest.raises(ValueError, match="dropped from the cache before the answer"):
+    with OPERA().on(model, inputs, cache) as options, pytest.raises(ValueError, match="dropped from it before the answer"):
         model.generate(**first.inputs, **cache.options, max_new_tokens=2, **options)
 
 
