@@ -23,6 +23,7 @@ from prunehal.core.visual import find_visual_tokens, generating, refuse_unsuppor
 __all__ = ["attach", "listen"]
 
 IMAGE_INPUTS = ("pixel_values", "patches", "mm_encoder_outputs")  # parts of the names under which images arrive
+AT_EVERY_STEP = {"image_pixel_values"}  # Phi-4 multimodal: generate() goes on passing them, they count where placeholders stand
 
 
 def attach(
@@ -162,6 +163,16 @@ def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
                 "Fix: leave use_cache out."
             )
         ids = kwargs.get("input_ids", args[0] if args else None)
-        images = [value for name, value in kwargs.items() if any(part in name for part in IMAGE_INPUTS)]
-        brings_images = any(value is not None and len(value) for value in images)
-        cache.announce(ids, kwargs.get("inputs_embeds"), brings_images, kwargs.get("position_ids"))
+        cache.announce(ids, kwargs.get("inputs_embeds"), _brings_images(cache, ids, kwargs), kwargs.get("position_ids"))
+
+
+def _brings_images(cache: PrunableCache, ids: Tensor | None, arguments: Mapping[str, object]) -> bool:
+    given = {
+        name
+        for name, value in arguments.items()
+        if any(part in name for part in IMAGE_INPUTS) and value is not None and len(value)
+    }
+    if not given or not given <= AT_EVERY_STEP or ids is None or cache.get_seq_length() < len(cache.prompt):
+        return bool(given)
+    marks = torch.tensor(cache.prompt.placeholders, device=ids.device)
+    return ids.shape[1] > 1 and bool(torch.isin(ids, marks).any())

@@ -74,9 +74,10 @@ def other_cache(kind: str, where: str = "") -> ValueError:
 
 
 def visual_token_ids(config: object) -> list[int]:
-    """Return the ids of the image and video placeholders that the configuration names."""
+    """Return the ids of the image and video placeholders that the configuration, or its part for the tower, names."""
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    ids = {getattr(config, name, None) for name in names}
+    parts = (config, getattr(config, "vision_config", None))  # Phi-4 multimodal keeps the id with its tower
+    ids = {getattr(part, name, None) for part in parts for name in names}
     return sorted(token for token in ids if token is not None)
 
 
