@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.core import NoPruning, Policy, PruneHal
+from prunehal.core.checks import as_count
 from prunehal.figures import COLORS
 from prunehal.recaption import KEY, Recaption, draw, draw_patches, recaption
 from prunehal.testbed.scenes import scene
@@ -235,7 +236,7 @@ class Panel:
 
 
 def _check_images(image: int, images: Sequence[int]) -> None:
-    if not images or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in images):
+    if not images or any(as_count(i) is None or i < 0 for i in images):
         raise ValueError(f"images={images!r}: expected numbers of scenes of the test split, from 0. Set images=range(20).")
     if image not in images:
         raise ValueError(f"image={image!r}: expected one of images={images!r}. Fix: add it there, or set image={images[0]}.")

@@ -1,8 +1,22 @@
 """Refuse: settings that cannot be, named with their value, what was expected and the fix."""
 
 from collections.abc import Sequence
+from dataclasses import fields
+from numbers import Integral, Real
 
-__all__ = ["check_choice", "check_count", "check_flag", "check_fraction", "check_positive", "refuse"]
+import numpy as np
+
+__all__ = [
+    "as_count",
+    "as_number",
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_fraction",
+    "check_positive",
+    "plain_numbers",
+    "refuse",
+]
 
 
 def refuse(name: str, value: object, expected: str, fix: str) -> ValueError:
@@ -22,24 +36,65 @@ def check_choice(setting: object, name: str, choices: Sequence[str]) -> None:
         raise refuse(name, value, f"one of {known}", f"Set {name}={choices[0]!r}, the default.")
 
 
+def as_count(value: object) -> int | None:
+    """Return an integer of any library as Python's own, and None for what is none; True and False are none.
+
+    >>> as_count(3), as_count(np.int64(3)), as_count(True), as_count(3.0)
+    (3, 3, None, None)
+    """
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def as_number(value: object) -> float | int | None:
+    """Return a real number of any library as Python's own, and None for what is none; True and False are none.
+
+    >>> as_number(0.5), as_number(np.float64(0.5)), as_number(np.int8(1)), as_number(True), as_number("0.5")
+    (0.5, 0.5, 1, None, None)
+    """
+    if isinstance(value, Integral):
+        return as_count(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def plain_numbers(setting: object) -> None:
+    """Turn the numbers and flags of a frozen setting into Python's own, in its tuples too; leave all else for the checks.
+
+    So a setting with ``t=np.int64(3)`` equals, prints, hashes and is stored as the one with ``t=3``.
+    """
+    for field in fields(setting):
+        object.__setattr__(setting, field.name, _plain(getattr(setting, field.name)))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, np.bool_):
+        return bool(value)
+    number = as_number(value)
+    return value if number is None else number
+
+
 def check_fraction(setting: object, name: str, fix: str) -> None:
     """Raise a ValueError unless the attribute is a number in (0, 1]."""
     value = getattr(setting, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+    number = as_number(value)
+    if number is None or not 0 < number <= 1:
         raise refuse(name, value, "a number in (0, 1]", fix)
 
 
 def check_positive(setting: object, name: str, fix: str) -> None:
     """Raise a ValueError unless the attribute is a finite number above 0."""
     value = getattr(setting, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    number = as_number(value)
+    if number is None or not 0 < number < float("inf"):
         raise refuse(name, value, "a number above 0", fix)
 
 
 def check_count(setting: object, name: str, least: int, fix: str) -> None:
     """Raise a ValueError unless the attribute is an integer of at least ``least``."""
     value = getattr(setting, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    count = as_count(value)
+    if count is None or count < least:
         raise refuse(name, value, f"an integer of at least {least}", fix)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core.cache import PrunableCache
-from prunehal.core.checks import refuse
+from prunehal.core.checks import as_count, refuse
 from prunehal.core.given import Given, Keep
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.sharing import SharedPrefill
@@ -50,12 +50,12 @@ class Draft(SharedPrefill):
         Raises:
             ValueError: as `SharedPrefill` does; the draft has no token.
         """
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        if as_count(max_new_tokens) is None or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens!r}: expected an integer of at least 1. Fix: max_new_tokens=100.")
         super().__init__(model, inputs)
         self.draft: PrunableCache | None = None
         self.draft_ids: Tensor | None = None
-        self._length = max_new_tokens
+        self._length = int(max_new_tokens)
 
     def attach(
         self, policy: Policy | None = None, *, then: Policy | None = None, copies: int = 1, **options: Any

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prunehal.core.checks import check_choice, check_count
+from prunehal.core.checks import check_choice, check_count, plain_numbers
 from prunehal.core.seen import Seen
 from prunehal.core.selection import keep_best, random_scores
 
@@ -47,6 +47,7 @@ class Policy:
     restricts_from: ClassVar[int | None] = None  # the first step m whose queries see only what ``attended`` says
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_choice(self, "selection", ("top", "random", "lowest"))
         check_choice(self, "kept", ("layer", "shared", "head"))
         check_choice(self, "beam_state", ("own", "shared"))

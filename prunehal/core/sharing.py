@@ -9,7 +9,7 @@ from torch import Tensor
 from prunehal.core.attach import IMAGE_INPUTS, attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import EMPTY, PrunableCache
-from prunehal.core.checks import refuse
+from prunehal.core.checks import as_count, refuse
 from prunehal.core.discard import leave_only
 from prunehal.core.given import Keep
 from prunehal.core.informative import Telling
@@ -116,7 +116,7 @@ class SharedPrefill:
             ValueError: as ``attach`` does; ``copies`` is no count; ``keep`` has another shape, leaves a row without any visual
                 token in a layer, or leaves the layers different tokens where the policy keeps the same in all.
         """
-        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+        if as_count(copies) is None or copies < 1:
             fix = "Fix: copies=num_beams, or num_return_sequences when sampling."
             raise refuse("copies", copies, "an integer of at least 1, the rows that generate() makes of each input", fix)
         if isinstance(policy, Keep):
@@ -127,7 +127,7 @@ class SharedPrefill:
         cache.goes_on = True
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         for layer, parts in zip(layers, self._kept, strict=True):
-            keys, values = (part.repeat_interleave(copies, dim=0) for part in parts)
+            keys, values = (part.repeat_interleave(int(copies), dim=0) for part in parts)
             BlockLayer.update(layer, keys, values)  # past the observation: these tokens are no step
         if keep is not None:
             leave_only(cache, keep)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.checks import plain_numbers
 from prunehal.decoding.forwards import guarding
 
 __all__ = ["Decoder"]
@@ -32,6 +33,9 @@ class Decoder:
     whole_prompt: ClassVar[bool] = False  # whether it must see all of the prompt, so that no prefill can be shared
     baseline: ClassVar[bool] = False  # whether it only prunes, and may stand beside a method that changes what is said
     alone: ClassVar[bool] = False  # whether nothing may stand beside it
+
+    def __post_init__(self) -> None:
+        plain_numbers(self)
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Self:

@@ -62,6 +62,7 @@ class DeCo(Decoder):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"llava-1.5": {"alpha": 0.6, "p_top": 0.9, "k": 20}}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number("alpha", self.alpha, "[0, inf)", "Set alpha=0.6, the published value.")
         check_number("p_top", self.p_top, "(0, 1]", "Set p_top=0.9, or 1 for no limit.")
         if self.k is not None:

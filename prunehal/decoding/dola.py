@@ -70,6 +70,7 @@ class DoLa(Decoder):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.layers, str) and self.layers not in ("low", "high"):
             raise ValueError(f"layers={self.layers!r}: expected 'low', 'high' or a tuple of integers. Set layers='low'.")
         if not isinstance(self.layers, str):

@@ -73,6 +73,7 @@ class FastV(Decoder):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("block", self.block, 1, "Set block=2.", reason=", since the block before ranks the tokens")
         check_number("ratio", self.ratio, "[0, 1)", "Set ratio=0.5, the published value.")
 

@@ -72,6 +72,7 @@ class KVSmooth(Decoder):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number("ref", self.ref, "[0, 1]", "Set ref=0.9, the published value.")
         check_number("radius", self.radius, "[0, 1]", "Set radius=0.2, the published value.")
         check_count("window", self.window, 1, "Set window=15, the published value.")

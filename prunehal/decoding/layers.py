@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.checks import as_count
 from prunehal.core.keyword import cache_among
 from prunehal.core.visual import generating
 from prunehal.decoding.forwards import inputs_of
@@ -52,7 +53,7 @@ def check_layers(layers: object, total: int | None = None) -> None:
     Raises:
         ValueError: an entry is no integer from 0, comes twice, or reaches ``total``.
     """
-    whole = isinstance(layers, tuple) and all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in layers)
+    whole = isinstance(layers, tuple) and all(as_count(k) is not None and k >= 0 for k in layers)
     if not whole or len(set(layers)) != len(layers):
         raise ValueError(f"layers={layers!r}: expected a tuple of different integers from 0. Set for example layers=(0, 2, 4).")
     if total is not None and any(k >= total for k in layers):

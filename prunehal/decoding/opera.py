@@ -106,6 +106,7 @@ class OPERA(Decoder):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, within, usual in (("alpha", "[0, inf)", 1.0), ("sigma", "(0, inf)", 50.0), ("scale", "(0, inf)", 1e-7)):
             check_number(name, getattr(self, name), within, f"Set {name}={usual}, the published value.")
         counts = (("candidates", 1, 5), ("threshold", 0, 15), ("num_beams", 2, 5), ("warmup", 1, 10))

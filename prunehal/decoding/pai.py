@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from prunehal.core import PrunableCache
+from prunehal.core.checks import as_count
 from prunehal.core.editing import editing
 from prunehal.core.visual import generating
 from prunehal.decoding.base import Decoder
@@ -73,12 +74,13 @@ class PAI(Decoder):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number("alpha", self.alpha, "[0, inf)", "Set alpha=0.2, the published value.")
         check_number("gamma", self.gamma, "[1, inf)", "Set gamma=1.1, the published value.")
         check_beta(self.beta)
         start, end = self.start_layer, self.end_layer
         check_count("start_layer", start, 0, "Set start_layer=2, the published value.")
-        if end is not None and (isinstance(end, bool) or not isinstance(end, int) or end <= start):
+        if end is not None and (as_count(end) is None or end <= start):
             raise ValueError(
                 f"end_layer={end!r}: expected an integer above start_layer={start}, or None. Set end_layer=None, the last layer."
             )

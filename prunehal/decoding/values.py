@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from prunehal.core.checks import refuse
+from prunehal.core.checks import as_count, as_number, refuse
 
 __all__ = ["check_count", "check_number"]
 
@@ -27,11 +27,9 @@ def check_number(name: str, value: object, within: str, fix: str) -> None:
     ValueError: ratio=1: expected a number in [0, 1). Set ratio=0.5.
     """
     low, high = map(float, within[1:-1].split(","))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    inside = (
-        number and low <= value <= high and not (value == low and within[0] == "(") and not (value == high and within[-1] == ")")
-    )
-    if not inside:
+    number = as_number(value)
+    outside = number is None or not low <= number <= high
+    if outside or (number == low and within[0] == "(") or (number == high and within[-1] == ")"):
         expected = f"a number in {within}"
         if high == math.inf:
             expected = f"a number {'of at least' if within[0] == '[' else 'above'} {low:g}"
@@ -48,6 +46,7 @@ def check_count(name: str, value: object, least: int, fix: str, *, most: int | N
     Traceback (most recent call last):
     ValueError: window=0: expected an integer of at least 1. Set window=15.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    count = as_count(value)
+    if count is None or count < least or (most is not None and count > most):
         expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
         raise refuse(name, value, expected + reason, fix)

@@ -72,6 +72,7 @@ class VCD(Decoder):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number("alpha", self.alpha, "[0, inf)", "Set alpha=1.0, the published value.")
         check_beta(self.beta)
         check_count("noise_step", self.noise_step, 0, "Set noise_step=500, the published value.", most=STEPS - 1)

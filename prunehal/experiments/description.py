@@ -25,6 +25,7 @@ from prunehal.core import (
     StepTopK,
     TopK,
 )
+from prunehal.core.checks import as_count
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.experiments.modes import check_mode
@@ -121,8 +122,9 @@ class Experiment:
             raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or NoPruning()")
         for name, least in _COUNTS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if as_count(value) is None or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            object.__setattr__(self, name, as_count(value))
         object.__setattr__(self, "decoding", _with_floats(named_decoding(self.decoding)))
         object.__setattr__(self, "policy", _with_floats(self.policy))
         if self.dtype not in DTYPES:

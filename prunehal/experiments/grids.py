@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prunehal.core.checks import as_count
 from prunehal.decoding.named import named_decoding
 from prunehal.experiments.description import Experiment, policy_from
 
@@ -38,7 +39,7 @@ def grid(base: Experiment, axes: Mapping[str, Sequence[Any]], *, sample: int | N
     sizes = [len(values) for values in axes.values()]
     chosen: Iterable[int] = range(math.prod(sizes))
     if sample is not None:
-        if isinstance(sample, bool) or not isinstance(sample, int) or not 1 <= sample <= len(chosen):
+        if as_count(sample) is None or not 1 <= sample <= len(chosen):
             raise ValueError(f"sample={sample!r}: expected a number in 1..{len(chosen)}, the points of the product")
         chosen = sorted(np.random.default_rng(seed).choice(len(chosen), sample, replace=False).tolist())
     experiments: dict[Experiment, None] = {}

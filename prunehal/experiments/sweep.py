@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prunehal.core.checks import as_count
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.store import Store
 from prunehal.experiments.versions import made_by, refuse_other_worker
@@ -76,7 +77,7 @@ def sweep(
     wanted = list(dict.fromkeys(experiments))
     if not wanted or not all(isinstance(each, Experiment) for each in wanted):
         raise ValueError(f"experiments: got {wanted[:2]}; expected at least one Experiment; make them by grid(...)")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if as_count(batch_size) is None or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: expected at least 1, as an integer; the default is 50")
     _check_executor(executor)
     for experiment in {same_prefill(each): each for each in wanted}.values():

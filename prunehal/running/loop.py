@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import prunehal
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
+from prunehal.core.checks import as_count
 from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.loading import EMBEDDED, weights_mark
 from prunehal.running.chat import check_template
@@ -108,10 +109,11 @@ class Run:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
         for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("limit", 1), ("seed", 0)):
             value = getattr(self, name)
-            if (isinstance(value, bool) or not isinstance(value, int) or value < least) and not (
-                name == "limit" and value is None
-            ):
+            if name == "limit" and value is None:
+                continue
+            if as_count(value) is None or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            object.__setattr__(self, name, as_count(value))
         if self.policy is not None and not isinstance(self.policy, Policy):
             raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or None; see named_policy()")
         if self.device is not None and self.device_map is not None:
