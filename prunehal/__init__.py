@@ -36,7 +36,8 @@ __version__ = version("prunehal")
 
 # Imported when first asked for, so that `import prunehal` does not wait for torch and transformers.
 _HOMES = {
-    "prunehal.loading": ("load", "load_image"),
+    "prunehal.images": ("load_image",),
+    "prunehal.loading": ("load",),
     "prunehal.core": (
         "Accumulated",
         "AttentionTrace",

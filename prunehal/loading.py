@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as hf_logging
 
 from prunehal.resources import data_path
 
-__all__ = ["EMBEDDED", "load", "load_image", "weights_mark"]
+__all__ = ["EMBEDDED", "load", "weights_mark"]
 
 EMBEDDED = "embedded"
 
@@ -95,22 +94,6 @@ def load(
         raise OSError(f"processor of {source!r} cannot be read: {error}; {fix}") from error
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, whole, so that a broken file is noticed here and not in the middle of a batch.
-
-    Raises:
-        OSError: the file is missing, no picture, or cut off.
-
-    >>> load_image(data_path("sprites", "sprites.png")).mode
-    'RGB'
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise OSError(f"image {str(path)!r} cannot be read: {error}; expected a whole PNG, JPEG or the like; check it") from error
 
 
 def weights_mark(name: str | Path) -> str | None:

@@ -105,7 +105,7 @@ def test_missing_and_broken_images_are_named_together(tmp_path):
     (tmp_path / "2.jpg").write_bytes(b"no picture")
     items = [Item(number, f"{number}.jpg", "") for number in range(1, 40)] + [Item("again", "9.jpg", "")]
     with pytest.raises(
-        BadInput, match=r"(?s)37 problems.*2\.jpg is no picture.*  4\.jpg is missing.*and 17 more.*--skip-missing"
+        BadInput, match=r"(?s)37 problems.*2\.jpg' cannot be read.*  4\.jpg is missing.*and 17 more.*--skip-missing"
     ):
         images_of(items, tmp_path)
     with pytest.raises(BadInput, match=r"1 problem\n"):

@@ -13,7 +13,7 @@ from PIL import Image
 from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
 from prunehal.benchmarks.files import some
 from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.loading import load_image
+from prunehal.images import load_image
 from prunehal.running.tasks import images_of, items_of
 from prunehal.testbed.scenes import scene, scene_of
 

@@ -16,7 +16,8 @@ from prunehal.captioning import new_tokens
 from prunehal.core import NoPruning, attach
 from prunehal.core.visual import generating
 from prunehal.decoding.named import BEAMS
-from prunehal.loading import load, load_image
+from prunehal.images import load_image
+from prunehal.loading import load
 from prunehal.running.chat import encode, render, to_model
 from prunehal.running.tasks import BENCHMARKS, Item
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from prunehal.benchmarks import amber, judged, pope
 from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput, read_records
+from prunehal.images import image_pixels
 from prunehal.resources import written
 
 __all__ = ["BENCHMARKS", "CAPTION_PROMPT", "Item", "Task", "image_key", "images_of", "items_of", "write_result"]
@@ -106,10 +105,9 @@ def images_of(items: Sequence[Item], folder: Path, skip_missing: bool = False) -
             missing.append(name)
             continue
         try:
-            with Image.open(path) as image:  # reads the header only
-                found[name] = path, image.width * image.height
+            found[name] = path, image_pixels(path)
         except OSError as error:
-            broken.append(f"{name} is no picture that can be read ({error})")
+            broken.append(str(error))
     problems = broken + ([] if skip_missing else [f"{name} is missing" for name in missing])
     if problems:
         raise BadInput(
