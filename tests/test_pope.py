@@ -98,6 +98,7 @@ def test_score_by_hand():
     assert report.metrics == {
         "tp": 2, "fp": 1, "tn": 1, "fn": 1,
         "accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": pytest.approx(2 / 3), "yes_ratio": 3 / 5, "n": 5,
+        "n_empty": 0, "n_unreadable": 1, "unreadable": 1 / 5,  # "There is" is yes only because it is no "no"
     }  # fmt: skip
     assert report.items[1] == {"question_id": 12, "image": "a.jpg", "label": "no", "answer": "yes", "correct": False}
     assert [item["correct"] for item in report.items] == [True, False, False, True, True]
@@ -108,7 +109,8 @@ def test_strict_scores_by_hand():
     report = score(ASKED, ["Perhaps", "", "yes", "NO"], rule="strict")
     assert report.metrics == {
         "tp": 1, "fp": 0, "tn": 1, "fn": 0,
-        "accuracy": 0.5, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "yes_ratio": 0.25, "n": 4, "unanswered": 2,
+        "accuracy": 0.5, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "yes_ratio": 0.25, "n": 4,
+        "n_empty": 1, "n_unreadable": 2, "unreadable": 0.5,
     }  # fmt: skip
     assert [item["answer"] for item in report.items] == [None, None, "yes", "no"]
     assert [item["correct"] for item in report.items] == [False, False, True, True]
@@ -119,7 +121,7 @@ def test_nothing_to_divide_is_zero():
     assert (metrics["precision"], metrics["recall"], metrics["f1"], metrics["yes_ratio"]) == (0.0, 0.0, 0.0, 0.0)
     metrics = score([ASKED[1]], ["yes"]).metrics
     assert (metrics["precision"], metrics["recall"], metrics["f1"], metrics["accuracy"]) == (0.0, 0.0, 0.0, 0.0)
-    assert score(ASKED, ["?"] * 4, rule="strict").metrics["precision"] == 0.0
+    assert score(ASKED, ["?", "?", "?", "no"], rule="strict").metrics["precision"] == 0.0
 
 
 def twin(labels, texts):
@@ -143,13 +145,51 @@ def twin(labels, texts):
     }  # fmt: skip
 
 
+def unreadable_twin(texts):
+    """Count the answers in whose text, up to the first full stop, there is neither a no of the official rule nor the word yes."""
+    n = 0
+    for text in texts:
+        begin = ""
+        for letter in text:
+            if letter == ".":
+                break
+            begin += letter
+        no = any(token in ("No", "no", "not") for token in "".join(x for x in begin if x != ",").split(" "))
+        spaced = "".join(letter.lower() if letter.isalnum() or letter == "_" else " " for letter in begin)
+        n += not no and "yes" not in spaced.split()
+    return n
+
+
+@pytest.mark.parametrize("rule", pope.RULES)
+@pytest.mark.parametrize("texts", [[""] * 4, ["!!!", "...", "", "?"], ["A dog", "the the", "NON", "Perhaps"]])
+def test_no_answer_that_can_be_read_is_an_error(texts, rule):
+    with pytest.raises(
+        ValueError, match=rf"none of the 4 answers can be read, the first is .*expected a yes or no \({rule} rule"
+    ):
+        score(ASKED, texts, rule)
+    metrics = score(ASKED, ["no", *texts[1:]], rule).metrics
+    assert (metrics["n_unreadable"], metrics["unreadable"], metrics["fn"]) == (3, 0.75, 1)
+
+
+def test_empty_answers_are_scored_as_the_official_script_does():
+    metrics = score(ASKED, ["", " \n", "Yes", "No"]).metrics
+    assert (metrics["tp"], metrics["fp"], metrics["tn"], metrics["accuracy"]) == (2, 1, 1, 0.75)
+    assert (metrics["n"], metrics["n_empty"], metrics["n_unreadable"]) == (4, 2, 2)
+    strict = score(ASKED, ["", " \n", "Yes", "No"], "strict").metrics
+    assert (strict["tp"], strict["fp"], strict["tn"], strict["fn"], strict["n_empty"], strict["accuracy"]) == (1, 0, 1, 0, 2, 0.5)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_equals_the_twin_on_random_answers(seed):
     rng = random.Random(seed)
     pieces = ["No", "no", "not", "Not", "NO", "yes", "Yes", "a", "dog", ",", ".", " ", " ", " ", "\n", "!", "there is"]
     asked = questions(rng.choice(pope.SOURCES), rng.choice(pope.KINDS))[: rng.randint(40, 300)]
     texts = ["".join(rng.choices(pieces, k=rng.randint(0, 8))) for _ in asked]
-    assert score(asked, texts).metrics == twin([question.label for question in asked], texts)
+    metrics = score(asked, texts).metrics
+    expected = twin([question.label for question in asked], texts)
+    assert {name: metrics[name] for name in expected} == expected
+    assert metrics["n_empty"] == sum(text.isspace() or not text for text in texts)
+    assert metrics["n_unreadable"] == unreadable_twin(texts)
 
 
 @pytest.mark.parametrize(

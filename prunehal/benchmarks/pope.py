@@ -5,29 +5,28 @@ rule is that of ``evaluate.py`` in AoiDragon/POPE. The nine question files (coco
 ship in the official layout: one JSON object a line, with question_id, image, text and label.
 
 Quirks of the official rule, kept because the numbers of papers hold them: only the text before the first full stop is read;
-only the tokens "No", "no" and "not" say no, so "NO", "No!", "Not" and "no\\n" count as yes, and so does an empty answer, a
-refusal or any other text; "Yes, no doubt" counts as no. The strict rule has none of these.
+only the tokens "No", "no" and "not" mean no, so "NO", "No!", "Not" and "no\\n" count as yes, and so does an empty answer, a
+refusal or any other text; "Yes, no doubt" counts as no. How many answers hold neither a no of that kind nor the word yes, and
+are yes only for that, is counted as n_unreadable. The strict rule has none of these quirks: the first word decides, and an
+answer that begins with another word is n_unreadable and wrong. The strict rule of AMBER reads answers in the same way.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunehal.benchmarks.answer_rows import RULES, check_rule, counts, first_word, refuse_wrong, words
 from prunehal.benchmarks.files import BadInput, Report, bad_lines
-from prunehal.benchmarks.pope_files import LABELS, Question, pair, read_places, read_questions
+from prunehal.benchmarks.pope_files import LABELS, Question, read_places, read_questions
+from prunehal.benchmarks.pope_joined import join, official_answer
 from prunehal.resources import data_path, written
 
 __all__ = ["KINDS", "RULES", "SOURCES", "Question", "parse_answer", "questions", "score", "score_files", "write_answers"]
 
 SOURCES = ("coco", "aokvqa", "gqa")
 KINDS = ("random", "popular", "adversarial")
-RULES = ("official", "strict")
-
-_OFFICIAL_NO = {"No", "not", "no"}
-_EDGE = re.compile(r"^[\W_]+|[\W_]+$")  # punctuation and underscores around a word
 
 
 def questions(source: str, kind: str) -> list[Question]:
@@ -68,14 +67,10 @@ def parse_answer(text: str, rule: str = "official") -> str | None:
     >>> parse_answer("**NO**, there is none", "strict"), parse_answer("There is no dog", "strict")
     ('no', None)
     """
-    _check_rule(rule)
+    check_rule(rule, "POPE")
     if not isinstance(text, str):
         raise ValueError(f"the answer is {text!r}; expected text; pass what the model answered")
-    if rule == "official":
-        tokens = text.split(".", 1)[0].replace(",", "").split(" ")
-        return "yes" if _OFFICIAL_NO.isdisjoint(tokens) else "no"
-    word = next(filter(None, (_EDGE.sub("", token) for token in text.split())), "").lower()
-    return word if word in LABELS else None
+    return official_answer(text) if rule == "official" else first_word(text)
 
 
 def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "official") -> Report:
@@ -91,17 +86,19 @@ def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "of
 
     Returns:
         A report; metrics: tp, fp, tn, fn, accuracy, precision, recall, f1, yes_ratio (share of the answers that are yes), n,
-        and for the strict rule unanswered (how many are neither). Items: question_id, image, label, answer, correct.
+        n_empty (empty answers, scored like others), n_unreadable (strict rule: neither yes nor no; official rule: yes only
+        because nothing else was found) and unreadable (their share). Items: question_id, image, label, answer, correct.
 
     Raises:
-        ValueError: no question, another number of answers, an unknown label or rule, an answer that is no text.
+        ValueError: no question, another number of answers, an unknown label or rule, an answer that is no text, or no answer at
+            all that can be read.
 
     >>> asked = [Question(1, "a.jpg", "Is there a dog?", "yes"), Question(2, "a.jpg", "Is there a cat?", "no")]
     >>> metrics = score(asked, ["Yes.", "Yes, a small one."]).metrics
     >>> metrics["accuracy"], metrics["precision"], metrics["recall"], metrics["yes_ratio"]
     (0.5, 0.5, 1.0, 1.0)
     """
-    _check_rule(rule)
+    check_rule(rule, "POPE")
     if not questions or len(questions) != len(answers):
         raise ValueError(f"{len(answers)} answers to {len(questions)} questions; expected one answer to each of at least one")
     if unknown := [question for question in questions if question.label not in LABELS]:
@@ -129,32 +126,44 @@ def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "of
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
         "yes_ratio": said.count("yes") / len(items),
-        "n": len(items),
     }
-    if rule == "strict":
-        metrics["unanswered"] = said.count(None)
+    n_unreadable = sum(not _readable(answer, rule) for answer in answers)
+    metrics |= counts(answers, n_unreadable, f"expected a yes or no ({rule} rule); Fix: see what the model was asked")
     return Report(metrics, items, {"benchmark": "POPE", "rule": rule})
 
 
-def score_files(questions_path: Path | str, answers_path: Path | str, rule: str = "official", skip_bad: bool = False) -> Report:
+def score_files(
+    questions_path: Path | str,
+    answers_path: Path | str,
+    rule: str = "official",
+    skip_bad: bool = False,
+    answer_key: str | None = None,
+) -> Report:
     """Score a file of answers against a file of questions.
 
-    Files are JSON lines (whatever the suffix) or a JSON list, packed (``.gz``) or not. An answer has its text under answer
-    (or text, or prediction), and may name its question (text) and question_id. When every answer has a question_id, answers
-    are matched by it; otherwise they stand in the order of the questions, and an unreadable line keeps its place.
+    Files are JSON lines (whatever the suffix) or a JSON list, packed (``.gz``) or not. An answer has its text under answer, or
+    response, prediction, ans, text and the like (`prunehal.benchmarks.answer_rows.ANSWER_KEYS`); where several of them are there
+    and read differently, none is taken for right. It may carry its question (question, prompt, query), image and label, which
+    must then be those of its question. When every answer has a question_id, answers are joined by it; otherwise they stand in the
+    order of the questions, one for each, and an unreadable line keeps its place.
 
     Args:
         questions_path: a question file, or the name of a shipped one, such as ``coco/adversarial``.
         answers_path: the answers.
         rule: see `parse_answer`.
-        skip_bad: leave out the pairs with a problem, and count them under ``settings["n_bad"]``.
+        skip_bad: leave out the pairs with a problem, and count them under ``settings["n_bad"]``. Files whose rows belong to other
+            questions, or could hold several answers, are refused all the same.
+        answer_key: the key that holds the answers.
 
     Returns:
-        A report as `score` gives it; settings: benchmark, questions, answers, rule, n_bad (pairs left out).
+        A report as `score` gives it; settings: benchmark, questions, answers, rule, answer_key, joined_by (question_id or place),
+        compared (what every answer carried and was compared with its question: of question, image and label), n_bad (pairs left
+        out).
 
     Raises:
-        BadInput: unreadable lines, missing or wrong fields, a question_id twice, another number of answers, an answer that
-            names another question, unless skipped; or no usable pair.
+        BadInput: unreadable lines, missing or wrong fields, a question_id twice, no answer to a question, unless skipped; answers
+            to other questions, another number of answers without question_id, several answers in one; or no usable pair, or no
+            answer that can be read.
         ValueError: another rule.
         OSError: a file cannot be read.
 
@@ -165,7 +174,7 @@ def score_files(questions_path: Path | str, answers_path: Path | str, rule: str 
     ...     score_files("coco/popular", file.name).metrics["accuracy"]
     0.5
     """
-    _check_rule(rule)
+    check_rule(rule, "POPE")
     shipped = {f"{source}/{kind}": (source, kind) for source in SOURCES for kind in KINDS}
     name = str(questions_path)
     if name not in shipped and not Path(name).exists():
@@ -173,21 +182,28 @@ def score_files(questions_path: Path | str, answers_path: Path | str, rule: str 
     asked, problems = read_questions(_shipped(*shipped[name]) if name in shipped else name)
     bad_lines(name, problems, skip_bad)
     given, problems = read_places(answers_path)
-    pairs, more = pair(asked, given)
-    bad_lines(answers_path, problems + more, skip_bad)
-    if not pairs:
-        problems += [*more, f"no usable answer to a question of {name}; expected objects with answer"]
-        raise BadInput(answers_path, problems)
-    report = score([question for question, _ in pairs], [answer for _, answer in pairs], rule)
-    n_bad = max(len(asked), len(given)) - len(pairs)
-    settings = {"benchmark": "POPE", "questions": name, "answers": str(answers_path), "rule": rule, "n_bad": n_bad}
+    joined = join(asked, given, answer_key)
+    refuse_wrong(answers_path, joined.wrong)
+    problems += joined.problems
+    bad_lines(answers_path, problems, skip_bad)
+    if not joined.pairs:
+        raise BadInput(answers_path, [*problems, f"no usable answer to a question of {name}; expected objects with answer"])
+    try:
+        report = score([question for question, _ in joined.pairs], [answer for _, answer in joined.pairs], rule)
+    except ValueError as error:
+        raise BadInput(answers_path, [str(error)]) from error
+    settings = {
+        "benchmark": "POPE", "questions": name, "answers": str(answers_path), "rule": rule, "answer_key": answer_key,
+        "joined_by": joined.by, "compared": sorted(joined.compared), "n_bad": max(len(asked), len(given)) - len(joined.pairs),
+    }  # fmt: skip
     return Report(report.metrics, report.items, settings)
 
 
 def write_answers(path: Path | str, questions: Sequence[Question], answers: Sequence[str]) -> None:
     """Write answers as the official script reads them, one object a line, in the order of the questions.
 
-    Each line holds question and answer, and question_id, which the official script does not read.
+    Each line holds question and answer; and question_id and image, which the official script does not read, so that answers
+    to other questions are seen.
 
     Raises:
         ValueError: another number of answers than questions, or an answer that is no text; nothing is written.
@@ -196,7 +212,7 @@ def write_answers(path: Path | str, questions: Sequence[Question], answers: Sequ
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_answers(Path(folder) / "answers.json", questions("gqa", "random")[:1], ["Yes."])
     ...     (Path(folder) / "answers.json").read_text()
-    '{"question": "Is there a bird in the image?", "answer": "Yes.", "question_id": 1}\\n'
+    '{"question": "Is there a bird in the image?", "answer": "Yes.", "question_id": 1, "image": "2405722.jpg"}\\n'
     """
     if len(questions) != len(answers):
         raise ValueError(f"{len(answers)} answers to {len(questions)} questions; expected one answer to each")
@@ -205,7 +221,7 @@ def write_answers(path: Path | str, questions: Sequence[Question], answers: Sequ
             raise ValueError(f"the answer to question_id {question.question_id!r} is {answer!r}; expected text")
     with written(Path(path)) as part, part.open("w", encoding="utf-8") as file:
         for question, answer in zip(questions, answers, strict=True):
-            line = {"question": question.text, "answer": answer, "question_id": question.question_id}
+            line = {"question": question.text, "answer": answer, "question_id": question.question_id, "image": question.image}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -213,9 +229,11 @@ def _shipped(source: str, kind: str) -> Path:
     return data_path("pope", f"{source}_pope_{kind}.json.gz")
 
 
-def _check_rule(rule: str) -> None:
-    if rule not in RULES:
-        raise ValueError(f"unknown POPE rule {rule!r}; expected one of {list(RULES)}")
+def _readable(answer: str, rule: str) -> bool:
+    """Whether a rule finds a yes or no in an answer, other than by taking all the rest for yes."""
+    if rule == "strict":
+        return first_word(answer) is not None
+    return official_answer(answer) == "no" or "yes" in words(answer.split(".", 1)[0]).split()
 
 
 def _ratio(part: float, whole: float) -> float:

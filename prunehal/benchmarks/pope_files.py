@@ -1,32 +1,32 @@
-"""Read POPE's files of questions and answers, and pair each answer with its question without ever shifting one.
-
-The official script pairs by place. A line that cannot be read therefore keeps its place, and where that place is not certain
-(an unreadable line may hide several objects) the answers after it must name their question.
-"""
+"""Read POPE's files of questions and answers, line by line; a line that cannot be read keeps its place among the others."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from dataclasses import asdict, dataclass
-from itertools import zip_longest
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
-from prunehal.benchmarks.files import read_records, some
+from prunehal.benchmarks.answer_rows import WrongRows, label_of, refuse_wrong, typed, words
+from prunehal.benchmarks.files import read_records
 
-__all__ = ["LABELS", "Place", "Question", "pair", "read_places", "read_questions"]
+__all__ = ["LABELS", "Place", "Question", "again", "read_places", "read_questions"]
 
 LABELS = ("yes", "no")
 
-_ANSWER_KEYS = ("answer", "prediction", "response", "text")
-_QUESTION_KEYS = ("question_id", "image", "text", "label")
-_UNREADABLE = re.compile(r"line (\d+)(?:, object \d+)?: (?!the file ends)")  # a problem that stands in the place of a record
+_FIELDS: dict[str, tuple[tuple[str, ...], Any, str, Callable[[Any], Any]]] = {  # keys, type, its name, when two are alike
+    "question_id": (("question_id",), int | str, "a number or text", str),
+    "image": (("image", "image_source", "image_file", "image_path", "file_name"), str, "text", lambda name: PurePath(name).stem),
+    "text": (("text", "question", "query"), str, "text", words),
+    "label": (("label", "answer", "gt_answer", "ground_truth"), str | int | bool, "yes or no", label_of),
+}
+_UNREADABLE = re.compile(r"line (\d+)(?:, object (\d+))?: (?!the file ends|reading stops)")  # a problem in the place of a record
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one image; the label is ``yes`` or ``no``."""
+    """One question about one image; the label is ``yes`` or ``no``, or empty where it is not known."""
 
     question_id: int | str
     image: str
@@ -58,15 +58,25 @@ def read_places(path: Path | str) -> tuple[list[Place], list[str]]:
     ([(1, None), (2, {'answer': 'Yes'})], ['line 1: no JSON (Expecting value)'])
     """
     records, problems = read_records(path)
-    torn = [Place(int(found[1]), None, readable=False) for problem in problems if (found := _UNREADABLE.match(problem))]
-    places = torn + [Place(record.line, record.value) for record in records]
+    torn = dict.fromkeys(found.groups() for problem in problems if (found := _UNREADABLE.match(problem)))
+    places = [Place(int(line), None, readable=False) for line, _ in torn] + [
+        Place(record.line, record.value) for record in records
+    ]
     return sorted(places, key=lambda place: place.line), problems
 
 
-def read_questions(path: Path | str) -> tuple[list[Place], list[str]]:
+def read_questions(path: Path | str, labelled: bool = True) -> tuple[list[Place], list[str]]:
     """Read a question file: the place of each `Question` (None for one that cannot be used), and the problems.
 
+    The keys are question_id, image, text and label. Question or query may stand for text, answer for label, image_source or
+    file_name for image; a label may be written as yes, Yes, 1 or true.
+
+    Args:
+        path: the file.
+        labelled: whether each question needs a label.
+
     Raises:
+        BadInput: two keys of one field differ.
         OSError: the file cannot be read.
 
     >>> import tempfile
@@ -79,124 +89,51 @@ def read_questions(path: Path | str) -> tuple[list[Place], list[str]]:
     places, problems = read_places(path)
     asked: list[Place] = []
     first: dict[str, int] = {}
+    wrong = []
     for place in places:
         question = None
         if place.readable:
             try:
-                question = _question(place.content)
+                question = _question(place.content, labelled)
                 if (key := str(question.question_id)) in first:
-                    raise ValueError(_again(question.question_id, first[key]))
+                    raise ValueError(again(question.question_id, first[key]))
                 first[key] = place.line
             except ValueError as error:
-                problems.append(f"line {place.line}: {error}")
+                (wrong if isinstance(error, WrongRows) else problems).append(f"line {place.line}: {error}")
                 question = None
         asked.append(Place(place.line, question, place.readable))
+    refuse_wrong(path, wrong)
     return asked, problems
 
 
-def pair(asked: list[Place], given: list[Place]) -> tuple[list[tuple[Question, str]], list[str]]:
-    """Pair questions and answers: by question_id when every answer has one, otherwise by place.
+def _question(value: Mapping[str, Any], labelled: bool) -> Question:
+    there = {name: [key for key in keys if key in value] for name, (keys, *_) in _FIELDS.items() if labelled or name != "label"}
+    if absent := [name for name, keys in there.items() if not keys]:
+        raise ValueError(f"no {', '.join(absent)}; expected the keys {', '.join(there)}, found {sorted(value)}")
+    return Question(**({"label": ""} | {name: _field(value, name, keys) for name, keys in there.items()}))
 
-    Args:
-        asked: from `read_questions`.
-        given: from `read_places`.
 
-    Returns:
-        The usable pairs, and what is wrong with the others (unreadable lines and unusable questions are known already).
+def _field(value: Mapping[str, Any], name: str, keys: list[str]) -> int | str:
+    """Return a question's field from the keys that may hold it; a picture or null beside a name is not looked at."""
+    _, kind, expected, alike = _FIELDS[name]
+    key, *others = [key for key in keys if isinstance(value[key], str | int)] or keys
+    content = typed(value[key], kind, key, expected)
+    for other in others:
+        if alike(typed(value[other], kind, other, expected)) != alike(content):
+            raise WrongRows(f"{key} is {content!r} and {other} is {value[other]!r}; expected one {name}; Fix: keep the right one")
+    if name == "label":
+        if label_of(content) is None:
+            raise ValueError(f"unknown label {content!r}; expected yes or no")
+        return str(label_of(content))
+    if isinstance(content, str) and not content.strip():
+        raise ValueError(f"{key} is {content!r}; expected {expected}")
+    return content
 
-    >>> question = Question(7, "a.jpg", "Is there a dog?", "yes")
-    >>> pair([Place(1, question)], [Place(1, {"answer": "Yes"}), Place(2, {"answer": "No"})])
-    ([(Question(question_id=7, image='a.jpg', text='Is there a dog?', label='yes'), 'Yes')], \
-['line 2: answer 2 to 1 questions; expected one for each'])
+
+def again(question_id: int | str, line: int) -> str:
+    """Return the problem of a question_id that came before.
+
+    >>> again(7, 1)
+    'question_id 7 again, first on line 1; expected each once'
     """
-    answers = [place.content for place in given if place.readable]
-    by_id = bool(answers) and all("question_id" in answer for answer in answers)
-    return (_by_id if by_id else _by_place)(asked, given)
-
-
-def _question(value: dict[str, Any]) -> Question:
-    if absent := [key for key in _QUESTION_KEYS if key not in value]:
-        raise ValueError(f"no {', '.join(absent)}; expected the keys {', '.join(_QUESTION_KEYS)}")
-    question = Question(*(value[key] for key in _QUESTION_KEYS))
-    for key, content in asdict(question).items():
-        number = key == "question_id" and type(content) is int  # True is no number here
-        if not number and not (isinstance(content, str) and content.strip()):
-            raise ValueError(f"{key} is {content!r}; expected {'a number or ' * (key == 'question_id')}text")
-    if question.label not in LABELS:
-        raise ValueError(f"unknown label {question.label!r}; expected yes or no")
-    return question
-
-
-def _by_place(asked: list[Place], given: list[Place]) -> tuple[list[tuple[Question, str]], list[str]]:
-    pairs: list[tuple[Question, str]] = []
-    problems: list[str] = []
-    certain, torn = len(asked) == len(given) and _one_each(asked) and _one_each(given), 0
-    for number, (question, answer) in enumerate(zip_longest(asked, given), start=1):
-        if answer is None:
-            problems.append(f"no answer {number} (question on line {question.line}); expected {len(asked)} answers, in order")
-        elif question is None:
-            problems.append(f"line {answer.line}: answer {number} to {len(asked)} questions; expected one for each")
-        elif not (question.readable and answer.readable):
-            torn = torn or number
-        elif question.content is None:
-            continue
-        elif torn and not certain and "question" not in answer.content:
-            problems.append(f"line {answer.line}: its place is not certain, as place {torn} cannot be read; expected question")
-        else:
-            _take(pairs, problems, question.content, answer)
-    return pairs, problems
-
-
-def _one_each(places: list[Place]) -> bool:
-    """Whether every unreadable place has a line of its own, so that its rank among the others is known."""
-    on_line = Counter(place.line for place in places)
-    return all(place.readable or on_line[place.line] == 1 for place in places)
-
-
-def _by_id(asked: list[Place], given: list[Place]) -> tuple[list[tuple[Question, str]], list[str]]:
-    pairs: list[tuple[Question, str]] = []
-    problems: list[str] = []
-    known = {str(place.content.question_id): place for place in asked if place.content is not None}
-    first: dict[str, int] = {}
-    for answer in given:
-        if not answer.readable:
-            continue
-        name = answer.content["question_id"]
-        key = str(name)
-        if key not in known:
-            ids = some(known) or "none, as no question can be used"
-            problems.append(f"line {answer.line}: unknown question_id {name!r}; expected one of {ids}")
-        elif key in first:
-            problems.append(f"line {answer.line}: {_again(name, first[key])}")
-        else:
-            first[key] = answer.line
-            _take(pairs, problems, known[key].content, answer)
-    for key, place in known.items():
-        if key not in first:
-            problems.append(f"no answer to question_id {key} (question on line {place.line}); expected one for each")
-    return pairs, problems
-
-
-def _take(pairs: list[tuple[Question, str]], problems: list[str], question: Question, answer: Place) -> None:
-    """Add the pair, or what is wrong with its answer."""
-    value = answer.content
-    key = next((key for key in _ANSWER_KEYS if key in value), None)
-    named, wanted = value.get("question"), question.text.strip()
-    if key is None:
-        problem = f"no answer; expected one of the keys {', '.join(_ANSWER_KEYS)}, found {sorted(value)}"
-    elif not isinstance(value[key], str):
-        problem = f"{key} is {repr(value[key])[:40]}; expected text"
-    elif value[key].strip().casefold() == wanted.casefold():
-        problem = f"{key} repeats the question; expected the answer under one of the keys {', '.join(_ANSWER_KEYS)}"
-    elif "question" in value and not (isinstance(named, str) and wanted.casefold() in named.casefold()):
-        problem = f"answers the question {repr(named)[:80]}; expected {wanted!r} (question_id {question.question_id!r})"
-    elif "question_id" in value and str(value["question_id"]) != str(question.question_id):
-        problem = f"question_id is {value['question_id']!r}; expected {question.question_id!r} at this place"
-    else:
-        pairs.append((question, value[key]))
-        return
-    problems.append(f"line {answer.line}: {problem}")
-
-
-def _again(question_id: int | str, line: int) -> str:
     return f"question_id {question_id!r} again, first on line {line}; expected each once"
