@@ -6,6 +6,7 @@ import models
 import pytest
 import reference
 import torch
+from decode import TOLERANCE
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -235,4 +236,4 @@ def test_eager_equals_sdpa(policy):
         outputs.append(model.generate(**inputs, **as_option(attach(model, inputs, policy)), **settings))
     assert torch.equal(outputs[0].sequences, outputs[1].sequences)
     for one, other in zip(outputs[0].logits, outputs[1].logits, strict=True):
-        assert (one - other).abs().max() <= 1e-5
+        assert (one - other).abs().max() <= TOLERANCE

@@ -9,7 +9,7 @@ import models
 import pytest
 import reference
 import torch
-from decode import Accumulated
+from decode import TOLERANCE, Accumulated
 from transformers import DynamicCache
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
@@ -157,7 +157,7 @@ def test_images_of_different_size_in_one_batch():
         assert torch.equal(cache.kept(layer)[1] - padding, alone.kept(layer)[0])
     columns = ["mass", "mean", "max", "n_visual"]
     frame = cache.trace.frame()
-    assert abs(frame.loc[frame["row"] == 1, columns].to_numpy() - alone.trace.frame()[columns].to_numpy()).max() <= 1e-5
+    assert abs(frame.loc[frame["row"] == 1, columns].to_numpy() - alone.trace.frame()[columns].to_numpy()).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -184,7 +184,7 @@ def test_reorder_moves_rows_with_all_their_state(family, kind, t):
         expected = feed(straight, tokens[:, step : step + 1], mask)
         order = [1, 0] if step % 2 else [0, 1]
         actual = feed(swapped, tokens[order, step : step + 1], mask[order])
-        assert (actual - expected[order]).abs().max() <= 1e-5, step
+        assert (actual - expected[order]).abs().max() <= TOLERANCE, step
         swapped.reorder_cache(torch.tensor([1, 0]))  # the vote of this step is still pending
     for layer in range(len(model.model.language_model.layers)):
         assert [positions.tolist() for positions in swapped.kept(layer)] == [p.tolist() for p in straight.kept(layer)]

@@ -6,7 +6,7 @@ import models
 import pytest
 import reference_opera as twin
 import torch
-from decode import END_WORD, SEED, difference
+from decode import END_WORD, SEED, TOLERANCE, difference
 from models import FAMILIES, IMAGE, VIDEO, VOCAB
 
 import prunehal as ph
@@ -117,7 +117,7 @@ def _same(ours, slow, inputs):
     prompt = inputs["input_ids"].shape[1]
     for row, (score, answer) in enumerate(slow.sequences):
         assert ours.sequences[row, prompt : prompt + len(answer)].tolist() == answer
-        assert abs(ours.sequences_scores[row].item() - score) <= 1e-5
+        assert abs(ours.sequences_scores[row].item() - score) <= TOLERANCE
 
 
 @pytest.mark.parametrize("policy", [NoPruning(), PRUNING, PruneHal(r=0.5, t=3, kept="head"), TopK(5, step=1)], ids=repr)
@@ -152,9 +152,9 @@ def test_beams_end_by_the_rules_of_stock_generate(early_stopping, length_penalty
 def _equal(stock, ours):
     assert torch.equal(ours.sequences, stock.sequences)
     assert torch.equal(ours.beam_indices, stock.beam_indices)
-    assert torch.allclose(ours.sequences_scores, stock.sequences_scores, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(ours.sequences_scores, stock.sequences_scores, rtol=0, atol=TOLERANCE)
     assert len(ours.logits) == len(stock.logits)
-    assert difference(stock, ours) <= 1e-5
+    assert difference(stock, ours) <= TOLERANCE
 
 
 def test_exact_caches_stay_at_stock_output():
@@ -178,7 +178,7 @@ def test_after_a_shared_prefill_a_chunked_one_and_with_padding(family, returns):
         common = {"max_new_tokens": 16, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
         again = model.generate(**shared.inputs, **as_option(after), **common, **options)
     assert torch.equal(again.sequences, alone.sequences)
-    assert (again.sequences_scores - alone.sequences_scores).abs().max() <= 1e-5
+    assert (again.sequences_scores - alone.sequences_scores).abs().max() <= TOLERANCE
     assert after.events.equals(cache.events)
     padded = {name: value for name, value in inputs.items()}
     for name, filler in (("input_ids", models.PAD), ("attention_mask", 0), ("mm_token_type_ids", 0)):
@@ -186,7 +186,7 @@ def test_after_a_shared_prefill_a_chunked_one_and_with_padding(family, returns):
             padded[name] = torch.nn.functional.pad(inputs[name], (4, 0), value=filler)
     moved, _ = generate(model, padded, setting, PRUNING)
     assert torch.equal(moved.sequences[:, 4:], alone.sequences)
-    assert (moved.sequences_scores - alone.sequences_scores).abs().max() <= 1e-5
+    assert (moved.sequences_scores - alone.sequences_scores).abs().max() <= TOLERANCE
     assert returns == places * 3
 
 
@@ -260,7 +260,7 @@ def test_the_processors_of_generate_apply():
 
     free, _ = generate(model, inputs, OPERA(num_beams=3), logits_processor=[record])
     answer = free.sequences[0, inputs["input_ids"].shape[1] :]
-    assert torch.stack(sums).sub(1).abs().max() <= 1e-5
+    assert torch.stack(sums).sub(1).abs().max() <= TOLERANCE
     banned, _ = generate(model, inputs, OPERA(num_beams=3), bad_words_ids=[[token] for token in answer.tolist()])
     assert not set(answer.tolist()) & set(banned.sequences[0, inputs["input_ids"].shape[1] :].tolist())
     forced, _ = generate(model, inputs, OPERA(num_beams=3, candidates=1), prefix_allowed_tokens_fn=lambda row, ids: [5, 6])

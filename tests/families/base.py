@@ -27,8 +27,11 @@ class Family:
         decoder: returns the decoder's layers, whose ``self_attn`` the reference hooks into.
         spread: standard deviation of the weights; smaller where the usual one makes rounding errors reach the tolerance.
         functions: the attention functions that it runs with; it has no other than eager if its scores are not plain.
-        lacks: what stock generate() itself cannot do with it: "chunks" of a prompt, several "copies" of an image.
+        lacks: what stock generate() itself cannot do with it: "chunks" (prefill_chunk_size), a prompt in two "parts" (the
+            second by another call), several "copies" of an image (beams, sampled sequences).
         unshared: why SharedPrefill refuses it, a regular expression; empty where it does not.
+        unread: why LayerReadout (DoLa, DeCo) refuses it, a regular expression; empty where it does not.
+        needs: the class of transformers that it needs, where not every admitted version has it; its module must not import it.
         newer: ``make test`` runs four cases of it, ``make compat`` all: see ``families.IN_FULL``.
         remark: what is special about it; a column of the README's table.
     """
@@ -45,6 +48,8 @@ class Family:
     functions: tuple[str, ...] = ("sdpa", "eager")
     lacks: tuple[str, ...] = ()
     unshared: str = ""
+    unread: str = ""
+    needs: str = ""
     newer: bool = False
     remark: str = ""
 
@@ -53,7 +58,7 @@ def peaked(model: PreTrainedModel, spread: float) -> PreTrainedModel:
     """Draw the weights anew so that attention is peaked, and logits of about unit size.
 
     At the usual initializer_range of 0.02 attention is flat and a wrong position goes unnoticed; here the same mistake
-    moves the logits by far more than 1e-5, the tolerance of the tests.
+    moves the logits by far more than the tolerance of the tests, `decode.TOLERANCE`.
     """
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
