@@ -177,7 +177,8 @@ def test_caption_by_hand():
     assert [metrics[name] for name in PERCENT] == [37.5, 42.9, 100.0, 20.0]
     counts = {name: metrics[name] for name in metrics if name.startswith("n")}
     assert counts == {
-        "n": 1, "n_hal": 1, "n_nouns": 8, "n_hallucinated": 3, "n_truth": 7, "n_covered": 3, "n_hallu": 5, "n_named": 1,
+        "n": 1, "n_empty": 0, "n_hal": 1, "n_nouns": 8, "n_hallucinated": 3, "n_truth": 7, "n_covered": 3, "n_hallu": 5,
+        "n_named": 1,
     }  # fmt: skip
 
 
@@ -232,6 +233,17 @@ def test_similar_words():
     assert item("A car", similarity=lambda word, other: 0.8, threshold=0.79)["covered"] == ["forest"]
 
 
+def test_an_empty_caption_is_a_caption(nltk_data):
+    """The official script finds no noun in it: nothing hallucinated, nothing of the truth covered."""
+    captions = {1: "A person by a lake. A car.", 2: "", 5: " \n"}
+    metrics = score_captions(captions).metrics
+    assert {name: metrics[name] for name in PERCENT} == twin_of_captions(captions, lambda a, b: a == b)
+    n_truth = sum(len(annotations()[number]["truth"]) for number in captions)
+    assert metrics["cover_exact"] == 2 / (0.001 + n_truth) * 100
+    assert metrics["hal_exact"] == 100 - 2 / 3.001 * 100
+    assert (metrics["n"], metrics["n_empty"], metrics["n_hal"]) == (3, 2, 1)
+
+
 @pytest.mark.parametrize(
     ("responses", "options", "message"),
     [
@@ -241,7 +253,7 @@ def test_similar_words():
         ({True: "A car."}, {}, "unknown id True"),
         ({1005: "A car."}, {}, "id 1005 is discriminative; expected a generative id, from 1 to 1004"),
         ({1: None}, {}, "response to id 1 is None; expected text"),
-        ({1: " \n"}, {}, "response to id 1 is empty"),
+        ({1: " \n", 2: ""}, {}, "all 2 captions are empty; expected a word in one at least"),
         ({1: "A car."}, {"similarity": "exakt"}, "unknown similarity 'exakt'; expected exact, spacy, or a JSON file"),
         ({1: "A car."}, {"threshold": float("nan")}, "threshold=nan: expected a number from -1 to 1"),
         ({1: "A car."}, {"threshold": 80}, "threshold=80: expected"),

@@ -28,9 +28,10 @@ def test_written_responses_are_read_back(tmp_path):
     report = score_generative(path)
     assert report.items == score_captions({3: 'A "car"\nby a lake', 1: "A dog"}).items
     assert report.settings == {
-        "benchmark": "AMBER generative", "similarity": "exact", "threshold": 0.8, "responses": str(path), "n_bad": 0,
-        "n_other": 1,
+        "benchmark": "AMBER generative", "similarity": "exact", "threshold": 0.8, "responses": str(path), "answer_key": None,
+        "n_bad": 0, "n_other": 1, "compared": [],
     }  # fmt: skip
+    amber.write_responses(path, {3: "A car", 1: "A dog", 1006: "", 1007: "No"})
     assert score_discriminative(path).settings["n_other"] == 2
     before = path.read_bytes()
     for responses, message in (({15221: "A"}, "unknown id 15221"), ({1: 5}, "response to id 1 is 5; expected text")):
@@ -41,15 +42,16 @@ def test_written_responses_are_read_back(tmp_path):
 
 GOOD = {"id": 1, "response": "A lake and a car."}
 BAD = {
-    "unknown id": ({"id": 15221, "response": "A"}, "line 2: unknown id 15221; expected a number from 1 to 15220"),
-    "id as text": ({"id": "2", "response": "A"}, "line 2: unknown id '2'"),
+    "id as other text": ({"id": "two", "response": "A"}, "line 2: unknown id 'two'; expected a number from 1 to 15220"),
+    "id as a number with a point": ({"id": 2.0, "response": "A"}, "line 2: unknown id 2.0"),
     "id as truth value": ({"id": True, "response": "A"}, "line 2: unknown id True"),
     "id as list": ({"id": [2], "response": "A"}, "line 2: unknown id [2]"),
     "no id": ({"response": "A"}, "line 2: no id; expected the keys id and response, found ['response']"),
-    "no response": ({"id": 2, "caption": "A"}, "line 2: no response; expected"),
+    "no response": ({"id": 2, "words": "A"}, "line 2: no answer; expected one of the keys answer, response"),
     "twice": (GOOD | {"response": "A dog."}, "line 2: id 1 again, first on line 1; expected one response to each"),
-    "not text": ({"id": 2, "response": None}, "line 2: the response to id 2 is None; expected text"),
-    "empty": ({"id": 2, "response": " "}, "line 2: the response to id 2 is empty; expected at least a word"),
+    "not text": ({"id": 2, "response": None}, "line 2: response is None; expected text"),
+    "nested": ({"id": 2, "response": {"text": "A"}}, "line 2: response is {'text': 'A'}; expected text"),
+    "twice, once as text": ({"id": "1", "response": "A dog."}, "line 2: id 1 again, first on line 1"),
     "torn": ('{"id": 2, "resp', "line 2: no JSON"),
 }
 
@@ -73,7 +75,7 @@ def test_bad_responses_are_named_and_can_be_skipped(case, layout, file):
 
 
 def test_nothing_left(file):
-    path = file([{"id": 2, "response": ""}])
+    path = file([{"id": 2, "response": 5}])
     with pytest.raises(BadInput, match="no response to a generative query is left; expected objects with id and response"):
         score_generative(path, skip_bad=True)
     with pytest.raises(BadInput, match="no response to a discriminative query is left"):
@@ -81,4 +83,6 @@ def test_nothing_left(file):
     with pytest.raises(OSError, match="absent"):
         score_discriminative(path.with_name("absent.json"))
     with pytest.raises(BadInput, match="no response to a discriminative query is left"):
-        score_discriminative(file([{"id": 2, "response": "Yes"}]))
+        score_discriminative(file([{"id": 2, "response": "A lake."}]))
+    with pytest.raises(BadInput, match=r"responses\.json: 1 problem\n  all 2 captions are empty"):
+        score_generative(file([{"id": 2, "response": ""}, {"id": 3, "response": " "}]))

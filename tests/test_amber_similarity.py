@@ -38,14 +38,26 @@ def test_vectors(file):
     assert (similar("a", "c"), similar("c", "c"), similar("a", "missing"), similar("missing", "missing")) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_vectors_in_the_encodings_that_people_have(tmp_path, encoding):
+    (tmp_path / "v.json").write_text('{"a": [3, 4], "b": [4, 3]}', encoding=encoding)
+    assert load_similarity(tmp_path / "v.json")[1]("a", "b") == pytest.approx(24 / 25)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"v\.json holds no JSON"),
-        ([1], r"holds no table; expected \{word: \[numbers\]\}"),
-        ({}, "holds no table"),
+        ("{", r"v\.json: 1 problem\n  line 1: no JSON"),
+        ('{\n"a": [1],\n"b": [1}', r"v\.json: 1 problem\n  line 3: no JSON"),
+        ([1], r"it is \[1\]; expected an object in braces"),
+        ({}, r"v\.json: 1 problem\n  it holds no word; expected a table \{word: \[numbers\]\}"),
+        ("[" * 100000, r"v\.json: 1 problem\n  it is nested too deeply"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", r"v\.json: 1 problem\n"),
+        ('{"a": [1], "a": [2]}', r"v\.json: 1 problem\n  key 'a' stands twice"),
+        ('{"a": [1' + "0" * 400 + "]}", r"v\.json: 1 problem\n"),
+        ('{"a": [true]}', r"'a'\[0\] is True; expected a number"),
         ({"a": [1, 2], "b": [1]}, r"'a' has 2 numbers and 'b' 1; expected vectors of one length"),
-        ({"a": [1, "2"]}, r"the vector of 'a' is \[1, '2'\]; expected a list of finite numbers"),
+        ({"a": [1, "2"]}, r"'a'\[1\] is '2'; expected a number"),
         ({"a": []}, "the vector of 'a' is"),
         ('{"a": [NaN]}', "the vector of 'a' is"),
     ],

@@ -25,13 +25,14 @@ from prunehal.benchmarks.amber_files import (
     check_responses,
     initial_counters,
     queries,
-    read_responses,
     safe_words,
     write_responses,
 )
+from prunehal.benchmarks.amber_responses import read_responses
 from prunehal.benchmarks.amber_similarity import Similarity, load_similarity
 from prunehal.benchmarks.english import lemma, tags, tokenize
 from prunehal.benchmarks.files import Report
+from prunehal.reading import reading
 
 __all__ = ["nouns", "queries", "score_answers", "score_captions", "score_discriminative", "score_generative", "write_responses"]
 
@@ -58,13 +59,13 @@ def score_captions(responses: Mapping[int, str], similarity: str | Path | Simila
 
     Returns:
         A report; metrics: chair, cover, hal and cog in percent, rounded to one decimal as published; the same unrounded as
-        chair_exact, ...; and the counts n (captions), n_hal (captions with a hallucinated noun), n_nouns, n_hallucinated,
-        n_truth, n_covered, n_hallu, n_named. Items: id, nouns, hallucinated (nouns), covered (truth words), named (hallu
-        words). Settings: benchmark, similarity, threshold.
+        chair_exact, ...; and the counts n (captions), n_empty (empty ones, scored as captions without nouns), n_hal (captions
+        with a hallucinated noun), n_nouns, n_hallucinated, n_truth, n_covered, n_hallu, n_named. Items: id, nouns, hallucinated
+        (nouns), covered (truth words), named (hallu words). Settings: benchmark, similarity, threshold.
 
     Raises:
-        ValueError: no caption, an unknown or discriminative id, a caption that is empty or no text, an unknown similarity, a
-            threshold that is not from -1 to 1.
+        ValueError: no caption, an unknown or discriminative id, a caption that is no text, an unknown similarity, a
+            threshold that is not from -1 to 1; captions that are all empty.
 
     >>> report = score_captions({1: "A person and two dogs by a lake. A car."})
     >>> report.items[0]["hallucinated"], report.items[0]["covered"], report.items[0]["named"]
@@ -75,6 +76,9 @@ def score_captions(responses: Mapping[int, str], similarity: str | Path | Simila
     check_responses(responses, "generative")
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: expected a number from -1 to 1; the official one is 0.8")
+    n_empty = sum(not response.strip() for response in responses.values())
+    if n_empty == len(responses):
+        raise ValueError(f"all {n_empty} captions are empty; expected a word in one at least; Fix: see what the model was asked")
     name, similar = load_similarity(similarity)
     counters = initial_counters()
     items = []
@@ -106,6 +110,7 @@ def score_captions(responses: Mapping[int, str], similarity: str | Path | Simila
     metrics |= {f"{key}_exact": value for key, value in exact.items()}
     metrics |= {
         "n": len(items),
+        "n_empty": n_empty,
         "n_hal": len(items) - counters["non_hallu_score"],
         "n_nouns": sum(len(item["nouns"]) for item in items),
         "n_hallucinated": counters["chair_score"],
@@ -122,21 +127,23 @@ def score_generative(
     similarity: str | Path | Similarity = "exact",
     threshold: float = 0.8,
     skip_bad: bool = False,
+    answer_key: str | None = None,
 ) -> Report:
-    """Score a response file of the official layout: a JSON list of objects with id and response.
+    """Score a response file: a JSON list of objects with id and response, or what else `read_responses` takes.
 
     Args:
         responses_path: the file.
         similarity: see `score_captions`.
         threshold: two words are similar above it.
         skip_bad: go on without the bad lines, and count them under ``settings["n_bad"]``.
+        answer_key: the key that holds the captions, where several could.
 
     Returns:
-        A report as `score_captions` gives it; settings also hold responses, n_bad and n_other (answers to
-        discriminative queries, which are left out).
+        A report as `score_captions` gives it; settings also hold responses, answer_key, n_bad, n_other (answers to
+        discriminative queries, which are left out) and compared.
 
     Raises:
-        BadInput: see `read_responses`.
+        BadInput: see `read_responses`; or captions that are all empty.
         ValueError: an unknown similarity, or a threshold that is not from -1 to 1.
         OSError: the file cannot be read.
 
@@ -147,9 +154,11 @@ def score_generative(
     >>> report.metrics["chair"], report.metrics["hal"], report.settings["similarity"]
     (20.0, 50.0, 'exact')
     """
-    responses, counts = read_responses(responses_path, "generative", skip_bad)
-    report = score_captions(responses, similarity, threshold)
-    return Report(report.metrics, report.items, {**report.settings, "responses": str(responses_path), **counts})
+    responses, counts = read_responses(responses_path, "generative", skip_bad, answer_key)
+    with reading(responses_path):
+        report = score_captions(responses, similarity, threshold)
+    settings = {**report.settings, "responses": str(responses_path), "answer_key": answer_key, **counts}
+    return Report(report.metrics, report.items, settings)
 
 
 @cache

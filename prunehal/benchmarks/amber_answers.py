@@ -1,21 +1,28 @@
 """AMBER, discriminative part: accuracy, precision, recall and F1 of yes-or-no answers, for every type of question.
 
 Source: Wang et al. 2023, arXiv 2311.07397; the rule is that of ``inference.py`` in junyangwang0410/AMBER. "No" is the
-positive class: precision and recall tell how well absent things are denied.
+positive class: precision and recall show how well absent things are denied.
 
-Quirks of the official script, kept because the numbers of papers hold them: only exactly "Yes" and "No" are answers, so
-"Yes.", "no" and "" are wrong and neither; every number is divided by a count that begins at 0.001 (0.003 for attribute, which
-sums three), so that all right gives 100.0 only after rounding; F1 is made from the rounded precision and recall, with 0.0001
-added below the line (0.001 for existence).
+By the official rule only exactly "Yes" and "No" are answers, so "Yes.", "no" and "" are wrong and neither. By the strict rule,
+the same as that of POPE, the first word decides, in any case and with any punctuation: "Yes.", "yes, ..." and "**No**" are
+answers, "There is" is neither. How many are neither is counted as n_unreadable; where all are, there is nothing to score.
+
+Quirks of the official script, kept under both rules because the numbers of papers hold them: every number is divided by a
+count that begins at 0.001 (0.003 for attribute, which sums three), so that all right gives 100.0 only after rounding; F1 is made
+from the rounded precision and recall, with 0.0001 added below the line (0.001 for existence).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from prunehal.benchmarks.amber_files import annotations, check_responses, initial_counters, read_responses
+from prunehal.benchmarks.amber_files import annotations, check_responses, initial_counters
+from prunehal.benchmarks.amber_responses import official_answer, read_responses
+from prunehal.benchmarks.answer_rows import check_rule, counts, first_word
 from prunehal.benchmarks.files import Report
+from prunehal.reading import reading
 
 __all__ = ["score_answers", "score_discriminative"]
 
@@ -38,41 +45,53 @@ _GROUPS = {  # name in the report -> prefixes whose counters are summed, in the 
 }
 
 
-def score_answers(responses: Mapping[int, str]) -> Report:
+def score_answers(responses: Mapping[int, str], rule: str = "official") -> Report:
     """Score answers by discriminative id.
+
+    Args:
+        responses: id -> answer.
+        rule: ``official``: exactly Yes or No. ``strict``: the first word, without punctuation and case, is yes or no.
 
     Returns:
         A report; metrics: accuracy, precision, recall and f1 in percent, rounded to one decimal, for each of all, existence,
-        attribute, state, number, action and relation (0.0 where there is no answer of a type). Items: id, type, truth,
-        response, correct. Settings: benchmark, and n, the number of answers of each type.
+        attribute, state, number, action and relation (0.0 where there is no answer of a type); n, n_empty, n_unreadable (wrong,
+        and neither Yes nor No) and unreadable, their share from 0 to 1. Items: id, type, truth, response, answer (Yes, No or
+        None), correct. Settings: benchmark, rule, and n, the number of answers of each type.
 
     Raises:
-        ValueError: no answer, an unknown or generative id, an answer that is no text.
+        ValueError: no answer, an unknown or generative id, an answer that is no text, another rule, or no answer at all that can
+            be read.
 
     >>> score_answers({1005: "Yes", 1006: "No", 1007: "No.", 8633: "Yes"}).metrics["all"]
     {'accuracy': 50.0, 'precision': 99.9, 'recall': 50.0, 'f1': 66.6}
+    >>> score_answers({1005: "Yes.", 1006: "no"}, rule="strict").metrics["all"]["accuracy"]
+    100.0
     """
+    check_rule(rule, "AMBER")
     check_responses(responses, "discriminative")
     counters = initial_counters()
     n = dict.fromkeys(_GROUPS, 0)
     items = []
-    for number, response in responses.items():
+    said = {number: _answer(response, rule) for number, response in responses.items()}
+    for number, answer in said.items():
         kind, truth = annotations()[number]["type"], annotations()[number]["truth"]
         name, prefix = _TYPES.get(kind, _RELATION)
-        correct = response == ("Yes" if truth == "yes" else "No")
+        correct = answer == ("Yes" if truth == "yes" else "No")
         for part in ("", prefix):
             counters[f"{part}qa_correct_num"] += 1
             counters[f"{part}qa_correct_score"] += correct
             if truth == "no":
                 counters[f"{part}qa_no_num"] += 1
                 counters[f"{part}qa_no_score"] += correct
-            if response == "No":
+            if answer == "No":
                 counters[f"{part}qa_ans_no_num"] += 1
                 counters[f"{part}qa_ans_no_score"] += truth == "no"
         for group in ("all", name, *(["attribute"] if prefix in _GROUPS["attribute"] else [])):
             n[group] += 1
-        items.append({"id": number, "type": kind, "truth": truth, "response": response, "correct": correct})
-    metrics = {}
+        items.append({
+            "id": number, "type": kind, "truth": truth, "response": responses[number], "answer": answer, "correct": correct,
+        })  # fmt: skip
+    metrics: dict[str, Any] = {}
     for group, prefixes in _GROUPS.items():
         accuracy, precision, recall = (
             round(_sum(counters, prefixes, f"{what}_score") / _sum(counters, prefixes, f"{what}_num") * 100, 1)
@@ -81,22 +100,29 @@ def score_answers(responses: Mapping[int, str]) -> Report:
         p, r = precision / 100, recall / 100
         f1 = round(2 * p * r / (p + r + (0.001 if group == "existence" else 0.0001)) * 100, 1)
         metrics[group] = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
-    return Report(metrics, items, {"benchmark": "AMBER discriminative", "n": n})
+    texts = list(responses.values())
+    metrics |= counts(texts, list(said.values()).count(None), _hint(texts, rule))
+    return Report(metrics, items, {"benchmark": "AMBER discriminative", "rule": rule, "n": n})
 
 
-def score_discriminative(responses_path: Path | str, skip_bad: bool = False) -> Report:
-    """Score a response file of the official layout: a JSON list of objects with id and response.
+def score_discriminative(
+    responses_path: Path | str, skip_bad: bool = False, rule: str = "official", answer_key: str | None = None
+) -> Report:
+    """Score a response file: a JSON list of objects with id and response, or what else `read_responses` takes.
 
     Args:
         responses_path: the file.
         skip_bad: go on without the bad lines, and count them under ``settings["n_bad"]``.
+        rule: see `score_answers`.
+        answer_key: the key that holds the answers, where several could.
 
     Returns:
-        A report as `score_answers` gives it; settings also hold responses, n_bad and n_other (captions,
-        which are left out).
+        A report as `score_answers` gives it; settings also hold responses, answer_key, n_bad, n_other (captions, which are left
+        out) and compared.
 
     Raises:
-        BadInput: see `read_responses`.
+        BadInput: see `read_responses`; or no answer at all that can be read.
+        ValueError: another rule.
         OSError: the file cannot be read.
 
     >>> import tempfile
@@ -106,9 +132,28 @@ def score_discriminative(responses_path: Path | str, skip_bad: bool = False) -> 
     ...     score_discriminative(file.name).metrics["existence"]
     {'accuracy': 99.9, 'precision': 99.9, 'recall': 99.9, 'f1': 99.9}
     """
-    responses, counts = read_responses(responses_path, "discriminative", skip_bad)
-    report = score_answers(responses)
-    return Report(report.metrics, report.items, {**report.settings, "responses": str(responses_path), **counts})
+    check_rule(rule, "AMBER")
+    responses, left_out = read_responses(responses_path, "discriminative", skip_bad, answer_key)
+    with reading(responses_path):
+        report = score_answers(responses, rule)
+    settings = {**report.settings, "responses": str(responses_path), "answer_key": answer_key, **left_out}
+    return Report(report.metrics, report.items, settings)
+
+
+def _answer(response: str, rule: str) -> str | None:
+    if rule == "official":
+        return official_answer(response)
+    word = first_word(response)
+    return None if word is None else word.capitalize()
+
+
+def _hint(texts: list[str], rule: str) -> str:
+    """Return what was expected where no answer can be read, and the fix."""
+    if rule == "strict":
+        return "the strict rule expected yes or no as the first word; Fix: see what the model was asked"
+    others = sum(first_word(text) is not None for text in texts)
+    fix = f"use the strict rule (--rule strict), which reads {others} of them" if others else "see what the model was asked"
+    return f"the official rule expected exactly Yes or No; Fix: {fix}"
 
 
 def _sum(counters: Mapping[str, float], prefixes: tuple[str, ...], name: str) -> float:

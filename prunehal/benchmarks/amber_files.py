@@ -1,4 +1,4 @@
-"""The files of AMBER: its queries, annotations and word lists as shipped, and response files of the official layout.
+"""The files of AMBER: its queries, annotations and word lists as shipped, and what is written in the official layout.
 
 Source: Wang et al. 2023, "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation", arXiv
 2311.07397; the files are those of junyangwang0410/AMBER. Ids 1 to 1004 are generative (one caption for each image), 1005 to
@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, bad_lines, read_records, read_shipped
+from prunehal.benchmarks.files import read_shipped
 from prunehal.resources import data_path, written
 
 __all__ = [
-    "KINDS", "annotations", "associations", "check_responses", "initial_counters", "queries", "read_responses", "safe_words",
+    "KINDS", "annotations", "associations", "check_responses", "initial_counters", "kind_of", "queries", "safe_words",
     "write_responses",
 ]  # fmt: skip
 
@@ -81,10 +81,10 @@ def initial_counters() -> dict[str, float]:
 
 
 def check_responses(responses: Mapping[int, str], kind: str) -> None:
-    """Check responses that are in memory.
+    """Check responses that are in memory; an empty one is a response.
 
     Raises:
-        ValueError: none at all; an id that is unknown or of the other kind; a response that is no text, or an empty caption.
+        ValueError: none at all; an id that is unknown or of the other kind; a response that is no text.
 
     >>> check_responses({1005: "A lake."}, "generative")
     Traceback (most recent call last):
@@ -97,54 +97,13 @@ def check_responses(responses: Mapping[int, str], kind: str) -> None:
             raise ValueError(problem)
 
 
-def read_responses(path: Path | str, kind: str, skip_bad: bool = False) -> tuple[dict[int, str], dict[str, int]]:
-    """Read ``{id: response}`` from a file of the official layout: a JSON list of objects with id and response.
+def kind_of(number: int) -> str:
+    """Return the kind of an id.
 
-    The file may hold responses of the other kind too, as for the official evaluation of everything; they are left out.
-
-    Args:
-        path: the file; JSON lines and packed files (``.gz``) are taken as well.
-        kind: the kind of ids that are wanted.
-        skip_bad: go on without the bad lines, keeping the first of several responses to an id.
-
-    Returns:
-        The responses in the order of the file; and n_bad and n_other: how many bad ones, and of the other kind, were left out.
-
-    Raises:
-        BadInput: lines that cannot be read; ids that are missing, unknown or repeated; responses that are
-            missing or no text; empty captions; unless they are skipped; or no response at all.
-        OSError: the file cannot be read.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-    ...     _ = file.write('[{"id": 1, "response": "A lake."}, {"id": 1005, "response": "Yes"}]')
-    ...     file.flush()
-    ...     read_responses(file.name, "discriminative")
-    ({1005: 'Yes'}, {'n_bad': 0, 'n_other': 1})
+    >>> kind_of(1004), kind_of(1005)
+    ('generative', 'discriminative')
     """
-    records, problems = read_records(path)
-    responses: dict[int, str] = {}
-    first: dict[int, str] = {}
-    other = 0
-    for record in records:
-        value = record.value
-        if absent := [key for key in ("id", "response") if key not in value]:
-            problem = f"no {' and no '.join(absent)}; expected the keys id and response, found {sorted(value)}"
-        elif _is_id(value["id"]) and _kind(value["id"]) != kind:
-            other += 1
-            continue
-        elif problem := _problem(value["id"], value["response"], kind):
-            pass
-        elif value["id"] in first:
-            problem = f"id {value['id']} again, first on {first[value['id']]}; expected one response to each"
-        else:
-            responses[value["id"]], first[value["id"]] = value["response"], record.where
-            continue
-        problems.append(f"{record.where}: {problem}")
-    counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": other}
-    if not responses:
-        raise BadInput(path, [*problems, f"no response to a {kind} query is left; expected objects with id and response"])
-    return responses, counts
+    return "generative" if annotations()[number]["type"] == "generative" else "discriminative"
 
 
 def write_responses(path: Path | str, responses: Mapping[int, str]) -> None:
@@ -171,19 +130,13 @@ def _is_id(number: Any) -> bool:
     return type(number) is int and number in annotations()  # True is no id
 
 
-def _kind(number: int) -> str:
-    return "generative" if annotations()[number]["type"] == "generative" else "discriminative"
-
-
 def _problem(number: Any, response: Any, kind: str | None) -> str | None:
-    """Say what is wrong with one response; kind None takes ids of both kinds and empty captions."""
+    """Return what is wrong with one response; kind None takes ids of both kinds."""
     if not _is_id(number):
         return f"unknown id {number!r}; expected a number from 1 to {len(annotations())}"
-    if kind is not None and _kind(number) != kind:
+    if kind is not None and kind_of(number) != kind:
         ids = "from 1 to 1004" if kind == "generative" else "from 1005 to 15220"
-        return f"id {number} is {_kind(number)}; expected a {kind} id, {ids}"
+        return f"id {number} is {kind_of(number)}; expected a {kind} id, {ids}"
     if not isinstance(response, str):
         return f"the response to id {number} is {repr(response)[:40]}; expected text"
-    if kind == "generative" and not response.strip():
-        return f"the response to id {number} is empty; expected at least a word"
     return None

@@ -7,13 +7,14 @@ comparable: name the one used.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from prunehal.reading import convert, read_json, reading
 
 __all__ = ["Similarity", "load_similarity"]
 
@@ -32,7 +33,8 @@ def load_similarity(similarity: str | Path | Similarity) -> tuple[str, Similarit
             words: the noun of the response, then the word of the image.
 
     Raises:
-        ValueError: an unknown name, no such file, a table of another shape, or spaCy or its model is not installed.
+        ValueError: an unknown name, no such file, or spaCy or its model is not installed.
+        BadInput: the table's file cannot be read, or holds something else.
 
     >>> name, similar = load_similarity("exact")
     >>> name, similar("dog", "dog"), similar("dog", "puppy")
@@ -50,23 +52,12 @@ def load_similarity(similarity: str | Path | Similarity) -> tuple[str, Similarit
 
 
 def _cosine(path: Path) -> Similarity:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} holds no JSON ({error}); expected a table {{word: [numbers]}}") from error
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"{path} holds no table; expected {{word: [numbers]}} with at least one word")
-    units = {}
-    for word, numbers in table.items():
-        if not isinstance(numbers, list) or not numbers or not all(map(_is_number, numbers)):
-            raise ValueError(f"{path}: the vector of {word!r} is {repr(numbers)[:40]}; expected a list of finite numbers")
-        vector = np.array(numbers, dtype=np.float64)
-        units[word] = vector / (np.linalg.norm(vector) or 1.0)
-    first = next(iter(units))
-    if other := next((word for word in units if len(units[word]) != len(units[first])), None):
-        raise ValueError(
-            f"{path}: {first!r} has {len(units[first])} numbers and {other!r} {len(units[other])}; expected vectors of one length"
-        )
+    value = read_json(path)
+    with reading(path):
+        table = convert(value, dict[str, list[float]])
+        if not table:
+            raise ValueError("it holds no word; expected a table {word: [numbers]} with at least one")
+        units = _units(table)
 
     def cosine(word: str, other: str) -> float:
         return float(units[word] @ units[other]) if word in units and other in units else 0.0
@@ -74,8 +65,20 @@ def _cosine(path: Path) -> Similarity:
     return cosine
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+def _units(table: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    """Return each vector divided by its length; one of zeros stays."""
+    units = {}
+    for word, numbers in table.items():
+        if not numbers or not all(-_LARGEST < number < _LARGEST for number in numbers):
+            raise ValueError(f"the vector of {word!r} is {repr(numbers)[:40]}; expected a list of finite numbers")
+        vector = np.array(numbers, dtype=np.float64)
+        units[word] = vector / (np.linalg.norm(vector) or 1.0)
+    first = next(iter(units))
+    if other := next((word for word in units if len(units[word]) != len(units[first])), None):
+        raise ValueError(
+            f"{first!r} has {len(units[first])} numbers and {other!r} {len(units[other])}; expected vectors of one length"
+        )
+    return units
 
 
 def _spacy() -> Similarity:

@@ -123,7 +123,7 @@ def answer_in(row: Mapping[str, Any], asked: Asked, key: str | None, reads: Call
     Args:
         row: an object of the file.
         asked: what it answers.
-        key: the key to take; by default that of ANSWER_KEYS which is there.
+        key: the key to take; by default that of ANSWER_KEYS which is there (or caption, where no yes or no was asked for).
         reads: what scoring makes of an answer: two keys hold the same if this is equal.
 
     Raises:
@@ -145,7 +145,7 @@ answer; Fix: name it by --answer-key answer or --answer-key prediction (answer_k
             raise ValueError(f"no {key}; expected the key of --answer-key, found {sorted(row)}")
         return key, typed(row[key], str, key, "text")
     question = None if asked.text is None else words(asked.text)
-    there = [name for name in ANSWER_KEYS if name in row]
+    there = [name for name in (*ANSWER_KEYS, *(["caption"] if asked.label is None else [])) if name in row]
     able = [name for name in there if not (question and isinstance(row[name], str) and words(row[name]) == question)]
     if there and not able:
         raise ValueError(f"{there[0]} repeats the question; expected the answer under one of the keys {', '.join(ANSWER_KEYS)}")
@@ -230,9 +230,11 @@ def words(text: str) -> str:
 
 def _is_question(value: Any, asked: Asked) -> bool:
     """Whether a text that stands under ``text`` is a question, not the answer."""
-    if asked.text is None or not isinstance(value, str):
+    if not isinstance(value, str):
         return False
     given = words(value)
+    if asked.text is None:
+        return given in asked.others
     return f" {words(asked.text)} " in f" {given} " or given in asked.others or value.rstrip().endswith("?")
 
 

@@ -21,6 +21,7 @@ from prunehal.benchmarks.answer_rows import RULES, check_rule, counts, first_wor
 from prunehal.benchmarks.files import BadInput, Report, bad_lines
 from prunehal.benchmarks.pope_files import LABELS, Question, read_places, read_questions
 from prunehal.benchmarks.pope_joined import join, official_answer
+from prunehal.reading import reading
 from prunehal.resources import data_path, written
 
 __all__ = ["KINDS", "RULES", "SOURCES", "Question", "parse_answer", "questions", "score", "score_files", "write_answers"]
@@ -188,10 +189,8 @@ def score_files(
     bad_lines(answers_path, problems, skip_bad)
     if not joined.pairs:
         raise BadInput(answers_path, [*problems, f"no usable answer to a question of {name}; expected objects with answer"])
-    try:
+    with reading(answers_path):
         report = score([question for question, _ in joined.pairs], [answer for _, answer in joined.pairs], rule)
-    except ValueError as error:
-        raise BadInput(answers_path, [str(error)]) from error
     settings = {
         "benchmark": "POPE", "questions": name, "answers": str(answers_path), "rule": rule, "answer_key": answer_key,
         "joined_by": joined.by, "compared": sorted(joined.compared), "n_bad": max(len(asked), len(given)) - len(joined.pairs),

@@ -1,0 +1,149 @@
+"""Read files of responses to AMBER's queries: the official layout, and those in which models' outputs are kept elsewhere.
+
+Responses are joined with queries by id. Ids that are places in the file instead would join each response with another query, so
+unknown ids and captions that are yes or no are refused; and what a row carries of query, image or truth must be that of its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prunehal.benchmarks.amber_files import KINDS, annotations, kind_of, queries
+from prunehal.benchmarks.answer_rows import ANSWER_KEYS, Asked, WrongRows, answer_in, compared, first_word, refuse_wrong, words
+from prunehal.benchmarks.files import BadInput, bad_lines, read_records
+
+__all__ = ["official_answer", "read_responses"]
+
+_ID_KEYS = ("id", "question_id")
+
+
+def official_answer(text: str) -> str | None:
+    """Return the answer by the official rule, which reads exactly Yes and No, and otherwise None.
+
+    >>> official_answer("No"), official_answer("No.")
+    ('No', None)
+    """
+    return text if text in ("Yes", "No") else None
+
+
+def read_responses(
+    path: Path | str, kind: str, skip_bad: bool = False, answer_key: str | None = None
+) -> tuple[dict[int, str], dict[str, Any]]:
+    """Read ``{id: response}`` from a file of the official layout: a JSON list of objects with id and response.
+
+    Other keys are taken for response as `prunehal.benchmarks.answer_rows.answer_in` describes, question_id for id, and ids may be
+    text ("1005"). An empty response is a response. The file may hold responses of the other kind too, as for the official
+    evaluation of everything; they are left out.
+
+    Args:
+        path: the file; JSON lines and packed files (``.gz``) are taken as well.
+        kind: the kind of ids that are wanted.
+        skip_bad: go on without the bad lines, keeping the first of several responses to an id. Files whose rows belong to other
+            queries, or could hold several responses, are refused all the same.
+        answer_key: the key that holds the responses, where several could.
+
+    Returns:
+        The responses in the order of the file; and for a report's settings: n_bad and n_other (how many bad ones, and of the
+        other kind, were left out), compared (what every response carried and was compared with its query: of question, image
+        and label).
+
+    Raises:
+        BadInput: lines that cannot be read; ids that are missing or repeated; responses that are missing or no text; unless they
+            are skipped. Unknown ids, responses to other queries, several responses in one; or no response at all.
+        OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    ...     _ = file.write('[{"id": 1, "response": "A lake."}, {"id": "1005", "image": "AMBER_1.jpg", "text": "Yes"}]')
+    ...     file.flush()
+    ...     read_responses(file.name, "discriminative")
+    ({1005: 'Yes'}, {'n_bad': 0, 'n_other': 1, 'compared': ['image']})
+    """
+    records, problems = read_records(path)
+    responses: dict[int, str] = {}
+    first: dict[int, str] = {}
+    wrong: list[str] = []
+    carried = {"question", "image", "label"}
+    ids: list[tuple[int, Mapping[str, Any]]] = []
+    for record in records:
+        try:
+            number = _number(record.value)
+            ids.append((number, record.value))
+            if kind_of(number) != kind:
+                continue
+            asked = _asked(number)
+            key, response = answer_in(record.value, asked, answer_key, _read if asked.label else str.strip)
+            also = compared(record.value, asked, key)
+            if number in first:
+                raise ValueError(f"id {number} again, first on {first[number]}; expected one response to each")
+        except WrongRows as error:
+            wrong.append(f"{record.where}: {error}")
+        except ValueError as error:
+            problems.append(f"{record.where}: {error}")
+        else:
+            responses[number], first[number] = response, record.where
+            carried &= also
+    refuse_wrong(path, wrong or _shifted(ids))
+    n_other = sum(kind_of(number) != kind for number, _ in ids)
+    counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": n_other, "compared": sorted(carried)}
+    if not responses:
+        raise BadInput(path, [*problems, f"no response to a {kind} query is left; expected objects with id and response"])
+    return responses, counts
+
+
+def _number(row: Mapping[str, Any]) -> int:
+    """Return the id of a row, which may be text."""
+    there = {key: _as_number(row[key]) for key in _ID_KEYS if key in row}
+    if not there:
+        raise ValueError(f"no id; expected the keys id and response, found {sorted(row)}")
+    known = {key: number for key, number in there.items() if number in annotations()}
+    if len(set(known.values())) > 1:
+        raise WrongRows(
+            f"{' and '.join(f'{key} is {number}' for key, number in known.items())}; expected one id; Fix: keep one key"
+        )
+    if not known:
+        key = next(iter(there))
+        error = ValueError if there[key] is None else WrongRows
+        raise error(f"unknown {key} {row[key]!r}; expected a number from 1 to {len(annotations())}")
+    return next(iter(known.values()))
+
+
+def _as_number(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        return int(value) if len(value) < 20 else -1
+    return value if type(value) is int else None  # True is no id
+
+
+def _shifted(ids: list[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    """Return a problem if most responses to generative ids are yes or no, as they are where ids are places in the file."""
+    captions = [row for number, row in ids if kind_of(number) == "generative"]
+    answers = [row for row in captions if any(words(str(row.get(key, ""))) in ("yes", "no") for key in ANSWER_KEYS)]
+    if 2 * len(answers) <= len(captions):
+        return []
+    return [
+        f"{len(answers)} of {len(captions)} responses to ids from 1 to 1004 are yes or no; expected captions there; Fix: give "
+        "each answer the id of its query, from 1005 to 15220"
+    ]
+
+
+@cache
+def _queries() -> tuple[dict[int, dict[str, Any]], frozenset[str]]:
+    asked = {query["id"]: query for kind in KINDS for query in queries(kind)}
+    return asked, frozenset(words(query["query"]) for query in asked.values())
+
+
+@cache
+def _asked(number: int) -> Asked:
+    """Return what an id asks; a caption may have been asked for in any words."""
+    asked, others = _queries()
+    if kind_of(number) == "generative":
+        return Asked(f"id {number}", None, asked[number]["image"], None, others)
+    return Asked(f"id {number}", asked[number]["query"], asked[number]["image"], annotations()[number]["truth"], others)
+
+
+def _read(text: str) -> Hashable:
+    """What either rule makes of an answer: keys that are alike in this give the same numbers."""
+    return official_answer(text), first_word(text)
