@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 SEED = 8  # of inputs whose votes succeed at several steps, in every family
-# How far two correct runs in float32 may lie apart. They add the same terms in another order, and each does so with errors of its
-# own (2). A sum of n terms in any order is off by about sqrt(n) u of its size, u = 2**-24 (Higham and Mary 2019, rounding errors of
-# mean 0); the longest sums of these models have 64 terms. Errors of that relative size in every product of a matrix move no logit,
-# and no attention mass, by more than AMPLIFIED times their size: measured by tests/test_tolerance.py. Logits are of unit size; each
-# planted mistake moves them by more than 1e-3, twenty times as far.
+# How far two correct runs in float32 may lie apart. They add the same terms in another order, and each does so with errors of
+# its own (2). A sum of n terms in any order is off by about sqrt(n) u of its size, u = 2**-24 (Higham and Mary 2019: rounding
+# errors of mean 0); the longest sums of these models have 64 terms. Errors of that relative size in every product of a matrix
+# move no logit, and no attention mass, by more than AMPLIFIED times their size: tests/test_tolerance.py measures it. Logits are
+# of unit size; each planted mistake moves them by more than 1e-3, twenty times as far.
 AMPLIFIED = 50
 TOLERANCE = 2 * AMPLIFIED * 64**0.5 * 2**-24  # 4.8e-5
 END_WORD = 93  # ends a row in tests that need rows of different length
