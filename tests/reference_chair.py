@@ -1,4 +1,4 @@
-"""Slow twins of the two official CHAIR scorers: nltk itself, and the singular rules of pattern.en one after the other.
+"""Slow twins of the two official CHAIR scorers and of the second ground truth: nltk itself, and the singular rules of pattern.en.
 
 ``python tests/reference_chair.py`` writes the shipped table of singulars anew.
 
@@ -117,6 +117,25 @@ def lists():
         joined["passenger " + vehicle] = vehicle
     joined["bow tie"], joined["toilet seat"], joined["wine glas"] = "tie", "toilet", "wine glass"
     return nodes, joined
+
+
+def wordnet_truth(path):
+    """Return {image: objects} of the second ground truth: the shipped table, with the changes of a file made one by one."""
+    import gzip
+    import json
+
+    table = json.loads(gzip.decompress(data_path("chair", "chair_gt_coco_trainval2014.json.gz").read_bytes()))
+    truth = {}
+    for image, numbers in table["images"].items():
+        truth[int(image)] = set()
+        for number in numbers:
+            truth[int(image)].add(table["nodes"][number])
+    for image, change in json.loads(gzip.decompress(path.read_bytes())).items():
+        for name in change["add"]:
+            truth[int(image)].add(name)
+        for name in change["drop"]:
+            truth[int(image)].remove(name)
+    return truth
 
 
 def normalised(caption, scorer):

@@ -262,8 +262,20 @@ def test_both_ends_of_a_large_picture_are_marked(folder):
 def test_the_truth_of_every_picture_of_a_folder_is_marked(folder, monkeypatch):
     one = Experiment(images=folder, split="mine", n_images=1)
     before, known = pictures.pictures_version(one), pictures.ground_truth_coco()
-    monkeypatch.setattr(pictures, "ground_truth_coco", lambda: {42: known[42], 73: {"zebra", "giraffe"}})
+    monkeypatch.setattr(pictures, "ground_truth_coco", lambda name: {42: known[42], 73: {"zebra", "giraffe"}})
     assert pictures.pictures_version(one) != before
+
+
+def test_captions_of_a_folder_are_scored_by_the_truth_of_the_scorer(folder, tmp_path, monkeypatch):
+    known = {"pattern": {42: {"dog"}, 73: {"zebra"}}, "wordnet": {42: {"cat"}, 73: {"bus"}}}
+    monkeypatch.setattr(pictures, "ground_truth_coco", known.__getitem__)
+    one = Experiment(images=folder, split="mine", n_images=2)
+    assert (truth(one), truth(one, coco="wordnet")) == (known["pattern"], known["wordnet"])
+    store = Store(tmp_path / "rows")
+    with store.writing():
+        store.append(one, [ROWS[0] | {"key": key, "caption": text} for key, text in ((42, "A dog."), (73, "A cat."))])
+    for scorer, wrong in (("fixed", [False, True]), ("pattern", [False, True]), ("wordnet", [True, True])):
+        assert store.score(one, scorer).items["hallucinated"].tolist() == wrong
 
 
 def test_the_mark_is_of_the_pictures_that_questions_name(folder, tmp_path):

@@ -4,7 +4,13 @@ from prunehal.benchmarks.captions import drop_unfinished, read_captions
 from prunehal.benchmarks.chair import ChairResult, Truncation, score, truncate, truncate_to_mean
 from prunehal.benchmarks.files import BadInput, Report
 from prunehal.benchmarks.mentions import ChairScorer, Mention, load_scorer
-from prunehal.benchmarks.truth import ground_truth_coco, ground_truth_from_coco, ground_truth_testbed, load_ground_truth
+from prunehal.benchmarks.truth import (
+    ground_truth_coco,
+    ground_truth_from_coco,
+    ground_truth_testbed,
+    load_ground_truth,
+    truth_of_scorer,
+)
 
 __all__ = [
     "BadInput",
@@ -23,4 +29,5 @@ __all__ = [
     "score",
     "truncate",
     "truncate_to_mean",
+    "truth_of_scorer",
 ]

@@ -49,8 +49,8 @@ class ChairResult:
         scorer: name of the scorer used.
         metrics: chair_i, chair_s, recall and duplicates (share of mentions that repeat a category already named in the
             caption), all fractions in [0, 1]; words (mean caption length), length (the same in the scorer's own words, marks
-            included, double words joined: OPERA's "Len"); the counts n (captions), n_mentions, n_hallucinated and
-            n_captions_hallucinated.
+            included, double words joined: OPERA's "Len"); the counts n (captions), n_empty (those without a word),
+            n_mentions, n_hallucinated and n_captions_hallucinated.
         items: one row per caption: image_id, words, length, n_mentions, n_hallucinated, n_truth, n_recalled, hallucinated,
             nodes (categories in order of mention, repeats kept), hallucinated_words ([word, node] pairs).
         mentions: one row per mention: image_id, index, node, word, term, start, end, word_index, hallucinated.
@@ -97,7 +97,8 @@ def score(
     """Score captions against the objects that their images hold.
 
     Where nothing can be divided the answer is 0.0: chair_i and duplicates without a mention, recall without a
-    ground-truth object. An empty caption counts as a caption without mentions.
+    ground-truth object. An empty caption counts as the official scripts count it: it has no mention, and stands among the
+    captions of chair_s and its image's objects among those of recall.
 
     Args:
         captions: image_id -> caption, or a frame with the columns image_id and caption.
@@ -142,6 +143,7 @@ def score(
         "chair_s": total["hallucinated"] / len(frame),
         "recall": total["n_recalled"] / max(total["n_truth"], 1),
         "n": len(frame),
+        "n_empty": int((frame["words"] == 0).sum()),
         "n_mentions": total["n_mentions"],
         "n_hallucinated": total["n_hallucinated"],
         "n_captions_hallucinated": total["hallucinated"],

@@ -1,37 +1,64 @@
-"""The ground truth of CHAIR: which objects each image holds, from the shipped COCO table, the user's files or the testbed."""
+"""The ground truth of CHAIR: which objects each image holds, from COCO's two tables, the user's files or the testbed.
+
+COCO has two ground truths in use, because the scripts unite the instances of an image with the objects that its five captions
+name, and the two official scorers find different objects in captions. ``pattern`` (393,178 objects in 123,287 images) was
+built by the `pattern` scorer's code and ships with the package; ``wordnet`` (394,680 objects) by the `wordnet` scorer's, and
+differs in 1,741 images. Public ``chair.pkl`` files hold exactly one of the two: Maxlinn/CHAIR-metric-standalone the first,
+repositories that started from OPERA's or DeCo's the second (read there: Areebol/vlm-decoding-hal and others).
+"""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+import msgspec
 
 from prunehal.benchmarks.captions import image_number
-from prunehal.benchmarks.files import read_records, read_shipped, some
-from prunehal.benchmarks.mentions import ChairScorer, load_scorer
+from prunehal.benchmarks.coco_files import Table, ground_truth_from_coco, objects_of_file
+from prunehal.benchmarks.files import read_shipped, some
+from prunehal.benchmarks.mentions import ChairScorer
+from prunehal.reading import convert, read_json, reading
 
-__all__ = ["SHIPPED", "TESTBED", "ground_truth_coco", "ground_truth_from_coco", "ground_truth_testbed", "load_ground_truth"]
+__all__ = [
+    "BENCHMARKS",
+    "PATTERN",
+    "TESTBED",
+    "WORDNET",
+    "ground_truth_coco",
+    "ground_truth_from_coco",
+    "ground_truth_testbed",
+    "load_ground_truth",
+    "truth_of_scorer",
+]
 
-SHIPPED, TESTBED = "coco", "testbed"
+PATTERN, WORDNET, TESTBED = "pattern", "wordnet", "testbed"
+BENCHMARKS = "PRUNEHAL_BENCHMARKS"  # the environment variable that names the folder of the benchmarks' own files
+_DIFFERENCE = Path("chair", "chair_gt_wordnet_diff.json.gz")  # in that folder
+_WAYS_ON = (
+    "Fix: mend that, or pass --ground-truth pattern (1,741 of 123,287 images differ), or build this truth from COCO's own files: "
+    "--scorer wordnet --ground-truth instances_val2014.json --ground-truth captions_val2014.json."
+)
 
 
 class _Lazy(Mapping[Hashable, set[str]]):
     """Look the objects of an image up when they are asked for: the table holds 123,287 images."""
 
-    def __init__(self, table: Mapping[str, list[int]], nodes: Sequence[str]) -> None:
-        self._table, self._nodes = table, nodes
+    def __init__(self, table: Table) -> None:
+        self._table = table
 
     def __getitem__(self, image: Hashable) -> set[str]:
         if isinstance(image, bool) or not isinstance(image, int):
             raise KeyError(image)
-        return {self._nodes[index] for index in self._table[str(image)]}
+        return {self._table.nodes[place] for place in self._table.images[str(image)]}
 
     def __iter__(self) -> Iterator[int]:
-        return map(int, self._table)
+        return map(int, self._table.images)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._table.images)
 
 
 class _Scenes(Mapping[Hashable, set[str]]):
@@ -52,17 +79,44 @@ class _Scenes(Mapping[Hashable, set[str]]):
         return 0
 
 
-@cache
-def ground_truth_coco() -> Mapping[Hashable, set[str]]:
-    """Return the official ground truth of all COCO train2014 and val2014 images, from the shipped table.
+class _Change(msgspec.Struct, forbid_unknown_fields=True):
+    add: list[str]
+    drop: list[str]
 
-    It was made by the official `pattern` code from instances and captions; OPERA's scores rest on the same.
+
+def truth_of_scorer(scorer: str | ChairScorer) -> str:
+    """Return the name of COCO's ground truth that a scorer has by default, the one that its own code built.
+
+    `fixed`, and scorers of the user's own, have the shipped one.
+
+    >>> truth_of_scorer("wordnet"), truth_of_scorer("pattern"), truth_of_scorer("fixed")
+    ('wordnet', 'pattern', 'pattern')
+    """
+    name = scorer if isinstance(scorer, str) else scorer.name
+    return WORDNET if name == "wordnet" else PATTERN
+
+
+def ground_truth_coco(name: str = PATTERN) -> Mapping[Hashable, set[str]]:
+    """Return a ground truth of all COCO train2014 and val2014 images, by image id.
+
+    Args:
+        name: ``"pattern"``, the shipped table, or ``"wordnet"``, which is that table changed in 1,741 images by
+            ``chair/chair_gt_wordnet_diff.json.gz`` of the folder that the environment variable PRUNEHAL_BENCHMARKS names.
+
+    Raises:
+        ValueError: no truth has this name.
+        BadInput: the file of changes is damaged, or does not belong to the shipped table.
+        FileNotFoundError: ``"wordnet"``, and the variable is not set, or its folder lacks the file.
 
     >>> sorted(ground_truth_coco()[310196])
     ['person', 'skis', 'snowboard']
     """
-    table = read_shipped("chair", "chair_gt_coco_trainval2014.json.gz")
-    return _Lazy(table["images"], table["nodes"])
+    if name not in (PATTERN, WORDNET):
+        raise ValueError(
+            f"ground truth {name!r}: COCO has two ground truths of CHAIR; expected 'pattern' (the shipped one) or 'wordnet'. "
+            "Fix: pass one of these names."
+        )
+    return _Lazy(_shipped() if name == PATTERN else _changed(_difference()))
 
 
 def ground_truth_testbed() -> Mapping[Hashable, set[str]]:
@@ -79,115 +133,79 @@ def load_ground_truth(sources: Sequence[str | Path] = (), scorer: str | ChairSco
     """Load the ground truth that a command line or a notebook names.
 
     Args:
-        sources: nothing or "coco" for the shipped table; "testbed"; or files, whose objects are united: COCO instances,
-            COCO captions, the layout of the shipped table, or ``{image_id: [categories]}``.
-        scorer: reads COCO captions; the one that scores is the one to use here.
+        sources: ``"pattern"`` or ``"wordnet"`` for COCO's (nothing: the one of the scorer, see `truth_of_scorer`); ``"testbed"``;
+            or files, whose objects are united: COCO instances, COCO captions, the layout of the shipped table, or
+            ``{image_id: [categories]}``. One of COCO's truths may stand among the files.
+        scorer: the one that scores; it also reads COCO captions.
 
     Raises:
-        ValueError: a file of another layout, or with unknown categories.
-        OSError: a file cannot be read.
+        ValueError: a file of another layout, or with unknown categories; names that do not go together; ``"coco"``, which
+            could be either.
+        OSError: a file cannot be read, or is not there.
 
-    >>> 310196 in load_ground_truth(["coco"])
+    >>> 310196 in load_ground_truth(["pattern"])
     True
     """
-    names = [str(source) for source in sources] or [SHIPPED]
-    if names == [SHIPPED]:
-        return ground_truth_coco()
+    names = [str(source) for source in sources] or [truth_of_scorer(scorer)]
+    if "coco" in names:
+        ground_truth_coco("coco")
     if names == [TESTBED]:
         return ground_truth_testbed()
     if TESTBED in names:
-        raise ValueError(f"ground truth {some(names)}: the testbed's is complete; expected it alone; leave the others out")
+        raise ValueError(f"ground truth {some(names)}: the testbed's is complete; expected it alone. Fix: leave the others out.")
+    if {PATTERN, WORDNET} <= set(names):
+        raise ValueError(
+            f"ground truth {some(names)}: pattern and wordnet are two truths of the same images; expected one of them. "
+            "Fix: leave one out."
+        )
+    if len(names) == 1 and names[0] in (PATTERN, WORDNET):
+        return ground_truth_coco(names[0])
     truth: dict[Hashable, set[str]] = {}
     for name in names:
-        for given, objects in (ground_truth_coco() if name == SHIPPED else _objects(name, scorer)).items():
+        objects_of = ground_truth_coco(name) if name in (PATTERN, WORDNET) else objects_of_file(name, scorer)
+        for given, objects in objects_of.items():
             number = image_number(given) if isinstance(given, str) else None
             image = given if number is None else number
             truth[image] = truth.get(image, set()) | objects
     return truth
 
 
-def ground_truth_from_coco(
-    instances: Mapping | str | Path,
-    captions: Mapping | str | Path | None = None,
-    scorer: str | ChairScorer = "fixed",
-) -> dict[int, set[str]]:
-    """Read which objects each image holds: its COCO instances, united with the objects its captions name.
-
-    Annotators of instances miss objects that the captions name, so the official scripts unite both. Give no captions
-    to take the instances alone, as for scenes whose instances are complete.
-
-    Args:
-        instances: COCO instances file, or its parsed content (images, annotations, categories).
-        captions: COCO captions file, or its parsed content (annotations), or None.
-        scorer: reads the captions; the one that scores is the one to use here.
-
-    Raises:
-        ValueError: a file holds no JSON, a part of the COCO layout is missing, or a category is none of the 80.
-        OSError: a file cannot be read.
-
-    >>> coco = {"images": [{"id": 7}], "categories": [{"id": 18, "name": "dog"}],
-    ...         "annotations": [{"image_id": 7, "category_id": 18}]}
-    >>> ground_truth_from_coco(coco)
-    {7: {'dog'}}
-    """
-    scorer = load_scorer(scorer) if isinstance(scorer, str) else scorer
-    content = _coco(instances, "instances", ("images", "annotations", "categories"))
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    if unknown := set(names.values()) - set(scorer.nodes.values()):
-        raise ValueError(f"unknown categories {some(sorted(unknown))}; expected COCO category names; rename these categories")
-    truth: dict[int, set[str]] = {image["id"]: set() for image in content["images"]}
-    for annotation in content["annotations"]:
-        if annotation["category_id"] not in names:
-            raise ValueError(
-                f"an annotation of image {annotation['image_id']} has category_id {annotation['category_id']!r}; "
-                "expected an id listed under 'categories'; complete that list"
-            )
-        truth.setdefault(annotation["image_id"], set()).add(names[annotation["category_id"]])
-    if captions is not None:
-        for annotation in _coco(captions, "captions", ("annotations",))["annotations"]:
-            named = {mention.node for mention in scorer.mentions(annotation["caption"])}
-            truth.setdefault(annotation["image_id"], set()).update(named)
-    return truth
+@cache
+def _shipped() -> Table:
+    return convert(read_shipped("chair", "chair_gt_coco_trainval2014.json.gz"), Table)
 
 
-def _objects(name: str, scorer: str | ChairScorer) -> Mapping[Hashable, set[str]]:
-    """Return what one file says, whichever of the layouts it has."""
-    records, problems = read_records(name)
-    if problems or len(records) != 1:
-        raise ValueError(
-            f"{name}: {'; '.join(problems) or f'{len(records)} objects'}; expected one JSON object; give another file"
+def _difference() -> Path:
+    """Return the file of the images in which the wordnet truth differs."""
+    folder = os.environ.get(BENCHMARKS)
+    if not folder:
+        raise FileNotFoundError(
+            f"the wordnet ground truth needs the file {_DIFFERENCE.name}, and {BENCHMARKS} is not set; expected that variable to "
+            f"name a folder with the file {_DIFFERENCE}. {_WAYS_ON}"
         )
-    try:
-        return _by_layout(name, records[0].value, scorer)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{name}: is not laid out as expected ({type(error).__name__}: {error}); expected one of COCO instances, COCO "
-            "captions, the shipped table, {image_id: [categories]}; give another file"
-        ) from error
+    path = Path(folder) / _DIFFERENCE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the wordnet ground truth needs the file {path}, and it is not there; expected {BENCHMARKS} (now {folder!r}) to "
+            f"name a folder with the file {_DIFFERENCE}. {_WAYS_ON}"
+        )
+    return path
 
 
-def _by_layout(name: str, content: Mapping, scorer: str | ChairScorer) -> Mapping[Hashable, set[str]]:
-    if "nodes" in content and "images" in content:
-        return dict(_Lazy(content["images"], content["nodes"]))  # all at once, so that what is wrong with it shows here
-    if "annotations" in content:
-        nothing = {"images": content.get("images", []), "categories": [], "annotations": []}
-        pair = (content, None) if "categories" in content else (nothing, content)
-        found = ground_truth_from_coco(*pair, scorer)
-        named = {image["file_name"]: found[image["id"]] for image in content.get("images", ()) if "file_name" in image}
-        return found | named | {PurePosixPath(name).stem: objects for name, objects in named.items()}
-    if content and all(isinstance(objects, list) for objects in content.values()):
-        return {image: set(objects) for image, objects in content.items()}
-    raise ValueError(
-        f"{name}: this layout is none of COCO instances, COCO captions, the shipped table, {{image_id: [categories]}}; "
-        "expected one of these, or one of the words coco and testbed; give another file"
-    )
-
-
-def _coco(source: Mapping | str | Path, what: str, keys: tuple[str, ...]) -> Mapping:
-    try:
-        content = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} holds no JSON ({error}); expected a COCO {what} file; get it again") from error
-    if absent := [key for key in keys if key not in content]:
-        raise ValueError(f"the COCO {what} lack {absent}; expected the keys {list(keys)}; give the {what} annotation file")
-    return content
+@cache
+def _changed(path: Path) -> Table:
+    """Return the shipped table with the changes of a file, ``{image id: {"add": [...], "drop": [...]}}``."""
+    table = _shipped()
+    number = {node: place for place, node in enumerate(table.nodes)}
+    images = dict(table.images)
+    with reading(path):
+        for image, change in convert(read_json(path), dict[str, _Change]).items():
+            before = {table.nodes[place] for place in images.get(image, ())}
+            add, drop = set(change.add), set(change.drop)
+            if image not in images or add & before or not drop <= before or not add <= number.keys():
+                raise ValueError(
+                    f"image {image}: add {change.add} and drop {change.drop}; expected changes of the shipped table, in which it "
+                    f"holds {sorted(before)}. {_WAYS_ON}"
+                )
+            images[image] = sorted(number[node] for node in before - drop | add)
+    return Table(table.nodes, images)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
 from prunehal.benchmarks.files import some
+from prunehal.benchmarks.truth import PATTERN
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.images import load_image
 from prunehal.running.tasks import images_of, items_of
@@ -56,11 +57,17 @@ def pictures(experiment: Experiment, keys: Sequence[int | str]) -> list[list[Ima
     return [[load_image(files[key])] for key in keys]
 
 
-def truth(experiment: Experiment, keys: Sequence[int | str] | None = None) -> dict[Hashable, set[str]]:
+def truth(experiment: Experiment, keys: Sequence[int | str] | None = None, coco: str = PATTERN) -> dict[Hashable, set[str]]:
     """Return ``{image id: COCO names of what it shows}``; of all images of the experiment if no keys are given.
+
+    Args:
+        experiment: names the images: the testbed's, or a folder.
+        keys: image ids.
+        coco: which of COCO's two ground truths a folder's images have; see `prunehal.benchmarks.ground_truth_coco`.
 
     Raises:
         ValueError: COCO says nothing about an image of the folder.
+        FileNotFoundError: the wordnet truth is not at hand.
 
     >>> sorted(truth(Experiment(split="test", n_images=1))[300000000])[0]
     'bed'
@@ -69,7 +76,7 @@ def truth(experiment: Experiment, keys: Sequence[int | str] | None = None) -> di
     if experiment.images == TESTBED:
         known = ground_truth_testbed()
         return {key: set(known[key]) for key in keys}
-    known = ground_truth_coco()
+    known = ground_truth_coco(coco)
     if unknown := [key for key in keys if key not in known]:
         raise ValueError(
             f"images={experiment.images!r}: COCO's truth lacks {len(unknown)} of the images, {some(unknown)}; expected images of "
@@ -82,7 +89,8 @@ def pictures_version(experiment: Experiment) -> str:
     """Return a mark of what the images and their truth are: it tells a changed world from the one of old rows.
 
     Of the testbed it is from the pixels of the first scene, for all scenes come from the same code. Of a folder it is from all
-    images, or all that ``questions`` names, however many are asked for: names, sizes, first and last 64 kB, and COCO's truth.
+    images, or all that ``questions`` names, however many are asked for: names, sizes, first and last 64 kB, and COCO's truth:
+    the `pattern` one, by its name and by what it holds, because stored mentions are marked by it.
     A large folder is read once in a process; ``questions`` keep that short.
 
     Raises:
@@ -98,7 +106,7 @@ def pictures_version(experiment: Experiment) -> str:
 
 
 def _folder_version(folder: str, questions: str | None) -> str:
-    known, mark = ground_truth_coco(), hashlib.sha256()
+    known, mark = ground_truth_coco(PATTERN), hashlib.sha256(f"ground truth {PATTERN}".encode())
     for key, path in _files(folder, questions).items():
         size = path.stat().st_size
         mark.update(repr((key, path.name, size, sorted(known.get(key, ())))).encode())
