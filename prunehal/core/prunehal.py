@@ -57,7 +57,7 @@ class PruneHal(Policy):
     PRESETS: ClassVar[dict[str, tuple[float, int]]] = {
         "llava-1.5": (0.4, 3),  # LLaVA-1.5, 7B and 13B
         "instructblip": (0.7, 2),  # InstructBLIP-7B
-        "qwen-vl": (0.9, 4),  # Qwen-VL-7B
+        "qwen-vl": (0.9, 4),  # Qwen-VL-7B, whose code comes with its weights and is refused by attach(); use it with Qwen2-VL
     }
 
     def __post_init__(self) -> None:
@@ -78,6 +78,9 @@ class PruneHal(Policy):
     @classmethod
     def preset(cls, name: str, **options: object) -> Self:
         """Return the published setting of a model family; further options as in the constructor.
+
+        "qwen-vl" is that of Qwen-VL-7B, whose code comes with its weights (trust_remote_code); `attach` refuses it. The nearest
+        model that runs is Qwen2-VL, for which nothing is published: there the setting is a start, not a result.
 
         Raises:
             ValueError: the name has no published setting.

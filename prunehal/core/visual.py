@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from prunehal.core.unsupported import reason_against
+
 __all__ = ["find_visual_tokens", "generating", "other_cache", "refuse_unsupported", "visual_token_ids"]
 
 # Model types without placeholders in the prompt, and where the image is instead.
@@ -13,6 +15,7 @@ ELSEWHERE = {
     "blip": "reads the image by cross-attention",
     "git": "puts the image in front of the prompt by itself, and has attention code of its own",
     "idefics": "reads the image in cross-attention layers between the others",
+    "qwen": "is Qwen-VL, whose code comes with its weights (trust_remote_code) and is not run here; Qwen2-VL takes its place",
 }
 
 
@@ -45,11 +48,8 @@ def refuse_unsupported(model: torch.nn.Module) -> None:
         )
     if text is config and not hasattr(config, "vision_config") and not visual_token_ids(config):
         raise ValueError(f"model={name}: is a text-only model; expected one that reads images. {advice}")
-    if getattr(text, "kv_lora_rank", None):
-        raise ValueError(
-            f"model={name}: its decoder ({text.model_type}) caches K and V compressed (multi-head latent attention); "
-            f"expected K and V of each head. {advice}"
-        )
+    if (reason := reason_against(config)) is not None:
+        raise ValueError(f"model={name}: {reason}. {advice}")
     implementation = text._attn_implementation or ""
     if implementation == "flex_attention" or implementation.startswith("paged"):
         raise ValueError(

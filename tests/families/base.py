@@ -1,13 +1,15 @@
 """What a row of the model table says, and how its model gets peaked attention."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import transformers
 from torch import Generator, Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["END", "IMAGE", "PAD", "START", "VIDEO", "VOCAB", "Family", "peaked"]
+__all__ = ["END", "IMAGE", "PAD", "START", "VIDEO", "VOCAB", "Family", "asks_for_attention", "peaked"]
 
 VOCAB = 100
 IMAGE, PAD, VIDEO, START, END = 99, 97, 96, 95, 94  # the same ids in every family
@@ -32,6 +34,7 @@ class Family:
         unshared: why SharedPrefill refuses it, a regular expression; empty where it does not.
         unread: why LayerReadout (DoLa, DeCo) refuses it, a regular expression; empty where it does not.
         needs: the class of transformers that it needs, where not every admitted version has it; its module must not import it.
+        hindrance: returns what the installed transformers cannot do although it has the class; empty where it can.
         newer: ``make test`` runs four cases of it, ``make compat`` all: see ``families.IN_FULL``.
         remark: what is special about it; a column of the README's table.
     """
@@ -50,8 +53,28 @@ class Family:
     unshared: str = ""
     unread: str = ""
     needs: str = ""
+    hindrance: Callable[[], str] = field(default=str)
     newer: bool = False
     remark: str = ""
+
+    def is_defined(self) -> bool:
+        """Return whether the installed transformers has its class, so that it can be made."""
+        return not self.needs or hasattr(transformers, self.needs)
+
+    def missing(self) -> str:
+        """Return why the installed transformers cannot run it; empty where it can."""
+        if not self.is_defined():
+            return f"transformers {transformers.__version__} has no {self.needs}"
+        return self.hindrance()
+
+
+def asks_for_attention(config: PreTrainedConfig) -> bool:
+    """Return whether the decoder of this configuration asks transformers for its attention function, so that it is observed.
+
+    CodeGen and GPT-J have attention code of their own up to some version, and ask for the function from then on.
+    """
+    modeling = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
 
 
 def peaked(model: PreTrainedModel, spread: float) -> PreTrainedModel:

@@ -107,7 +107,10 @@ ONE = (START, *(IMAGE,) * 16, END)
 FILM = (START, *(VIDEO,) * 16, END)
 STAMPED = (41, START, *(VIDEO,) * 8, END, 42, START, *(VIDEO,) * 8, END)  # a time in words before each frame
 MROPE = [
-    Family("qwen2_vl", "Qwen2-VL", qwen2_vl, ONE, grid_pixels, FILM, grid_frames),
+    Family(
+        "qwen2_vl", "Qwen2-VL", qwen2_vl, ONE, grid_pixels, FILM, grid_frames,
+        remark="in the place of Qwen-VL-7B, the fourth model of the paper",
+    ),
     Family("qwen2_5_vl", "Qwen2.5-VL", qwen2_5_vl, ONE, grid_pixels, FILM, timed_frames),
     Family("qwen3_vl", "Qwen3-VL", qwen3_vl, ONE, grid_pixels, STAMPED, grid_frames, remark="DeepStack"),
     Family("qwen3_vl_moe", "Qwen3-VL MoE", qwen3_vl_moe, ONE, grid_pixels, STAMPED, grid_frames, remark="mixture of experts"),

@@ -1,19 +1,26 @@
 """Families with a Q-Former: a fixed number of its queries stands for an image, and the language model's generate() runs."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import torch
+import transformers
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
+    CodeGenConfig,
+    GPTJConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipVideoConfig,
     InstructBlipVideoForConditionalGeneration,
     LlamaConfig,
     OPTConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
-from families.base import IMAGE, VIDEO, VOCAB, Family
+from families.base import IMAGE, VIDEO, VOCAB, Family, asks_for_attention
 
 __all__ = ["QFORMER"]
 
@@ -21,11 +28,29 @@ TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_atte
 BRIDGE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 TEXT = dict(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512)
 LLAMA = TEXT | dict(intermediate_size=64, num_key_value_heads=2)
+OPENAI = dict(vocab_size=VOCAB, n_embd=48, n_layer=4, n_positions=512, rotary_dim=4, tie_word_embeddings=False)
 QUERIES = 16
 
 
-def blip2() -> PreTrainedModel:
-    text = OPTConfig(**TEXT, ffn_dim=64, word_embed_proj_dim=48, dropout=0.0, tie_word_embeddings=False)
+def opt() -> OPTConfig:
+    return OPTConfig(**TEXT, ffn_dim=64, word_embed_proj_dim=48, dropout=0.0, tie_word_embeddings=False)
+
+
+def gptj() -> GPTJConfig:
+    return GPTJConfig(**OPENAI, n_head=6, bos_token_id=1, eos_token_id=None)
+
+
+def codegen() -> CodeGenConfig:
+    return CodeGenConfig(**OPENAI, n_head=4, bos_token_id=1, eos_token_id=None)
+
+
+def own_attention(text: Callable[[], PreTrainedConfig]) -> Callable[[], str]:
+    """Return what says whether the decoder has attention code of its own in the installed transformers."""
+    said = f"transformers {transformers.__version__}: {text.__name__} has attention code of its own, and is refused"
+    return lambda: "" if asks_for_attention(text()) else said
+
+
+def blip2(text: PreTrainedConfig) -> PreTrainedModel:
     config = Blip2Config(
         vision_config=TOWER, qformer_config=BRIDGE, text_config=text, num_query_tokens=QUERIES, image_token_index=IMAGE
     )
@@ -73,9 +98,24 @@ def llama_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     return model.language_model.model.layers
 
 
+def gptj_layers(model: PreTrainedModel) -> list[SimpleNamespace]:
+    """Return the layers under the name of the others: these call their attention attn."""
+    return [SimpleNamespace(self_attn=layer.attn) for layer in model.language_model.transformer.h]
+
+
 ONE, FILM = (IMAGE,) * QUERIES, (VIDEO,) * (QUERIES // 2) * 4
 QFORMER = [
-    Family("blip-2", "BLIP-2", blip2, ONE, pictures, decoder=opt_layers, lacks=("chunks",), remark="on OPT"),
+    Family(
+        "blip-2", "BLIP-2", lambda: blip2(opt()), ONE, pictures, decoder=opt_layers, lacks=("chunks", "parts"), remark="on OPT"
+    ),
+    *(
+        Family(
+            f"blip-2_{text.__name__}", f"BLIP-2 on {name}", lambda text=text: blip2(text()), ONE, pictures, decoder=gptj_layers,
+            lacks=("chunks", "parts"), hindrance=own_attention(text), unread=r"without \.layers",
+            newer=True, remark="refused where transformers still has attention code of its own for it",
+        )
+        for name, text in {"GPT-J": gptj, "CodeGen": codegen}.items()
+    ),
     Family(
         "instructblip",
         "InstructBLIP",
@@ -84,7 +124,7 @@ QFORMER = [
         instructed,
         decoder=llama_layers,
         spread=0.18,
-        lacks=("chunks",),
+        lacks=("chunks", "parts"),
         remark="on Llama (Vicuna)",
     ),
     Family(
@@ -95,7 +135,7 @@ QFORMER = [
         filmed,
         decoder=llama_layers,
         spread=0.18,
-        lacks=("chunks",),
+        lacks=("chunks", "parts"),
         remark="videos only",
     ),
-]
+]  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import transformers
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -10,14 +11,12 @@ from transformers import (
     BlipForConditionalGeneration,
     BloomConfig,
     CLIPVisionConfig,
-    CodeGenConfig,
     DeepseekV3Config,
     FalconConfig,
     Florence2Config,
     Florence2ForConditionalGeneration,
     GitConfig,
     GitForCausalLM,
-    GPTJConfig,
     GPTNeoConfig,
     IdeficsConfig,
     IdeficsForVisionText2Text,
@@ -37,7 +36,8 @@ from transformers import (
     T5Config,
 )
 
-from families.base import IMAGE, PAD, VOCAB
+from families.base import IMAGE, PAD, VOCAB, asks_for_attention
+from families.qformer import codegen, gptj
 
 __all__ = ["REFUSED", "Refused"]
 
@@ -59,6 +59,7 @@ class Refused:
         make: builds the model.
         reason: the README's words.
         says: what the message says; a regular expression.
+        needs: the class of transformers that it needs, where not every admitted version has it; not to be imported here.
         late: refused at the first forward only, when its attention stays unseen; else by attach().
     """
 
@@ -67,6 +68,7 @@ class Refused:
     reason: str
     says: str
     late: bool = False
+    needs: str = ""
 
 
 def qformer(text: PreTrainedConfig, instructed: bool = False) -> PreTrainedModel:
@@ -136,8 +138,77 @@ def late(name: str, text: Callable[[], PreTrainedConfig]) -> Refused:
     )
 
 
+def latent(config: type[PreTrainedConfig], **more: object) -> PreTrainedConfig:
+    """Return a decoder that keeps compressed K and V, and keys of an indexer beside them."""
+    sizes = dict(num_key_value_heads=6, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12)
+    sizes |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    sizes |= dict(index_topk=8, index_head_dim=16, index_n_heads=2, pad_token_id=PAD)
+    return config(**SMALL, **sizes, **more)
+
+
+def dots3_note() -> PreTrainedModel:
+    sliding = {f"swa_{name}": 16 for name in ("q_lora_rank", "kv_lora_rank", "head_dim")}
+    sliding |= {f"swa_{name}": 6 for name in ("num_attention_heads", "num_key_value_heads")}
+    sliding |= dict(swa_qk_nope_head_dim=8, swa_v_head_dim=12)
+    text = latent(transformers.Dots3NoteTextConfig, q_lora_rank=16, **sliding)
+    tower = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    vision = tower | dict(patch_size=4, mlp_layer_types=["dense"], adapter_in_dim=32, adapter_out_dim=48)
+    audio = tower | dict(feature_size=8, downsample_hidden_size=4, adapter_input_size=32, adapter_out_dim=48)
+    return transformers.Dots3NoteForConditionalGeneration(
+        transformers.Dots3NoteConfig(text_config=text, vision_config=vision, audio_config=audio, image_token_id=IMAGE)
+    )
+
+
+def mistral_large4() -> PreTrainedModel:
+    text = latent(transformers.MistralLarge4TextConfig)
+    vision = transformers.PixtralVisionConfig(**TOWER)
+    config = transformers.MistralLarge4Config(vision_config=vision, text_config=text, image_token_index=IMAGE)
+    return transformers.MistralLarge4ForConditionalGeneration(config)
+
+
+def hy_v4_vl() -> PreTrainedModel:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    text = latent(transformers.HYV4VLTextConfig, q_lora_rank=16, rope_parameters=rope)
+    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, patch_size=4)
+    config = transformers.HYV4VLConfig(
+        vision_config=vision | dict(out_hidden_size=48, max_image_size=32), text_config=text, image_token_id=IMAGE
+    )
+    return transformers.HYV4VLForConditionalGeneration(config)
+
+
+def inkling2_loop() -> PreTrainedModel:
+    heads = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=8)
+    text = transformers.Inkling2LoopTextConfig(
+        **heads, **{f"swa_{name}": size for name, size in heads.items()}, vocab_size=VOCAB, unpadded_vocab_size=VOCAB,
+        hidden_size=48, num_hidden_layers=6, d_rel=4, rel_extent=16, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, n_layers_per_attn_res_block=2, loop_layer_index_start=2, loop_layer_index_end=4, loop_gate_rank=4,
+    )  # fmt: skip
+    vision = dict(model_type="inkling2_vision", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, patch_size=4)
+    vision |= dict(posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=48)
+    config = transformers.Inkling2LoopConfig(text_config=text, vision_config=vision, image_token_id=IMAGE)
+    return transformers.Inkling2LoopForConditionalGeneration(config)
+
+
+def dory() -> PreTrainedModel:
+    text = transformers.DoryConfig(
+        **SMALL | dict(num_hidden_layers=4), num_key_value_heads=2, head_dim=8, n_input_layers=1, n_output_layers=1
+    )
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**TOWER), text_config=text, image_token_id=IMAGE)
+    return LlavaForConditionalGeneration(config)
+
+
+class QWenConfig(PreTrainedConfig):
+    model_type = "qwen"
+
+
+class QWenLMHeadModel(PreTrainedModel):
+    """Stand in for Qwen-VL-7B, whose class comes with its weights."""
+
+    config: QWenConfig
+
+
+LATENT = "K and V are cached compressed (multi-head latent attention)"
 ENCODER = "is an encoder-decoder, which reads the image by cross-attention"
-OPENAI = dict(vocab_size=VOCAB, n_embd=48, n_layer=2, rotary_dim=4)
 REFUSED = [
     Refused("BLIP-2 on T5", lambda: qformer(t5()), CROSS, ENCODER),
     Refused(
@@ -149,14 +220,35 @@ REFUSED = [
     Refused("BLIP", blip, CROSS, "reads the image by cross-attention"),
     Refused("GIT", git, "the image stands in front of the prompt", "puts the image in front of the prompt by itself"),
     Refused(
-        "LLaVA on DeepSeek-V3", deepseek, "K and V are cached compressed (multi-head latent attention)",
-        r"deepseek_v3.*multi-head latent attention",
+        "LLaVA on DeepSeek-V3", deepseek, LATENT, r"deepseek_v3.*multi-head latent attention",
+    ),
+    Refused(
+        "dots3.note", dots3_note, LATENT, r"dots3_note_text.*multi-head latent attention", needs="Dots3NoteConfig"
+    ),
+    Refused(
+        "Mistral Large 4", mistral_large4, LATENT, r"mistral_large4_text.*multi-head latent attention",
+        needs="MistralLarge4Config",
+    ),
+    Refused(
+        "Hunyuan Hy4", hy_v4_vl, LATENT, r"hy_v4_vl_text.*multi-head latent attention", needs="HYV4VLConfig"
+    ),
+    Refused(
+        "Inkling 2 Mini (inkling2_loop)", inkling2_loop, "a running state stands beside K and V in one layer",
+        r"inkling2_loop_text.*running state beside K and V", needs="Inkling2LoopConfig",
+    ),
+    Refused(
+        "LLaVA on Dory", dory, "some layers run several times in a step", r"dory.*several times.*n_recurrent_loops=2",
+        needs="DoryConfig",
+    ),
+    Refused(
+        "Qwen-VL-7B, the fourth model of the paper", lambda: QWenLMHeadModel(QWenConfig()),
+        "its code comes with its weights (remote code), which is not run here; use Qwen2-VL instead",
+        r"is Qwen-VL.*trust_remote_code.*Qwen2-VL takes its place",
     ),
     late("Falcon", lambda: FalconConfig(**{k: v for k, v in SMALL.items() if k != "intermediate_size"})),
     late("Bloom", lambda: BloomConfig(vocab_size=VOCAB, hidden_size=48, n_layer=2, n_head=6)),
     late("MPT", lambda: MptConfig(vocab_size=VOCAB, d_model=48, n_layers=2, n_heads=6)),
-    late("CodeGen", lambda: CodeGenConfig(**OPENAI, n_head=4)),
-    late("GPT-J", lambda: GPTJConfig(**OPENAI, n_head=6)),
+    *(late(name, text) for name, text in {"CodeGen": codegen, "GPT-J": gptj}.items() if not asks_for_attention(text())),
     late(
         "GPT-Neo",
         lambda: GPTNeoConfig(

@@ -1,0 +1,38 @@
+"""Name the decoders whose cache holds something else than K and V, one entry for each token, layer and head."""
+
+from transformers import PreTrainedConfig
+
+__all__ = ["reason_against"]
+
+# Kinds of layers that keep more, by the configuration's layer_types.
+BESIDE = {
+    "indexed_attention": "picks the tokens that a query sees by keys of an indexer, which are cached beside K and V",
+    "hybrid": "keeps a running state beside K and V in one layer",
+    "hybrid_sliding": "keeps a running state beside K and V in one layer",
+}
+# How often some layers run in one step, by the names of the configurations; each time with K and V of its own.
+LOOPS = ("n_recurrent_loops", "loop_num_passes")
+
+
+def reason_against(config: PreTrainedConfig) -> str | None:
+    """Return why the cache of a model with this configuration cannot be pruned, and what was expected; None if it can.
+
+    >>> from transformers import DeepseekV3Config, LlamaConfig
+    >>> reason_against(LlamaConfig())
+    >>> reason_against(DeepseekV3Config())[:60]
+    'its decoder (deepseek_v3) caches K and V compressed (multi-h'
+    """
+    text = config.get_text_config(decoder=True)
+    decoder = f"its decoder ({text.model_type})"
+    if getattr(text, "kv_lora_rank", None):
+        return f"{decoder} caches K and V compressed (multi-head latent attention); expected K and V of each head"
+    for kind in getattr(text, "layer_types", None) or ():
+        if kind in BESIDE:
+            return f"{decoder} {BESIDE[kind]}; expected layers that keep K and V only"
+    for name in LOOPS:
+        if (getattr(text, name, None) or 1) > 1:
+            return (
+                f"{decoder} runs some layers several times in a step ({name}={getattr(text, name)}), each time with K and V of "
+                "its own; expected each layer once"
+            )
+    return None
