@@ -162,6 +162,22 @@ def test_unknown_keywords_reach_the_stock_function():
     assert weights is not None
 
 
+def test_a_function_that_adds_to_the_scores_is_refused_in_the_prefill():
+    """Rows computed beside it would be others than its own: a keyword that is not known here, or a function that is not."""
+    bias = torch.randn(1, 6, 4, 7)
+    with pytest.raises(ValueError, match=r"no plain softmax of the scores.*observed.*set_attn_implementation\('eager'\)"):
+        call(sdpa_attention_forward, queries=4, position_bias=bias)
+
+    def biased(module, query, key, value, mask, **kwargs):
+        return sdpa_attention_forward(module, query, key, value, bias, **kwargs)
+
+    with pytest.raises(ValueError, match="no plain softmax of the scores"):
+        call(biased, queries=4)
+    mask = torch.ones(2, 1, 4, 7, dtype=torch.bool)
+    _, weights, (query, key, value) = call(sdpa_attention_forward, queries=4, mask=mask, strange=4)
+    assert torch.equal(weights, attention.attend(query[:, :, -1:], key, None, None)[1])  # a keyword without effect
+
+
 def test_weights_of_an_eager_function_are_taken_as_they_are():
     own = torch.rand(2, 6, 4, 7)
     _, weights, _ = call(lambda *args, **kwargs: ("output", own), queries=4)

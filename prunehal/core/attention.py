@@ -150,8 +150,8 @@ def _check_plain(stock: Tensor, ours: Tensor) -> None:
     if not apart <= allowed * max(1.0, ours.abs().max().item()):
         raise ValueError(
             f"attention: the model's own function is no plain softmax of the scores (outputs differ by {apart:.2g}; expected at "
-            f"most {allowed:.2g}), so that they can be neither edited nor compared with others. "
-            "Fix: model.set_attn_implementation('sdpa'), or another model."
+            f"most {allowed:.2g}), so that they can be neither observed from outside nor edited. "
+            "Fix: model.set_attn_implementation('eager'), whose weights are read as they are, or 'sdpa'; or another model."
         )
 
 
@@ -209,6 +209,8 @@ def _observed(base: Callable) -> Callable:
             last = result[1][:, :, -1].float()
             layer.report(last.unflatten(1, (key.shape[1], -1)))
         else:
+            if not plain and query.shape[2] > 1:  # once for each prompt: with a GPU the check waits for it
+                _check_plain(result[0], attend(query[:, :, -1:], key, value, last_of(mask, key, window), **options)[0])
             layer.report(attention_row(query, key, mask, window, **options))
         return result
 
