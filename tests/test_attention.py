@@ -174,7 +174,7 @@ def test_a_function_that_adds_to_the_scores_is_refused_in_the_prefill():
     with pytest.raises(ValueError, match="no plain softmax of the scores"):
         call(biased, queries=4)
     mask = torch.ones(2, 1, 4, 7, dtype=torch.bool)
-    _, weights, (query, key, value) = call(sdpa_attention_forward, queries=4, mask=mask, strange=4)
+    _, weights, (query, key, _) = call(sdpa_attention_forward, queries=4, mask=mask, strange=4)
     assert torch.equal(weights, attention.attend(query[:, :, -1:], key, None, None)[1])  # a keyword without effect
 
 
