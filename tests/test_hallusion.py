@@ -243,7 +243,7 @@ def test_the_judge_prompt_is_the_published_one():
         f"{SAMPLE[0]['question']}\nReference answer: {SAMPLE[0]['gt_answer_details']}\n"
         f"Prediction answer:{SAMPLE[0]['model_prediction']}\nOutput:"
     )
-    with pytest.raises(BadInput, match="VS_chart_0_0_0: no text for question"):
+    with pytest.raises(BadInput, match="VS_chart_0_0_0: no model_prediction; expected it"):
         hallusion.judge_prompts(QUESTIONS)
 
 

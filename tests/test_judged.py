@@ -78,8 +78,19 @@ def test_judge_prompts_ask_for_filled_records():
     with pytest.raises(BadInput, match="no response has a model_answer"):
         judged.judge_prompts(judged.questions())
     assert len(judged.judge_prompts(judged.responses(["a", *[""] * 95]))) == 96  # a model may say nothing
-    with pytest.raises(BadInput, match="response 0: gt_answer is None; expected text"):
-        judged.judge_prompts([{"image_content": ["Cat"], "question": "?", "model_answer": "a"}])
+    filled = judged.responses(["a"] * 96)
+    with pytest.raises(BadInput, match="95 responses; expected 96, one for each question"):
+        judged.judge_prompts(filled[1:])
+    for key, value, message in (
+        ("gt_answer", None, "response 7: gt_answer is None; expected text"),
+        ("image_content", ["Cat", 5], r"response 7: image_content\[1\] is 5; expected text"),
+        ("image_content", "Cat", "response 7: image_content is 'Cat'; expected a list"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            judged.judge_prompts([*filled[:7], filled[7] | {key: value}, *filled[8:]])
+    del filled[7]["question"]
+    with pytest.raises(BadInput, match="response 7: no question; expected it, found"):
+        judged.judge_prompts(filled)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +132,14 @@ def slow_mmhal(texts):
     for value in scores:
         if not value >= 3:
             low += 1
-    return {"average": sum(scores) / 96, "hallucination_rate": low / 96, "types": types, "unreadable": unreadable, "n": 96}
+    rates = {"average": sum(scores) / 96, "hallucination_rate": low / 96, "unreadable_share": unreadable / 96}
+    return rates | {"types": types, "unreadable": unreadable, "n_empty": texts.count(""), "n": 96}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mmhal_score_equals_the_slow_twin(seed):
     rng = random.Random(seed)
-    replies = [f"Rating: {value}" for value in range(9)] + ["rating: 2, no, RATING: 4", "none", "rating:3"]
+    replies = [f"Rating: {value}" for value in range(9)] + ["rating: 2, no, RATING: 4", "none", "rating:3", ""]
     texts = [rng.choice(replies) for _ in range(96)]
     report = judged.score(texts)
     assert report.metrics == slow_mmhal(texts)
@@ -164,13 +176,13 @@ def test_judgement_files_of_all_shapes_give_the_same(tmp_path):
     [
         ([{"text": "a"}] * 95, "95 judgements; expected 96"),
         ([{"text": "a"}] * 97, "97 judgements; expected 96"),
-        ([{"text": "a"}] * 95 + [{"score": 3}], "line 96: no text; expected a chat completion"),
+        ([{"text": "a"}] * 95 + [{"score": 3}], "line 96: no text; expected a reply under one of the keys judgement"),
         ([{"text": "a"}] * 95 + [{"text": "a", "index": 95}], "some judgements have an index and some have none"),
         (
             [{"text": "a", "index": max(i, 1)} for i in range(96)],
             r"question 1 is judged twice(.|\n)*no judgement for 1 question\(s\): 0",
         ),
-        ([{"text": "a", "id": i + 1} for i in range(96)], "line 96: index 96; expected a number from 0 to 95"),
+        ([{"text": "a", "id": i + 1} for i in range(96)], "line 96: id 96; expected a number from 0 to 95"),
     ],
 )
 def test_bad_judgement_files_are_named(tmp_path, records, message):
@@ -316,7 +328,14 @@ GRADES = dict.fromkeys(QUESTIONS, 0.5)
             {"v1_0": 1},
             "'v1_0': capability smell; expected rec",
         ),
-        ({"v1_0": {"question": "?", "capability": ["rec"]}}, {"v1_0": 1}, "'v1_0': no question or answer"),
+        ({"v1_0": {"question": "?", "capability": ["rec"]}}, {"v1_0": 1}, "'v1_0': no answer; expected it"),
+        ({"v1_0": ["?", "!"]}, {"v1_0": 1}, r"'v1_0': it is \['\?', '!'\]; expected an object"),
+        (
+            {"v1_0": {"question": "?", "answer": "!", "capability": [["ocr"]]}},
+            {"v1_0": 1},
+            r"'v1_0': capability\[0\] is \['ocr'\]; expected text",
+        ),
+        ({"v1_0": {"question": 5, "answer": "!", "capability": ["ocr"]}}, {"v1_0": 1}, "'v1_0': question is 5; expected text"),
         ({"v1_0": {"question": "?", "answer": "!", "capability": []}}, {"v1_0": 1}, "'v1_0': no list of capabilities"),
         ({}, {}, "no question"),
     ],

@@ -138,29 +138,20 @@ def test_exchanging_the_methods_exchanges_the_scores():
         assert one[name]["position_bias"] == two[name]["position_bias"]
 
 
-def test_nothing_readable_gives_no_means(tmp_path):
-    report = pairwise.score([{"image_id": 1, "text": "no"}])
-    assert report.metrics["correctness"] == {
-        "a": None,
-        "b": None,
-        "difference": None,
-        "wins": 0,
-        "ties": 0,
-        "losses": 0,
-        "position_bias": None,
-    }
-    assert (report.metrics["n"], report.metrics["unreadable"]) == (0, 1)
-    report.write(tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["metrics"] == report.metrics
-    assert pairwise.score(JUDGEMENTS[2:3]).metrics["correctness"]["position_bias"] is None
+def test_nothing_readable_is_an_error_and_no_number():
+    with pytest.raises(BadInput, match="none of the 1 replies can be read, such as 'no'; expected lines such as 'Accuracy: 8 6'"):
+        pairwise.score([{"image_id": 1, "text": "no"}])
+    metrics = pairwise.score([*JUDGEMENTS[2:3], {"image_id": 4, "text": ""}]).metrics
+    assert metrics["correctness"]["position_bias"] is None
+    assert (metrics["n"], metrics["unreadable"], metrics["unreadable_share"], metrics["n_empty"]) == (1, 1, 0.5, 1)
 
 
 @pytest.mark.parametrize(
     ("judgements", "message"),
     [
         ([], "there are none"),
-        ([{"text": "a"}], "judgement 0: image_id None"),
-        ([{"image_id": [1], "text": "a"}], r"judgement 0: image_id \[1\]"),
+        ([{"text": "a"}], "judgement 0: no image_id; expected it"),
+        ([{"image_id": [1], "text": "a"}], r"judgement 0: image_id is \[1\]; expected a whole number or text"),
         ([{"image_id": 1, "order": "a", "text": "a"}], "judgement 0: order 'a'; expected 'ab' or 'ba'"),
         ([{"image_id": 1}], "judgement 0: no text"),
         ([*JUDGEMENTS, JUDGEMENTS[1]], "judgement 6: image 1 is judged twice in order 'ba'"),

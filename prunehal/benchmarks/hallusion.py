@@ -12,9 +12,8 @@ several figures of one set is a pair. `score` gives the official tables:
 - figure: all questions on one figure are right; VS without an image is left out.
 - pair: all questions of a pair are right.
 - easy, hard: all questions of a pair on figure 0, on the other figures.
-- edited: all questions of a pair on edited images (visual_input 2). This one is no table of the official code; but the "hard
-  question" accuracies of the published leaderboard have its 430 pairs as denominator (195 / 430 = 45.3488), not the 452 of
-  hard. Compare those with it.
+- edited: all questions of a pair on edited images (visual_input 2). No table of the official code, but the "hard question"
+  accuracies of the published leaderboard have its 430 pairs as denominator (195 / 430 = 45.3488), not the 452 of hard.
 """
 
 from __future__ import annotations
@@ -24,9 +23,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, Report, read_records, read_shipped
+import msgspec
+
+from prunehal.benchmarks.files import BadInput, Report
+from prunehal.benchmarks.hallusion_answers import (
+    PLACE,
+    VERDICT,
+    answers,
+    key_of,
+    question_key,
+    questions,
+    read_judgement,
+    result_records,
+)
 from prunehal.benchmarks.hallusion_failures import has_same, pair_failures, question_failures
-from prunehal.benchmarks.judged import reply_text
+from prunehal.benchmarks.replies import check_rule, refuse_unreadable, reply, unreadable_counts
+from prunehal.reading import convert, reading
 from prunehal.resources import written
 
 __all__ = [
@@ -38,11 +50,10 @@ __all__ = [
     "read_results",
     "results",
     "score",
+    "score_file",
     "with_verdicts",
     "write_results",
 ]
-
-VERDICT = "gpt4v_output_gpt_check"  # the entry of the official files, whichever judge and model
 
 _PROMPT = (
     "Imagine you are an intelligent teacher. Thoroughly read the question, reference answer and the prediction answer to "
@@ -51,31 +62,9 @@ _PROMPT = (
     "the reference answer, please generate “incorrect”. If the prediction answer is unclear about the answer, please "
     'generate "unclear". \n\n Question:{question}\nReference answer: {reference}\nPrediction answer:{prediction}\nOutput:'
 )
-_PLACE = ("category", "subcategory", "set_id", "figure_id", "question_id")
 _PAIR = ("category", "subcategory", "set_id", "question_id")
 _SCOPES = ("all", "VD", "VS")
 _FIX = "Give one entry for each question of HallusionBench.json, in its order or by question_key."
-
-
-def questions() -> list[dict[str, Any]]:
-    """Return the 1129 records of HallusionBench.json: the five parts of the key, visual_input (0 none, 1 original or plain,
-    2 edited image), sample_note, question, gt_answer_details, gt_answer ("1" yes, "0" no) and filename (None: no image).
-
-    The images are not shipped.
-
-    >>> len(questions()), questions()[0]["category"], questions()[0]["filename"]
-    (1129, 'VS', None)
-    """
-    return read_shipped("hallusionbench", "HallusionBench.json.gz")
-
-
-def question_key(record: Mapping[str, Any]) -> str:
-    """Return the official name of a question.
-
-    >>> question_key(questions()[0])
-    'VS_chart_0_0_0'
-    """
-    return "_".join(str(record[part]) for part in _PLACE)
 
 
 def results(predictions: Sequence[str] | Mapping[str, str]) -> list[dict[str, Any]]:
@@ -114,57 +103,55 @@ def write_results(path: Path | str, predictions: Sequence[str] | Mapping[str, st
 
 
 def read_results(path: Path | str) -> list[dict[str, Any]]:
-    """Read a result file, with or without verdicts.
+    """Read a result file, with or without verdicts, or rows with the key of a question and the reply of a judge.
 
     Raises:
-        BadInput: lines that cannot be read, or that lack a part of the key.
+        BadInput: lines that cannot be read, that lack the key or a part of it, or have an entry of another type; no record.
         OSError: the file cannot be read.
     """
-    records, problems = read_records(path)
-    for record in records:
-        if absent := [part for part in _PLACE if part not in record.value]:
-            problems.append(f"{record.where}: no {', '.join(absent)}")
-    if problems:
-        raise BadInput(path, problems, "Give the records of HallusionBench.json, with model_prediction added.")
-    return [record.value for record in records]
+    return [record.value for record in result_records(path)]
 
 
-def judge_prompts(filled: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+class Filled(msgspec.Struct):
+    """What the judge is shown of one record."""
+
+    question: str
+    gt_answer_details: str
+    model_prediction: str
+
+
+def judge_prompts(filled: Sequence[Mapping[str, Any]], whole: bool = False) -> list[dict[str, str]]:
     """Return ``{"key", "prompt"}`` for each record: the published prompt, to be sent alone as one user message.
 
     Args:
         filled: records with question, gt_answer_details and model_prediction, as `results` gives them.
+        whole: whether it is an error that one of the 1129 questions has no record.
 
     Raises:
-        BadInput: a record lacks one of these entries.
+        BadInput: a record lacks one of these entries; there are no records, or not all with ``whole``.
 
     >>> print(judge_prompts(results(["No."] * 1129))[0]["prompt"][-68:])
     with the highest import value in 2018?
     Prediction answer:No.
     Output:
     """
-    asked, problems = [], []
+    asked: dict[str, str] = {}
+    problems = [] if filled else ["there are none; expected one for each question"]
     for record in filled:
-        key = question_key(record)
-        parts = [record.get(name) for name in ("question", "gt_answer_details", "model_prediction")]
-        if not all(isinstance(part, str) for part in parts):
-            problems.append(f"{key}: no text for question, gt_answer_details or model_prediction")
-        else:
-            prompt = _PROMPT.format(question=parts[0], reference=parts[1], prediction=parts[2])
-            asked.append({"key": key, "prompt": prompt})
+        try:
+            key = key_of(record)
+            parts = convert(record, Filled, key)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if key in asked:
+            problems.append(f"{key} is answered twice; expected one record for each question")
+        asked[key] = _PROMPT.format(question=parts.question, reference=parts.gt_answer_details, prediction=parts.model_prediction)
+    if whole and not problems:
+        problems = [f"{key}: no record" for key in map(question_key, questions()) if key not in asked]
     if problems:
         raise BadInput("HallusionBench results", problems, "Fill the records in with `results` or write_results.")
-    return asked
-
-
-def read_judgement(text: str) -> int:
-    """Return what a reply says: 0 incorrect, 1 correct, 2 unclear (neither word), by the official rule.
-
-    >>> [read_judgement(text) for text in ("Incorrect.", "Correct", "unclear", "not correct")]
-    [0, 1, 2, 1]
-    """
-    lower = text.lower()
-    return 0 if "incorrect" in lower else 1 if "correct" in lower else 2
+    return [{"key": key, "prompt": prompt} for key, prompt in asked.items()]
 
 
 def with_verdicts(filled: Sequence[Mapping[str, Any]], judgements: Sequence[Any] | Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -186,22 +173,42 @@ def with_verdicts(filled: Sequence[Mapping[str, Any]], judgements: Sequence[Any]
     return [{**record, VERDICT: str(read_judgement(text))} for record, text in zip(filled, texts, strict=True)]
 
 
-def score(records: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]] | None = None) -> Report:
+def score_file(path: Path | str, rule: str = "official", judgement_key: str | None = None) -> Report:
+    """Score a result file with verdicts, or a file of replies with the keys of their questions, as `score` does.
+
+    Raises:
+        BadInput, ValueError: see `score`; the file is named, and the line.
+        OSError: the file cannot be read.
+    """
+    with reading(path):
+        return _scored([(record.where, record.value) for record in result_records(path)], questions(), rule, judgement_key)
+
+
+def score(
+    records: Sequence[Mapping[str, Any]],
+    against: Sequence[Mapping[str, Any]] | None = None,
+    rule: str = "official",
+    judgement_key: str | None = None,
+) -> Report:
     """Score judged records with the official rules.
 
     On VS questions without an image (figure 0) "unclear" is right too; on all others only "correct" is.
 
     Args:
-        records: one for each question, with the verdict (0, 1 or 2) in the entry `VERDICT`; when they also have ``same``
-            ("1" when the answer agrees with the one on figure 0), the failures of the pairs are told apart.
+        records: one for each question, with the verdict (0, 1 or 2) in the entry `VERDICT`, or with the reply of a judge
+            (see `replies.reply`); when they also have ``same`` ("1" when the answer agrees with the one on figure 0), the
+            failures of the pairs are counted by kind.
         against: the questions to answer; all 1129 by default.
+        rule: "official", or "strict" (see `read_judgement`): an unreadable reply is then incorrect, not unclear.
+        judgement_key: the key that holds the verdict or the reply; None takes the one that is there.
 
     Returns:
         A report; metrics: ``percent`` (rounded to 4 decimals as in the official tables), ``correct`` and ``total``
         (the exact fractions), each by table (see the module) and by all, VD and VS; ``figures`` (correct, inconsistent and
         wrong figures, and the mean share of right answers); ``failures`` (counts of language hallucination LH, visual
-        illusion VI and Mix, by question, and by pair with ``same``); ``n``. A percentage without a question is None. Items:
-        key, verdict, correct.
+        illusion VI and Mix, by question, and by pair with ``same``); of replies also ``unreadable`` (none of the three
+        words, or by the strict rule not the first), ``unreadable_share`` and ``n_empty``; ``n``. A percentage without a
+        question is None. Items: key, verdict, correct.
 
     Raises:
         BadInput: questions that are missing, answered twice or unknown, or a verdict that is none; no ``same`` where the
@@ -211,59 +218,49 @@ def score(records: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, A
     >>> report.metrics["percent"]["question"], report.metrics["correct"]["question"]["all"]
     ({'all': 15.7662, 'VD': 0.0, 'VS': 33.0855}, 178)
     """
-    answers = _answers(records, questions() if against is None else against)
+    given = [(f"record {place}", record) for place, record in enumerate(records)]
+    return _scored(given, questions() if against is None else against, rule, judgement_key)
+
+
+def _scored(
+    given: Sequence[tuple[str, Mapping[str, Any]]],
+    against: Sequence[Mapping[str, Any]],
+    rule: str,
+    judgement_key: str | None,
+) -> Report:
+    check_rule(rule)
+    judged = answers(given, against, rule, judgement_key)
+    texts = [answer["reply"] for answer in judged if answer["reply"] is not None]
+    readable = [answer["readable"] for answer in judged if answer["reply"] is not None]
+    refuse_unreadable("HallusionBench judgements", texts, readable, "correct, incorrect or unclear")
     tables = {
-        "question": _groups(answers, _PLACE),
-        "figure": _groups((a for a in answers if a["category"] != "VS" or a["figure_id"] != "0"), _PLACE[:4]),
-        "pair": _groups(answers, _PAIR),
-        "easy": _groups((a for a in answers if a["figure_id"] == "0"), _PAIR),
-        "hard": _groups((a for a in answers if a["figure_id"] != "0"), _PAIR),
-        "edited": _groups((a for a in answers if a["visual_input"] == "2"), _PAIR),
+        "question": _groups(judged, PLACE),
+        "figure": _groups((a for a in judged if a["category"] != "VS" or a["figure_id"] != "0"), PLACE[:4]),
+        "pair": _groups(judged, _PAIR),
+        "easy": _groups((a for a in judged if a["figure_id"] == "0"), _PAIR),
+        "hard": _groups((a for a in judged if a["figure_id"] != "0"), _PAIR),
+        "edited": _groups((a for a in judged if a["visual_input"] == "2"), _PAIR),
     }
     percent, correct, total = {}, {}, {}
     for name, groups in tables.items():
         total[name] = {scope: len(_within(groups, scope)) for scope in _SCOPES}
         correct[name] = {scope: sum(map(all, _within(groups, scope))) for scope in _SCOPES}
         percent[name] = {s: round(100 * correct[name][s] / total[name][s], 4) if total[name][s] else None for s in _SCOPES}
-    failures = {"question": question_failures(answers)}
-    if has_same(answers):
-        failures["pair"] = pair_failures(answers)
+    failures = {"question": question_failures(judged)}
+    if has_same(judged):
+        failures["pair"] = pair_failures(judged)
     metrics = {
         "percent": percent,
         "correct": correct,
         "total": total,
         "figures": {scope: _figures(_within(tables["figure"], scope)) for scope in _SCOPES},
         "failures": failures,
-        "n": len(answers),
+        **(unreadable_counts(texts, readable) if texts else {}),
+        "n": len(judged),
     }
-    items = [{"key": question_key(answer), "verdict": answer["verdict"], "correct": answer["correct"]} for answer in answers]
-    return Report(metrics, items, {"benchmark": "HallusionBench", "rule": "evaluation.py of tianyi-lab/HallusionBench"})
-
-
-def _answers(records: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the rules need of each question: the parts of its key, visual_input, verdict, correct, same."""
-    asked = {question_key(question): question for question in against}
-    found: dict[str, dict[str, Any]] = {}
-    problems = []
-    for place, record in enumerate(records):
-        if absent := [part for part in _PLACE if part not in record]:
-            problems.append(f"record {place}: no {', '.join(absent)}")
-            continue
-        key, verdict = question_key(record), str(record.get(VERDICT))
-        if key not in asked:
-            problems.append(f"record {place}: {key} is none of the {len(asked)} questions")
-        elif key in found:
-            problems.append(f"record {place}: {key} is answered twice")
-        else:
-            if verdict not in ("0", "1", "2"):
-                problems.append(f"record {place}: {key} has {VERDICT} {record.get(VERDICT)!r}; expected 0, 1 or 2")
-            place_of = {part: str(asked[key][part]) for part in (*_PLACE, "visual_input")}
-            right = ("1", "2") if place_of["category"] == "VS" and place_of["figure_id"] == "0" else ("1",)
-            found[key] = {**place_of, "verdict": verdict, "correct": verdict in right, "same": record.get("same")}
-    problems += [f"{key} has no record" for key in asked if key not in found]
-    if problems:
-        raise BadInput("HallusionBench records", problems, "Give exactly one judged record for each question.")
-    return [found[key] for key in asked]
+    items = [{"key": question_key(answer), "verdict": answer["verdict"], "correct": answer["correct"]} for answer in judged]
+    rules = {"official": "evaluation.py of tianyi-lab/HallusionBench", "strict": "strict"}
+    return Report(metrics, items, {"benchmark": "HallusionBench", "rule": rules[rule]})
 
 
 def _groups(answers: Iterable[Mapping[str, Any]], parts: Sequence[str]) -> dict[tuple[str, ...], list[bool]]:
@@ -292,8 +289,14 @@ def _matched(given: Sequence[Any] | Mapping[str, Any], keys: Sequence[str], what
     else:
         problems = [] if len(given) == len(keys) else [f"{len(given)} {what}s; expected {len(keys)}"]
         given = dict(zip(keys, given, strict=False))
-    texts = {key: reply_text(value) for key, value in given.items()}
-    problems += [f"{key}: {given[key]!r}; expected text" for key, text in texts.items() if text is None]
+    texts: dict[str, str] = {}
+    for key, value in given.items():
+        try:
+            if what == "prediction" and not isinstance(value, str):
+                raise ValueError(f"{value!r}; expected text")
+            texts[key] = reply(value)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
     if problems:
         raise BadInput(f"HallusionBench {what}s", problems, _FIX)
     return [texts[key] for key in keys]

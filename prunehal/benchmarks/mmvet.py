@@ -16,12 +16,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from prunehal.benchmarks.files import BadInput, Report, read_records
+from prunehal.benchmarks.mmvet_grades import read_grade, read_grades
+from prunehal.benchmarks.replies import check_rule, refuse_unreadable, unreadable_counts
+from prunehal.reading import convert, reading
 from prunehal.resources import written
 
-__all__ = ["CAPABILITIES", "PROMPT", "judge_prompts", "read_grade", "score", "write_predictions"]
+__all__ = ["CAPABILITIES", "PROMPT", "judge_prompts", "read_grade", "read_predictions", "score", "write_predictions"]
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
@@ -78,6 +82,19 @@ def write_predictions(path: Path | str, predictions: Mapping[str, str]) -> None:
         part.write_text(json.dumps(dict(predictions), indent=4) + "\n", encoding="utf-8")
 
 
+def read_predictions(path: Path | str) -> dict[str, str]:
+    """Read the file of `write_predictions`: id -> text.
+
+    Raises:
+        BadInput: not one object, or an entry that is no text.
+        OSError: the file cannot be read.
+    """
+    texts = _content(path, "MM-Vet predictions")
+    if problems := [f"{key!r}: {repr(text)[:80]}; expected text" for key, text in texts.items() if not isinstance(text, str)]:
+        raise BadInput(path, problems, _FIX)
+    return texts
+
+
 def judge_prompts(
     mm_vet: Path | str | Mapping[str, Any], predictions: Path | str | Mapping[str, str], again: bool = False
 ) -> list[dict[str, str]]:
@@ -114,31 +131,26 @@ def judge_prompts(
     return asked
 
 
-def read_grade(text: str) -> float | None:
-    """Return the grade that a reply begins with, or None when it is no number from 0 to 1.
-
-    >>> read_grade("0.5 | because"), read_grade("1"), read_grade("Correctness: 0.5"), read_grade("1.5")
-    (0.5, 1.0, None, None)
-    """
-    try:
-        value = float(text.split(" ")[0].strip())
-    except ValueError:
-        return None
-    return value if 0 <= value <= 1 else None
-
-
-def score(mm_vet: Path | str | Mapping[str, Any], grades: Path | str | Mapping[str, Any]) -> Report:
+def score(
+    mm_vet: Path | str | Mapping[str, Any],
+    grades: Path | str | Mapping[str, Any],
+    rule: str = "official",
+    judgement_key: str | None = None,
+) -> Report:
     """Score the grades of a judge as the official notebook does: percentages, averaged over its runs.
 
     Args:
         mm_vet: mm-vet.json, or its content.
-        grades: a file or mapping of id -> grade from 0 to 1, or -> ``{"score": [grade of each run], ...}`` as in the
-            evaluator's ``*-grade-*runs.json``.
+        grades: a file or mapping of id -> grade from 0 to 1, or -> the judge's reply, or -> ``{"score": [grade of each run],
+            ...}`` as in the evaluator's ``*-grade-*runs.json``; or a file of rows with id and the judge's reply.
+        rule: how replies are read, "official" or "strict" (see `read_grade`); an unreadable one is a grade of 0 by both.
+        judgement_key: the key that holds the reply in rows; None takes the one that is there.
 
     Returns:
         A report; metrics (percent): ``total``, ``capabilities`` (those that occur), ``combinations`` (most frequent first),
         ``runs`` (total of each run), ``std`` (of the runs, population), ``official`` (total, capabilities, combinations and
-        std with 1 decimal, as printed); ``n``, ``n_runs``. Items: id, capability, grade (mean over runs).
+        std with 1 decimal, as printed); of replies also ``unreadable``, ``unreadable_share`` and
+        ``n_empty``; ``n``, ``n_runs``. Items: id, capability, grade (mean over runs).
 
     Raises:
         BadInput: a file or entry that cannot be read, ids without their other half, grades outside 0 to 1, unequal runs.
@@ -151,22 +163,13 @@ def score(mm_vet: Path | str | Mapping[str, Any], grades: Path | str | Mapping[s
     ({'ocr': 70.0, 'math': 40.0}, {'ocr_math': 40.0, 'ocr': 100.0})
     """
     questions = _questions(mm_vet)
-    content = _content(grades, "MM-Vet grades")
-    problems = _unmatched(questions, content, "grade")
-    runs = {}
-    for key, entry in content.items():
-        values = entry.get("score") if isinstance(entry, Mapping) else [entry]
-        if not isinstance(values, list) or not values or not all(map(_is_grade, values)):
-            problems.append(f"{key!r}: {entry!r}; expected a grade from 0 to 1, or a list of such grades under score")
-        else:
-            runs[key] = values
-    if len(counts := {len(values) for values in runs.values()}) > 1:
-        problems.append(f"the numbers of runs are {sorted(counts)}; expected the same number of grades for each question")
-    if problems:
-        raise BadInput(_name(grades, "MM-Vet grades"), problems, _FIX)
+    with reading(_name(grades, "MM-Vet grades")):
+        check_rule(rule)
+        read = read_grades(grades, questions, rule, judgement_key)
+        refuse_unreadable("MM-Vet grades", read.texts, read.readable, "a number from 0.0 to 1.0")
 
     # Sums in the order of the grades and numpy's rounding, as in the notebook: a tie such as 33.25 must fall on its side.
-    table = {key: np.array(values, dtype=float) for key, values in runs.items()}
+    table = {key: np.array(values, dtype=float) for key, values in read.runs.items()}
     combined: dict[str, list[str]] = {}
     for key, question in questions.items():
         combined.setdefault("_".join(name for name in CAPABILITIES if name in question["capability"]), []).append(key)
@@ -187,6 +190,7 @@ def score(mm_vet: Path | str | Mapping[str, Any], grades: Path | str | Mapping[s
             "combinations": {name: float(round(value, 1)) for name, value in combinations.items()},
             "std": float(round(by_run.std(), 1)),
         },
+        **(unreadable_counts(read.texts, read.readable) if read.texts else {}),
         "n": len(questions),
         "n_runs": len(by_run),
     }
@@ -194,7 +198,8 @@ def score(mm_vet: Path | str | Mapping[str, Any], grades: Path | str | Mapping[s
         {"id": key, "capability": list(question["capability"]), "grade": float(table[key].mean())}
         for key, question in questions.items()
     ]
-    return Report(metrics, items, {"benchmark": "MM-Vet", "rule": "mm-vet_evaluator of yuweihao/MM-Vet"})
+    rules = {"official": "mm-vet_evaluator of yuweihao/MM-Vet", "strict": "strict"}
+    return Report(metrics, items, {"benchmark": "MM-Vet", "rule": rules[rule]})
 
 
 def _percent(table: Mapping[str, np.ndarray], keys: Collection[str]) -> np.ndarray:
@@ -203,23 +208,29 @@ def _percent(table: Mapping[str, np.ndarray], keys: Collection[str]) -> np.ndarr
     return np.add.accumulate(grades)[-1] / len(grades) * 100  # (run,)
 
 
-def _is_grade(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+class Question(msgspec.Struct):
+    """What is read of a question of mm-vet.json."""
+
+    question: str
+    answer: str
+    capability: list[str]
 
 
 def _questions(source: Path | str | Mapping[str, Any]) -> dict[str, Any]:
     content = _content(source, "mm-vet.json")
-    problems = []
-    for key, question in content.items():
-        entry = question if isinstance(question, Mapping) else {}
-        if not (isinstance(entry.get("question"), str) and isinstance(entry.get("answer"), str)):
-            problems.append(f"{key!r}: no question or answer; expected both as text")
-        if not isinstance(entry.get("capability"), list) or not entry["capability"]:
+    problems = [] if content else ["no question"]
+    for key, entry in content.items():
+        try:
+            question = convert(entry, Question, repr(key))
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if not question.capability:
             problems.append(f"{key!r}: no list of capabilities")
-        elif unknown := set(entry["capability"]) - set(CAPABILITIES):
+        elif unknown := set(question.capability) - set(CAPABILITIES):
             problems.append(f"{key!r}: capability {', '.join(sorted(unknown))}; expected {', '.join(CAPABILITIES)}")
-    if problems or not content:
-        raise BadInput(_name(source, "mm-vet.json"), problems or ["no question"], "Unpack the authors' mm-vet.zip again.")
+    if problems:
+        raise BadInput(_name(source, "mm-vet.json"), problems, "Unpack the authors' mm-vet.zip again.")
     return content
 
 

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, Report, some
-from prunehal.benchmarks.judged import reply_text
+import msgspec
 
-__all__ = ["CRITERIA", "PROMPT", "parse", "prompts", "score"]
+from prunehal.benchmarks.files import BadInput, Report, read_records, some
+from prunehal.benchmarks.replies import refuse_unreadable, reply, unreadable_counts
+from prunehal.reading import convert, reading
+
+__all__ = ["CRITERIA", "PROMPT", "parse", "prompts", "score", "score_file"]
 
 CRITERIA = ("correctness", "detailedness")
 
@@ -55,8 +59,9 @@ PROMPT = (
 
 _NAMES = {"correctness": "accuracy|correctness", "detailedness": "detailedness"}
 _NUMBER = r"(\d+(?:\.\d+)?)"
-# A line such as "Accuracy: 8 7", also numbered or in bold ("**1: Correctness:** 8, 7"), and nothing more on it.
-_LINE = r"^[\s*#]*(?:\d\s*[:.)]\s*)?[\s*]*(?:{names})[\s*]*:[\s*]*{n}(?:[ \t]*,[ \t]*|[ \t]+){n}[\s*]*$"
+# A line such as "Accuracy: 8 7", also numbered or in bold ("**1: Correctness:** 8, 7"), and nothing more on it. No run of
+# blanks and stars gives back what it took (`*+`), so that a reply costs no more than its length.
+_LINE = r"^[ \t*#]*+(?:\d[ \t]*+[:.)][ \t*]*+)?(?:{names})[ \t*]*+:[\s*]*+{n}(?:[ \t]*,[ \t]*|[ \t]+){n}[ \t\r*]*+$"
 _LINES = {name: re.compile(_LINE.format(names=names, n=_NUMBER), re.I | re.M) for name, names in _NAMES.items()}
 
 
@@ -123,7 +128,19 @@ def parse(text: str) -> dict[str, tuple[float, float]] | None:
     return found
 
 
-def score(judgements: Sequence[Mapping[str, Any]]) -> Report:
+def score_file(path: Path | str, judgement_key: str | None = None) -> Report:
+    """Score a file of judgements as `score` does.
+
+    Raises:
+        BadInput: see `score`, and lines that cannot be read; the file is named, and the line.
+        OSError: the file cannot be read.
+    """
+    records, problems = read_records(path)
+    with reading(path):
+        return _scored([(record.where, record.value) for record in records], judgement_key, problems)
+
+
+def score(judgements: Sequence[Mapping[str, Any]], judgement_key: str | None = None) -> Report:
     """Compare method a with method b over all images.
 
     The judgements of both orders of an image are averaged first. Where only one order can be read, that one stands alone;
@@ -132,24 +149,32 @@ def score(judgements: Sequence[Mapping[str, Any]]) -> Report:
     Args:
         judgements: objects with image_id, order ("ab" or "ba"; "ab" when absent) and the reply under judgement, text or as a
             chat completion (choices).
+        judgement_key: the key that holds the reply; None takes the one that is there.
 
     Returns:
         A report; metrics: for each criterion ``a`` and ``b`` (mean scores), ``difference`` (mean of a - b), ``wins``,
         ``ties``, ``losses`` (images, seen from a) and ``position_bias`` (mean of first - second place over the images with
-        both orders, None without such images); ``n`` (images), ``n_both``, ``unreadable`` (judgements). Means are None
-        without any readable judgement. Items: image_id, orders, and the scores (a, b) of each criterion.
+        both orders, None without such images); ``n`` (images), ``n_both``, ``unreadable`` (judgements, which are left out),
+        ``unreadable_share`` and ``n_empty``. Items: image_id, orders, and the scores (a, b) of each criterion.
 
     Raises:
-        BadInput: a judgement without image_id or text, an unknown order, or an image twice in the same order; none at all.
+        BadInput: a judgement without image_id or text, an unknown order, or an image twice in the same order; none at all, or
+            not one that can be read.
 
     >>> said = [{"image_id": 1, "order": "ab", "judgement": "Correctness: 8 6\\nDetailedness: 5 5"},
     ...         {"image_id": 1, "order": "ba", "judgement": "Correctness: 7 7\\nDetailedness: 6 5"}]
     >>> score(said).metrics["correctness"]
     {'a': 7.5, 'b': 6.5, 'difference': 1.0, 'wins': 1, 'ties': 0, 'losses': 0, 'position_bias': 1.0}
     """
-    by_image = _by_image(judgements)
+    return _scored([(f"judgement {place}", judgement) for place, judgement in enumerate(judgements)], judgement_key, [])
+
+
+def _scored(given: Sequence[tuple[str, Any]], judgement_key: str | None, problems: list[str]) -> Report:
+    by_image = _by_image(given, judgement_key, problems)
     read = {image: {order: parse(text) for order, text in orders.items()} for image, orders in by_image.items()}
-    unreadable = sum(scores is None for orders in read.values() for scores in orders.values())
+    texts = [text for orders in by_image.values() for text in orders.values()]
+    is_readable = [scores is not None for orders in read.values() for scores in orders.values()]
+    refuse_unreadable("the judgements", texts, is_readable, "lines such as 'Accuracy: 8 6' and 'Detailedness: 7 7'")
     items = []
     for image, orders in read.items():
         readable = {order: scores for order, scores in orders.items() if scores is not None}
@@ -174,27 +199,32 @@ def score(judgements: Sequence[Mapping[str, Any]]) -> Report:
             "losses": sum(a < b for a, b in pairs),
             "position_bias": _mean(favoured),
         }
-    metrics |= {"n": len(items), "n_both": len(both), "unreadable": unreadable}
+    metrics |= {"n": len(items), "n_both": len(both), **unreadable_counts(texts, is_readable)}
     return Report(metrics, items, {"benchmark": "pairwise", "prompt": "OPERA gpt4v_eval.py"})
 
 
-def _by_image(judgements: Sequence[Mapping[str, Any]]) -> dict[Hashable, dict[str, str]]:
+class Judgement(msgspec.Struct):
+    """What names the prompt that a row answers."""
+
+    image_id: int | str
+    order: str = "ab"
+
+
+def _by_image(given: Sequence[tuple[str, Any]], judgement_key: str | None, problems: list[str]) -> dict[Hashable, dict[str, str]]:
     """Return the reply of each order of each image."""
     by_image: dict[Hashable, dict[str, str]] = {}
-    problems = []
-    for place, judgement in enumerate(judgements):
-        image, order, text = judgement.get("image_id"), judgement.get("order", "ab"), reply_text(judgement)
-        if image is None or not isinstance(image, Hashable):
-            problems.append(f"judgement {place}: image_id {image!r}; expected the id that its prompt had")
-        elif order not in ("ab", "ba"):
-            problems.append(f"judgement {place}: order {order!r}; expected 'ab' or 'ba'")
-        elif text is None:
-            problems.append(f"judgement {place}: no text; expected the key judgement or text, or a chat completion")
-        elif order in by_image.get(image, {}):
-            problems.append(f"judgement {place}: image {image!r} is judged twice in order {order!r}")
-        else:
-            by_image.setdefault(image, {})[order] = text
-    if not judgements:
+    for where, judgement in given:
+        try:
+            named = convert(judgement, Judgement)
+            if named.order not in ("ab", "ba"):
+                raise ValueError(f"order {named.order!r}; expected 'ab' or 'ba'")
+            text = reply(judgement, judgement_key)
+            if named.order in by_image.get(named.image_id, {}):
+                raise ValueError(f"image {named.image_id!r} is judged twice in order {named.order!r}")
+            by_image.setdefault(named.image_id, {})[named.order] = text
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    if not given:
         problems.append("there are none; expected at least one")
     if problems:
         raise BadInput("the judgements", problems, "Give one judgement for each prompt, with its image_id and order.")

@@ -14,11 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from prunehal.commands.errors import named_errors
+from prunehal.reading import reading
 from prunehal.resources import written
 
 __all__ = ["app", "hallusion", "mmhal", "mmvet", "pairwise"]
 
 app = typer.Typer(help="Write the published prompts for the judge of a benchmark.", no_args_is_help=True)
+
+Prompts = tuple[list[dict[str, Any]], list[str]]  # the rows to write, and the answers that they show
 
 Out = Annotated[Path, typer.Argument(help="JSON lines to write.")]
 
@@ -27,9 +30,12 @@ Out = Annotated[Path, typer.Argument(help="JSON lines to write.")]
 def mmhal(responses: Annotated[Path, typer.Argument(help="The response file that `run` writes.")], out: Out) -> None:
     """MMHal-Bench: 96 prompts."""
     from prunehal.benchmarks import judged
-    from prunehal.benchmarks.files import read_values
 
-    _write(out, lambda: judged.judge_prompts(read_values(responses)))
+    def prompts() -> Prompts:
+        filled = judged.read_responses(responses)
+        return judged.judge_prompts(filled), [record["model_answer"] for record in filled]
+
+    _write(out, prompts, responses)
 
 
 @app.command()
@@ -37,7 +43,11 @@ def hallusion(results: Annotated[Path, typer.Argument(help="HallusionBench's res
     """HallusionBench: a prompt for each answer."""
     from prunehal.benchmarks import hallusion as benchmark
 
-    _write(out, lambda: benchmark.judge_prompts(benchmark.read_results(results)))
+    def prompts() -> Prompts:
+        filled = benchmark.read_results(results)
+        return benchmark.judge_prompts(filled, whole=True), [record["model_prediction"] for record in filled]
+
+    _write(out, prompts, results)
 
 
 @app.command()
@@ -49,7 +59,11 @@ def mmvet(
     """MM-Vet: a few-shot prompt for each answer."""
     from prunehal.benchmarks import mmvet as benchmark
 
-    _write(out, lambda: benchmark.judge_prompts(questions, predictions))
+    def prompts() -> Prompts:
+        texts = benchmark.read_predictions(predictions)
+        return benchmark.judge_prompts(questions, texts), list(texts.values())
+
+    _write(out, prompts, questions, predictions)
 
 
 @app.command()
@@ -63,16 +77,21 @@ def pairwise(
     from prunehal.benchmarks import pairwise as benchmark
     from prunehal.benchmarks import read_captions
 
-    def prompts() -> list[dict[str, Any]]:
+    def prompts() -> Prompts:
         a, b = (read_captions(path)[0] for path in (captions_a, captions_b))
-        return benchmark.prompts(a, b, swap=not one_order)
+        return benchmark.prompts(a, b, swap=not one_order), [*a.values(), *b.values()]
 
-    _write(out, prompts)
+    _write(out, prompts, captions_a, captions_b)
 
 
-def _write(out: Path, prompts: Callable[[], list[dict[str, Any]]]) -> None:
+def _write(out: Path, prompts: Callable[[], Prompts], *inputs: Path) -> None:
+    """Write the prompts, and print how many there are, and how many answers hold nothing (an empty answer is one)."""
     with named_errors():
-        lines = [json.dumps(prompt) + "\n" for prompt in prompts()]
+        if out.resolve() in [path.resolve() for path in inputs]:
+            raise ValueError(f"OUT {out} is a file that is read; expected another one; choose another name")
+        with reading(inputs[-1]):
+            rows, texts = prompts()
         with written(out) as part:
-            part.write_text("".join(lines), encoding="utf-8")
-    typer.echo(f"written: {out}, {len(lines)} prompts")
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    n_empty = sum(not text.strip() for text in texts)
+    typer.echo(f"written: {out}, {len(rows)} prompts, {n_empty} empty answers")

@@ -31,16 +31,28 @@ __all__ = [
 app = typer.Typer(help="Score captions and answers by the rules of the published benchmarks.", no_args_is_help=True)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write metrics, items and settings to this file.")]
+Rule = Annotated[str, typer.Option(help="official, or strict: the first word must be yes or no, in any case.")]
+AnswerKey = Annotated[str | None, typer.Option(help="The key that holds the answers, where several could.")]
+JudgeRule = Annotated[str, typer.Option("--rule", help="official, or strict: the reply must say it as asked for.")]
+JudgementKey = Annotated[str | None, typer.Option(help="The key that holds the judge's replies, where several could.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unusable lines, and count them.")]
 
 
 @app.command()
 def chair(
-    captions: Annotated[Path, typer.Argument(help="JSON list, JSON lines or objects one after the other: image_id, caption.")],
-    scorer: Annotated[str, typer.Option(help="pattern, wordnet (both official) or fixed.")] = "wordnet",
+    captions: Annotated[
+        Path, typer.Argument(help="JSON list, JSON lines, or one object for all images: image_id and caption of each.")
+    ],
+    scorer: Annotated[str, typer.Option(help="pattern, wordnet (both official) or fixed.")] = "pattern",
     ground_truth: Annotated[
-        list[str] | None, typer.Option(help="coco (shipped, the default), testbed, or annotation files; more than one is united.")
+        list[str] | None,
+        typer.Option(
+            help="COCO's pattern (shipped) or wordnet (needs PRUNEHAL_BENCHMARKS), by default that of the scorer (pattern for "
+            "fixed); testbed; or annotation files, of which more than one is united."
+        ),
     ] = None,
+    caption_key: Annotated[str | None, typer.Option(help="The key that holds the caption, where several could.")] = None,
+    image_key: Annotated[str | None, typer.Option(help="The key that names the image, where several could.")] = None,
     truncate_words: Annotated[int | None, typer.Option(min=0, help="Score the first N words of each caption.")] = None,
     drop_unfinished: Annotated[bool, typer.Option("--drop-unfinished", help="Drop what follows the last full stop.")] = False,
     json: Json = None,
@@ -51,14 +63,20 @@ def chair(
 
     def scored() -> Report:
         loaded = benchmarks.load_scorer(scorer)
-        truth = benchmarks.load_ground_truth(ground_truth or (), loaded)
-        texts, n_bad = benchmarks.read_captions(captions, truth, skip_bad)
+        sources = ground_truth or [benchmarks.truth_of_scorer(loaded)]
+        truth = benchmarks.load_ground_truth(sources, loaded)
+        texts, n_bad = benchmarks.read_captions(captions, truth, skip_bad, caption_key, image_key)
         if truncate_words is not None:
             texts = {image: benchmarks.truncate(text, truncate_words) for image, text in texts.items()}
         if drop_unfinished:
             texts = {image: benchmarks.drop_unfinished(text) for image, text in texts.items()}
+        if not any(text.strip() for text in texts.values()):
+            raise ValueError(
+                f"{captions}: no caption keeps a word; expected one that does. Fix: raise --truncate-words, or leave out "
+                "--drop-unfinished."
+            )
         settings = {
-            "captions": str(captions), "ground_truth": ground_truth or ["coco"], "truncate_words": truncate_words,
+            "captions": str(captions), "ground_truth": sources, "truncate_words": truncate_words,
             "drop_unfinished": drop_unfinished, "n_bad": n_bad,
         }  # fmt: skip
         return benchmarks.score(texts, truth, loaded).report(settings)
@@ -69,74 +87,99 @@ def chair(
 @app.command()
 def pope(
     questions: Annotated[str, typer.Argument(help="POPE question file, or a shipped one such as coco/adversarial.")],
-    answers: Annotated[Path, typer.Argument(help="Answers in the order of the questions: question, answer.")],
-    rule: Annotated[str, typer.Option(help="official, or strict: an answer must begin with yes or no.")] = "official",
+    answers: Annotated[Path, typer.Argument(help="Answers by question_id, or in the order of the questions: question, answer.")],
+    rule: Rule = "official",
+    answer_key: AnswerKey = None,
     json: Json = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """POPE: accuracy, precision, recall, F1 and the share of yes."""
     from prunehal.benchmarks import pope as benchmark
 
-    _finish(lambda: benchmark.score_files(questions, answers, rule=rule, skip_bad=skip_bad), json, questions, answers)
+    _finish(
+        lambda: benchmark.score_files(questions, answers, rule=rule, skip_bad=skip_bad, answer_key=answer_key),
+        json, questions, answers,
+    )  # fmt: skip
 
 
 @app.command()
 def amber_generative(
     responses: Annotated[Path, typer.Argument(help="AMBER's response file: id, response.")],
     similarity: Annotated[str, typer.Option(help="exact, spacy, or a JSON file of word vectors.")] = "exact",
+    answer_key: AnswerKey = None,
     json: Json = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """AMBER, captions: CHAIR, Cover, Hal and Cog, in percent."""
     from prunehal.benchmarks import amber
 
-    _finish(lambda: amber.score_generative(responses, similarity=similarity, skip_bad=skip_bad), json, responses)
+    _finish(
+        lambda: amber.score_generative(responses, similarity=similarity, skip_bad=skip_bad, answer_key=answer_key),
+        json, responses,
+    )  # fmt: skip
 
 
 @app.command()
 def amber_discriminative(
     responses: Annotated[Path, typer.Argument(help="AMBER's response file: id, response (Yes or No).")],
+    rule: Annotated[
+        str, typer.Option(help="official: exactly Yes or No; or strict: the first word must be yes or no, in any case.")
+    ] = "official",
+    answer_key: AnswerKey = None,
     json: Json = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """AMBER, questions: accuracy, precision, recall and F1 of every type, in percent."""
     from prunehal.benchmarks import amber
 
-    _finish(lambda: amber.score_discriminative(responses, skip_bad=skip_bad), json, responses)
+    _finish(
+        lambda: amber.score_discriminative(responses, skip_bad=skip_bad, rule=rule, answer_key=answer_key),
+        json, responses,
+    )  # fmt: skip
 
 
 @app.command()
 def mmhal(
     judgements: Annotated[Path, typer.Argument(help="The judge's 96 replies: as eval_gpt4.py writes them, or index, judgement.")],
+    rule: JudgeRule = "official",
+    judgement_key: JudgementKey = None,
     json: Json = None,
 ) -> None:
     """MMHal-Bench: average rating and hallucination rate, from the replies of your judge."""
     from prunehal.benchmarks import judged
 
-    _finish(lambda: judged.score(judged.read_judgements(judgements)), json, judgements)
+    _finish(lambda: judged.score_file(judgements, rule, judgement_key), json, judgements)
 
 
 @app.command()
 def hallusion(
-    results: Annotated[Path, typer.Argument(help="HallusionBench's result file with the judge's verdicts.")],
+    results: Annotated[
+        Path, typer.Argument(help="HallusionBench's result file with verdicts, or your judge's replies: key, judgement.")
+    ],
+    rule: JudgeRule = "official",
+    judgement_key: JudgementKey = None,
     json: Json = None,
 ) -> None:
     """HallusionBench: accuracy by question, figure and pair, from the verdicts of your judge."""
     from prunehal.benchmarks import hallusion as benchmark
 
-    _finish(lambda: benchmark.score(benchmark.read_results(results)), json, results)
+    _finish(lambda: benchmark.score_file(results, rule, judgement_key), json, results)
 
 
 @app.command()
 def mmvet(
     questions: Annotated[Path, typer.Argument(help="mm-vet.json, which is not shipped.")],
-    grades: Annotated[Path, typer.Argument(help="The judge's grades: id -> 0 to 1, or the evaluator's grade file.")],
+    grades: Annotated[
+        Path, typer.Argument(help="The evaluator's grade file; id -> 0 to 1; or your judge's replies: id, judgement.")
+    ],
+    rule: JudgeRule = "official",
+    judgement_key: JudgementKey = None,
     json: Json = None,
 ) -> None:
     """MM-Vet: percent in total and for each capability, from the grades of your judge."""
     from prunehal.benchmarks import mmvet as benchmark
 
-    _finish(lambda: benchmark.score(questions, grades), json, questions, grades)
+    _finish(lambda: benchmark.score(questions, grades, rule, judgement_key), json, questions, grades)
 
 
 @app.command()
@@ -144,13 +187,13 @@ def pairwise(
     judgements: Annotated[
         Path, typer.Argument(help="image_id, order (ab or ba) and judgement: replies to the exported prompts.")
     ],
+    judgement_key: JudgementKey = None,
     json: Json = None,
 ) -> None:
     """Two methods side by side: correctness and detailedness, from the replies of your judge."""
     from prunehal.benchmarks import pairwise as benchmark
-    from prunehal.benchmarks.files import read_values
 
-    _finish(lambda: benchmark.score(read_values(judgements)), json, judgements)
+    _finish(lambda: benchmark.score_file(judgements, judgement_key), json, judgements)
 
 
 def _finish(scored: Callable[[], Report], json: Path | None, *inputs: Path | str) -> None:
