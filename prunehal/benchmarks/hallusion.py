@@ -180,6 +180,7 @@ def score_file(path: Path | str, rule: str = "official", judgement_key: str | No
         BadInput, ValueError: see `score`; the file is named, and the line.
         OSError: the file cannot be read.
     """
+    check_rule(rule)
     with reading(path):
         return _scored([(record.where, record.value) for record in result_records(path)], questions(), rule, judgement_key)
 
@@ -218,6 +219,7 @@ def score(
     >>> report.metrics["percent"]["question"], report.metrics["correct"]["question"]["all"]
     ({'all': 15.7662, 'VD': 0.0, 'VS': 33.0855}, 178)
     """
+    check_rule(rule)
     given = [(f"record {place}", record) for place, record in enumerate(records)]
     return _scored(given, questions() if against is None else against, rule, judgement_key)
 
@@ -228,7 +230,6 @@ def _scored(
     rule: str,
     judgement_key: str | None,
 ) -> Report:
-    check_rule(rule)
     judged = answers(given, against, rule, judgement_key)
     texts = [answer["reply"] for answer in judged if answer["reply"] is not None]
     readable = [answer["readable"] for answer in judged if answer["reply"] is not None]

@@ -98,6 +98,7 @@ def read_judgements(path: Path | str, judgement_key: str | None = None) -> list[
 
 def score_file(path: Path | str, rule: str = "official", judgement_key: str | None = None) -> Report:
     """Score a file of replies: `read_judgements`, then `score`; errors name the file."""
+    check_rule(rule)
     with reading(path):
         return score(read_judgements(path, judgement_key), rule)
 

@@ -162,9 +162,9 @@ def score(
     >>> report.metrics["official"]["capabilities"], report.metrics["official"]["combinations"]
     ({'ocr': 70.0, 'math': 40.0}, {'ocr_math': 40.0, 'ocr': 100.0})
     """
+    check_rule(rule)
     questions = _questions(mm_vet)
     with reading(_name(grades, "MM-Vet grades")):
-        check_rule(rule)
         read = read_grades(grades, questions, rule, judgement_key)
         refuse_unreadable("MM-Vet grades", read.texts, read.readable, "a number from 0.0 to 1.0")
 
