@@ -1,9 +1,10 @@
 """Keep one layer's K and V by slots, with the logical length that transformers is told, and the mask of what is left."""
 
+import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +32,17 @@ class PrunableLayer(BlockLayer):
     def belong(self, cache: "PrunableCache") -> None:
         """Say whose layer this is; without a cycle, so that K and V go with the last reference to the cache."""
         self._owner = weakref.ref(cache)
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """Copy as a part of the cache; a decoder that copies single layers runs them several times in a step."""
+        if id(self._cache) not in memo:
+            raise ValueError(
+                f"layer {self.index}: is copied without its cache, as decoders do that run some layers several times in a step; "
+                "expected each layer of the cache once. Fix: use another model, this one is not supported."
+            )
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     @property
     def _cache(self) -> "PrunableCache":

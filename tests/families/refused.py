@@ -39,7 +39,7 @@ from transformers import (
 from families.base import IMAGE, PAD, VOCAB, asks_for_attention
 from families.qformer import codegen, gptj
 
-__all__ = ["REFUSED", "Refused"]
+__all__ = ["REFUSED", "Refused", "dory"]
 
 CROSS, OWN = (
     "the image is read by cross-attention, its tokens are not in the decoder's KV cache",
