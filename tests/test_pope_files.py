@@ -66,10 +66,11 @@ def test_layouts(asked, file, tmp_path):
     in_list = file(json.dumps(answers(), indent=1), "list.json")
     packed = tmp_path / "packed.json.gz"
     packed.write_bytes(gzip.compress(file(answers()).read_bytes()))
-    renamed = file(
-        [{"text": answers()[0]["answer"]}, {"prediction": SAID[1]}, {"answer": SAID[2], "text": "No"}, answers()[3]], "r"
-    )
-    for path in (in_list, packed, renamed):
+    renamed = [file([{key: answer} for answer in SAID], key) for key in ("text", "prediction", "response", "ans", "output")]
+    doubled = file([{"answer": answer, "text": answer.upper()} for answer in ("Yes.", "Yes, one.", "no", "no")], "doubled")
+    with pytest.raises(BadInput, match="line 3: answer is 'no' and text is 'NO'"):  # the official rule reads NO as yes
+        score_files(asked, doubled)
+    for path in (in_list, packed, *renamed):
         assert score_files(asked, path).metrics == expected
     questions_in_list = file(json.dumps([row(question) for question in ASKED]), "q.json")
     assert score_files(questions_in_list, packed).metrics == expected

@@ -20,8 +20,8 @@ from typing import Any
 
 from prunehal.benchmarks.amber_files import annotations, check_responses, initial_counters
 from prunehal.benchmarks.amber_responses import official_answer, read_responses
-from prunehal.benchmarks.answer_rows import check_rule, counts, first_word
 from prunehal.benchmarks.files import Report
+from prunehal.benchmarks.yes_or_no import check_rule, counts, first_word
 from prunehal.reading import reading
 
 __all__ = ["score_answers", "score_discriminative"]

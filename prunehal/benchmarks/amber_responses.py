@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from prunehal.benchmarks.amber_files import KINDS, annotations, kind_of, queries
-from prunehal.benchmarks.answer_rows import ANSWER_KEYS, Asked, WrongRows, answer_in, compared, first_word, refuse_wrong, words
+from prunehal.benchmarks.answer_rows import (
+    ANSWER_KEYS,
+    Asked,
+    WrongRows,
+    answer_in,
+    compared,
+    one_key,
+    refuse_wrong,
+    typed,
+    words,
+)
 from prunehal.benchmarks.files import BadInput, bad_lines, read_records
+from prunehal.benchmarks.yes_or_no import first_word
 
-__all__ = ["official_answer", "read_responses"]
+__all__ = ["official_answer", "read_queries", "read_responses"]
 
 _ID_KEYS = ("id", "question_id")
 
@@ -66,6 +77,7 @@ def read_responses(
     responses: dict[int, str] = {}
     first: dict[int, str] = {}
     wrong: list[str] = []
+    able: dict[tuple[str, ...], str] = {}
     carried = {"question", "image", "label"}
     ids: list[tuple[int, Mapping[str, Any]]] = []
     for record in records:
@@ -75,8 +87,8 @@ def read_responses(
             if kind_of(number) != kind:
                 continue
             asked = _asked(number)
-            key, response = answer_in(record.value, asked, answer_key, _read if asked.label else str.strip)
-            also = compared(record.value, asked, key)
+            taken = answer_in(record.value, asked, answer_key, _read if asked.label else str.strip)
+            also = compared(record.value, asked, taken.key)
             if number in first:
                 raise ValueError(f"id {number} again, first on {first[number]}; expected one response to each")
         except WrongRows as error:
@@ -84,14 +96,50 @@ def read_responses(
         except ValueError as error:
             problems.append(f"{record.where}: {error}")
         else:
-            responses[number], first[number] = response, record.where
+            responses[number], first[number] = taken.text, record.where
+            able.setdefault(taken.able, record.where)
             carried &= also
-    refuse_wrong(path, wrong or _shifted(ids))
+    refuse_wrong(path, wrong or one_key(able) or _shifted(ids))
     n_other = sum(kind_of(number) != kind for number, _ in ids)
     counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": n_other, "compared": sorted(carried)}
     if not responses:
         raise BadInput(path, [*problems, f"no response to a {kind} query is left; expected objects with id and response"])
     return responses, counts
+
+
+def read_queries(path: Path | str) -> list[dict[str, Any]]:
+    """Read a query file of one's own: objects with id, image and query, as `prunehal.benchmarks.amber_files.queries` gives them.
+
+    Each must be one of AMBER's, as responses are scored by its annotations: the image that of the id, and in a yes-or-no query
+    the words of AMBER's (other words may stand around them).
+
+    Raises:
+        BadInput: lines that cannot be read, missing fields, unknown ids or ids that come twice, another query or image.
+        OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    ...     _ = file.write('[{"id": "1", "image": "AMBER_1.jpg", "query": "What is there?"}]')
+    ...     file.flush()
+    ...     read_queries(file.name)
+    [{'id': 1, 'image': 'AMBER_1.jpg', 'query': 'What is there?'}]
+    """
+    records, problems = read_records(path)
+    found: dict[int, dict[str, Any]] = {}
+    for record in records:
+        row = record.value
+        try:
+            number = _number(row)
+            image, query = (typed(row.get(name), str, name, "text") for name in ("image", "query"))
+            compared(row, _asked(number), "")
+            if number in found:
+                raise ValueError(f"id {number} comes twice; expected each once")
+            found[number] = {"id": number, "image": image, "query": query}
+        except ValueError as error:
+            problems.append(f"{record.where}: {error}")
+    if problems:
+        raise BadInput(path, problems, "Fix these lines; expected objects with id, image and query, as AMBER has them.")
+    return list(found.values())
 
 
 def _number(row: Mapping[str, Any]) -> int:
@@ -137,11 +185,10 @@ def _queries() -> tuple[dict[int, dict[str, Any]], frozenset[str]]:
 
 @cache
 def _asked(number: int) -> Asked:
-    """Return what an id asks; a caption may have been asked for in any words."""
+    """Return what an id asks."""
     asked, others = _queries()
-    if kind_of(number) == "generative":
-        return Asked(f"id {number}", None, asked[number]["image"], None, others)
-    return Asked(f"id {number}", asked[number]["query"], asked[number]["image"], annotations()[number]["truth"], others)
+    label = None if kind_of(number) == "generative" else annotations()[number]["truth"]
+    return Asked(f"id {number}", asked[number]["query"], asked[number]["image"], label, others)
 
 
 def _read(text: str) -> Hashable:

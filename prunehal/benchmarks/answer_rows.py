@@ -17,13 +17,10 @@ import msgspec
 
 from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput
+from prunehal.benchmarks.yes_or_no import first_word, label_of
 
-__all__ = [
-    "ANSWER_KEYS", "RULES", "Asked", "WrongRows", "answer_in", "check_rule", "compared", "counts", "first_word", "label_of",
-    "refuse_wrong", "typed", "words",
-]  # fmt: skip
+__all__ = ["ANSWER_KEYS", "Asked", "Taken", "WrongRows", "answer_in", "compared", "one_key", "refuse_wrong", "typed", "words"]
 
-RULES = ("official", "strict")
 ANSWER_KEYS = (
     "answer", "response", "prediction", "ans", "model_answer", "model_output", "model_response", "output", "outputs", "pred",
     "predicted_answer", "pred_answer", "generated_text", "generated_answer", "reply", "text",
@@ -33,8 +30,6 @@ _IMAGE_KEYS = ("image", "image_id", "image_file", "image_path", "image_name", "i
 _LABEL_KEYS = ("label", "gt", "gt_answer", "gt_ans", "ground_truth", "truth", "target")
 _ID_KEYS = ("question_id", "id", "answer_id", "model_id")
 _NAMED = frozenset(_QUESTION_KEYS + _IMAGE_KEYS + _LABEL_KEYS + _ID_KEYS)
-_LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
-_EDGE = re.compile(r"^[\W_]+|[\W_]+$")  # punctuation and underscores around a word
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _LONGEST_NAME = 300  # a longer text under image is no name but the picture itself
 
@@ -44,59 +39,31 @@ class WrongRows(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer of a row, the key that held it, and all keys of ANSWER_KEYS that could have."""
+
+    key: str
+    text: str
+    able: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What was asked, for the comparison with a row that answers it.
 
     Attributes:
         name: how messages name the question, such as ``question_id 7``.
-        text: the question; None if any prompt may have been used.
+        text: the question.
         image: file name of its image.
-        label: ``yes`` or ``no``; None if the answer is no yes or no.
+        label: ``yes`` or ``no``; None if a text was asked for, by this prompt or by any other that is no question of ``others``.
         others: all questions of the file as `words` gives them, so that another one is known when a row names it.
     """
 
     name: str
-    text: str | None
+    text: str
     image: str
     label: str | None = None
     others: Collection[str] = field(default=(), repr=False)
-
-
-def first_word(text: str) -> str | None:
-    """Return ``"yes"`` or ``"no"`` where the first word is one of them, without punctuation and case; otherwise None.
-
-    >>> first_word("**NO**, there is none"), first_word("Yes."), first_word("There is no dog")
-    ('no', 'yes', None)
-    """
-    word = next(filter(None, (_EDGE.sub("", token) for token in text.split())), "").lower()
-    return word if word in ("yes", "no") else None
-
-
-def check_rule(rule: str, benchmark: str) -> None:
-    """Raise a ValueError unless the rule is ``official`` or ``strict``."""
-    if rule not in RULES:
-        raise ValueError(f"unknown {benchmark} rule {rule!r}; expected one of {list(RULES)}")
-
-
-def counts(texts: Collection[str], n_unreadable: int, hint: str) -> dict[str, int | float]:
-    """Return n, n_empty, n_unreadable and unreadable (their share, from 0 to 1) for a report.
-
-    Args:
-        texts: the answers.
-        n_unreadable: in how many of them the rule finds no answer.
-        hint: what was expected of an answer, and the fix, for the error.
-
-    Raises:
-        ValueError: none of them can be read, so that every number would say nothing about the model.
-
-    >>> counts(["Yes", "", "A dog"], 2, "expected yes or no")
-    {'n': 3, 'n_empty': 1, 'n_unreadable': 2, 'unreadable': 0.6666666666666666}
-    """
-    if n_unreadable == len(texts):
-        first = next(iter(texts))
-        raise ValueError(f"none of the {len(texts)} answers can be read, the first is {first[:60]!r}; {hint}")
-    n_empty = sum(not text.strip() for text in texts)
-    return {"n": len(texts), "n_empty": n_empty, "n_unreadable": n_unreadable, "unreadable": n_unreadable / len(texts)}
 
 
 def typed(value: Any, kind: Any, name: str, expected: str) -> Any:
@@ -117,8 +84,8 @@ def typed(value: Any, kind: Any, name: str, expected: str) -> Any:
         raise ValueError(f"{name} is {repr(value)[:40]}; expected {expected}") from None
 
 
-def answer_in(row: Mapping[str, Any], asked: Asked, key: str | None, reads: Callable[[str], Hashable]) -> tuple[str, str]:
-    """Return the key that holds a row's answer, and the answer, which may be empty.
+def answer_in(row: Mapping[str, Any], asked: Asked, key: str | None, reads: Callable[[str], Hashable]) -> Taken:
+    """Return the answer of a row, which may be empty.
 
     Args:
         row: an object of the file.
@@ -132,9 +99,9 @@ def answer_in(row: Mapping[str, Any], asked: Asked, key: str | None, reads: Call
 
     >>> asked = Asked("question_id 1", "Is there a dog?", "a.jpg", "no")
     >>> answer_in({"question": "Is there a dog?", "ans": "Yes."}, asked, None, first_word)
-    ('ans', 'Yes.')
-    >>> answer_in({"answer": "no", "prediction": "Yes"}, asked, "prediction", first_word)
-    ('prediction', 'Yes')
+    Taken(key='ans', text='Yes.', able=('ans',))
+    >>> answer_in({"answer": "no", "prediction": "Yes"}, asked, "prediction", first_word).text
+    'Yes'
     >>> answer_in({"answer": "no", "prediction": "Yes"}, asked, None, first_word)
     Traceback (most recent call last):
     prunehal.benchmarks.answer_rows.WrongRows: answer is 'no' and prediction is 'Yes'; expected one key that could be the \
@@ -143,28 +110,45 @@ answer; Fix: name it by --answer-key answer or --answer-key prediction (answer_k
     if key is not None:
         if key not in row:
             raise ValueError(f"no {key}; expected the key of --answer-key, found {sorted(row)}")
-        return key, typed(row[key], str, key, "text")
-    question = None if asked.text is None else words(asked.text)
+        return Taken(key, typed(row[key], str, key, "text"), (key,))
+    question = words(asked.text)
     there = [name for name in (*ANSWER_KEYS, *(["caption"] if asked.label is None else [])) if name in row]
-    able = [name for name in there if not (question and isinstance(row[name], str) and words(row[name]) == question)]
+    able = [name for name in there if not (isinstance(row[name], str) and words(row[name]) == question)]
     if there and not able:
         raise ValueError(f"{there[0]} repeats the question; expected the answer under one of the keys {', '.join(ANSWER_KEYS)}")
     if len(able) > 1 and "text" in able and _is_question(row["text"], asked):
         able.remove("text")
     if not able:
         raise ValueError(f"no answer; expected one of the keys {', '.join(ANSWER_KEYS)}, found {sorted(row)}")
-    if asked.label is not None:  # a key of any name may hold the model's yes or no beside the truth
-        rest = [name for name in row if name not in able and name not in _NAMED and name not in there]
-        able += [name for name in rest if isinstance(row[name], str) and first_word(row[name]) is not None]
+    rest = [] if asked.label is None else [name for name in row if name not in there and name not in _NAMED]
+    rest = [name for name in rest if isinstance(row[name], str) and first_word(row[name]) is not None]
     taken = able[0]
-    for other in able[1:]:
+    for other in able[1:] + rest:  # a key of any name may hold the model's yes or no beside the truth
         both = isinstance(row[taken], str) and isinstance(row[other], str)
         if not both or reads(row[taken]) != reads(row[other]):
             raise WrongRows(
                 f"{taken} is {repr(row[taken])[:40]} and {other} is {repr(row[other])[:40]}; expected one key that could be the "
                 f"answer; Fix: name it by --answer-key {taken} or --answer-key {other} (answer_key=...)"
             )
-    return taken, typed(row[taken], str, taken, "text")
+    return Taken(taken, typed(row[taken], str, taken, "text"), tuple(able))
+
+
+def one_key(able: Mapping[tuple[str, ...], str]) -> list[str]:
+    """Return a problem if the answers of a file stand under other keys from row to row: one of them may be the truth.
+
+    Args:
+        able: the keys that could hold the answer -> the first row that has just these.
+
+    >>> len(one_key({("answer",): "line 1"})), len(one_key({("answer", "prediction"): "line 1", ("answer",): "line 7"}))
+    (0, 1)
+    """
+    if len(able) < 2:
+        return []
+    (at, first), (where, other) = [(place, " and ".join(keys)) for keys, place in able.items()][:2]
+    return [
+        f"{at} has an answer under {first}, {where} under {other}; expected the same keys in all rows; Fix: name one by "
+        "--answer-key (answer_key=...)"
+    ]
 
 
 def compared(row: Mapping[str, Any], asked: Asked, answer_key: str) -> set[str]:
@@ -193,7 +177,7 @@ def compared(row: Mapping[str, Any], asked: Asked, answer_key: str) -> set[str]:
         for key in keys:
             if wanted is None or key == answer_key or key not in row or (key == "text" and not _is_question(row[key], asked)):
                 continue
-            if (equal := same(row[key], asked)) is None and key != "label":
+            if (equal := same(row[key], asked)) is None:
                 continue  # nothing there that could be compared
             if not equal:
                 raise WrongRows(
@@ -210,15 +194,6 @@ def refuse_wrong(path: Path | str, problems: Collection[str]) -> None:
         raise BadInput(path, list(problems), "These rows cannot be skipped: what they hold makes the other rows doubtful too.")
 
 
-def label_of(value: Any) -> str | None:
-    """Return ``"yes"`` or ``"no"`` for a label in any way of writing it, otherwise None.
-
-    >>> label_of("Yes"), label_of(0), label_of(True), label_of("perhaps")
-    ('yes', 'no', 'yes', None)
-    """
-    return _LABELS.get(str(value).strip().rstrip(".").lower()) if isinstance(value, str | int) else None
-
-
 def words(text: str) -> str:
     """Return the words of a text without case and punctuation, so that ways of writing one question are equal.
 
@@ -233,17 +208,18 @@ def _is_question(value: Any, asked: Asked) -> bool:
     if not isinstance(value, str):
         return False
     given = words(value)
-    if asked.text is None:
-        return given in asked.others
-    return f" {words(asked.text)} " in f" {given} " or given in asked.others or value.rstrip().endswith("?")
+    named = f" {words(asked.text)} " in f" {given} " or given in asked.others
+    return named or (asked.label is not None and value.rstrip().endswith("?"))
 
 
 def _same_question(value: Any, asked: Asked) -> bool | None:
     given = "\n".join(_texts(value))
     if not given:
         return None if value in (None, "", [], {}) else False
-    given, wanted = words(given), words(asked.text or "")
-    return given == wanted or (given not in asked.others and f" {wanted} " in f" {given} ")
+    given, wanted = words(given), words(asked.text)
+    if given == wanted or given in asked.others:
+        return given == wanted
+    return f" {wanted} " in f" {given} " or (None if asked.label is None else False)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -17,10 +17,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunehal.benchmarks.answer_rows import RULES, check_rule, counts, first_word, refuse_wrong, words
+from prunehal.benchmarks.answer_rows import refuse_wrong, words
 from prunehal.benchmarks.files import BadInput, Report, bad_lines
 from prunehal.benchmarks.pope_files import LABELS, Question, read_places, read_questions
 from prunehal.benchmarks.pope_joined import join, official_answer
+from prunehal.benchmarks.yes_or_no import RULES, check_rule, counts, first_word
 from prunehal.reading import reading
 from prunehal.resources import data_path, written
 

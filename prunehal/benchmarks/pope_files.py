@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from prunehal.benchmarks.answer_rows import WrongRows, label_of, refuse_wrong, typed, words
+from prunehal.benchmarks.answer_rows import WrongRows, refuse_wrong, typed, words
 from prunehal.benchmarks.files import read_records
+from prunehal.benchmarks.yes_or_no import label_of
 
 __all__ = ["LABELS", "Place", "Question", "again", "read_places", "read_questions"]
 

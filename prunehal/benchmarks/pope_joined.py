@@ -13,9 +13,10 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunehal.benchmarks.answer_rows import Asked, WrongRows, answer_in, compared, first_word, words
+from prunehal.benchmarks.answer_rows import Asked, Taken, WrongRows, answer_in, compared, one_key, words
 from prunehal.benchmarks.files import some
 from prunehal.benchmarks.pope_files import Place, Question, again
+from prunehal.benchmarks.yes_or_no import first_word
 
 __all__ = ["Joined", "join", "official_answer"]
 
@@ -72,13 +73,17 @@ def join(asked: list[Place], given: list[Place], answer_key: str | None = None) 
     by_id = bool(answers) and all("question_id" in answer for answer in answers)
     joined = Joined("question_id" if by_id else "place")
     questions = frozenset(words(place.content.text) for place in asked if place.content is not None)
+    able: dict[tuple[str, ...], str] = {}
     for question, answer in (_by_id if by_id else _by_place)(asked, given, joined):
         try:
-            joined.pairs.append((question, _answer(question, answer.content, questions, answer_key, joined)))
+            taken = _answer(question, answer.content, questions, answer_key, joined)
+            joined.pairs.append((question, taken.text))
+            able.setdefault(taken.able, f"line {answer.line}")
         except WrongRows as error:
             joined.wrong.append(f"line {answer.line}: {error}")
         except ValueError as error:
             joined.problems.append(f"line {answer.line}: {error}")
+    joined.wrong += one_key(able)
     if not joined.pairs:
         joined.compared = set()
     return joined
@@ -146,17 +151,17 @@ def _by_id(asked: list[Place], given: list[Place], joined: Joined) -> Iterator[t
             joined.problems.append(f"no answer to question_id {key} (question on line {place.line}); expected one for each")
 
 
-def _answer(question: Question, row: Mapping[str, Any], others: frozenset[str], key: str | None, joined: Joined) -> str:
+def _answer(question: Question, row: Mapping[str, Any], others: frozenset[str], key: str | None, joined: Joined) -> Taken:
     """Return the answer of a row, which must be one to this question."""
     asked = Asked(f"question_id {question.question_id!r}", question.text, question.image, question.label, others)
-    taken, answer = answer_in(row, asked, key, _read)
-    carried = compared(row, asked, taken)
+    taken = answer_in(row, asked, key, _read)
+    carried = compared(row, asked, taken.key)
     if "question_id" in row and str(row["question_id"]) != str(question.question_id):
         raise WrongRows(
             f"question_id is {row['question_id']!r}; expected {question.question_id!r} at this place; Fix: sort the answers"
         )
     joined.compared &= carried
-    return answer
+    return taken
 
 
 def _read(text: str) -> Hashable:
