@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from families import FAMILIES, IMAGE, VIDEO, Family
+from families import IMAGE, LISTED, VIDEO, Family
 from families.refused import REFUSED
 
 from prunehal.readme import write_between
@@ -21,7 +21,7 @@ KINDS |= {"sliding_attention": "sliding window", "chunked_attention": "chunks"}
 def models_section() -> str:
     """Return the table of the models that are tested, and the list of those that are refused, as markdown."""
     rows = [f"| {COLUMNS} |", "|---" * (COLUMNS.count("|") + 1) + "|"]
-    rows += [f"| {' | '.join(_row(family))} |" for family in FAMILIES.values()]
+    rows += [f"| {' | '.join(_row(family))} |" for family in LISTED if family.is_defined()]
     refused: dict[str, list[str]] = {}
     for one in REFUSED:
         refused.setdefault(one.reason, []).append(one.name)
@@ -50,7 +50,7 @@ def _row(family: Family) -> list[str]:
 def _positions(text: object) -> str:
     rope = getattr(text, "rope_parameters", None)
     if not rope:
-        return "learned"
+        return "RoPE" if getattr(text, "rotary_dim", None) else "learned"
     parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     return "M-RoPE" if any("mrope_section" in part for part in parts) else "RoPE"
 

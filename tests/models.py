@@ -52,7 +52,9 @@ def rows_of(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     for row, mask in enumerate(inputs["attention_mask"].bool()):
         single = {}
         for name, value in inputs.items():
-            part = value.chunk(rows)[row]
+            part = value.chunk(rows, dim=0 if len(value) > 1 else -1)[row]  # else all pictures lie behind one another
+            if name.endswith("_token_pooling"):  # counts the patches of all rows
+                part = part - part.min()
             single[name] = part[:, mask] if value.shape == inputs["attention_mask"].shape else part
         singles.append(single)
     return singles

@@ -203,8 +203,14 @@ def test_dola_refuses_beams():
     assert cache.listeners == []
 
 
-@pytest.mark.parametrize("family", models.IN_FULL)
-def test_every_family_can_be_read_out(family):
+@pytest.mark.parametrize("family", [key for key, of in models.IN_FULL.items() if of.unread])
+def test_families_that_cannot_be_read_out_are_refused(family):
+    with pytest.raises(ValueError, match=models.IN_FULL[family].unread):
+        decode(models.build(family), models.inputs_for(family), DoLa("high"), PruneHal(), steps=3)
+
+
+@pytest.mark.parametrize("family", [key for key, of in models.IN_FULL.items() if not of.unread])
+def test_every_other_family_can_be_read_out(family):
     model, inputs = models.build(family), models.inputs_for(family)
     readout = LayerReadout(model)
     with readout.watching(range(readout.layers)):

@@ -7,8 +7,10 @@ import models
 import pytest
 import torch
 from decode import END_WORD, SEED, TOLERANCE, compare, difference, forcing, masked, paddings, run, second_turn
+from families import LISTED
 from models import FAMILIES, IN_FULL
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 from prunehal.core.blocks import BLOCK
@@ -19,6 +21,14 @@ PROMPTS = {"image": {}, "images": {"images": 2}, "video": {"video": True}}
 CASES = [(key, kind) for key, family in IN_FULL.items() for kind in PROMPTS if family.video or kind != "video"]
 FEW = [key for key in FAMILIES if key not in IN_FULL]  # newer families, of which only four cases run
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}  # rows that prune at different steps
+
+
+@pytest.mark.parametrize("family", LISTED, ids=lambda family: family.key)
+def test_every_family_is_tested_once(family):
+    assert sum(family.key == other.key for other in LISTED) == 1
+    if family.missing():
+        pytest.skip(family.missing())
+    assert FAMILIES[family.key] is family
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES + [(family, "image") for family in FEW])
@@ -34,8 +44,10 @@ def test_without_pruning_equals_stock_generate(family, kind):
 
 def keeps_all_entries(model):
     """Return a stock cache that drops nothing where stock would cut to a window, as the pruning cache does; else None."""
-    cut = any(layer.is_sliding for layer in DynamicCache(config=model.config).layers if hasattr(layer, "is_sliding"))
-    return DynamicCache() if cut else None
+    cache = DynamicCache(config=model.config)
+    cut = [getattr(layer, "is_sliding", False) for layer in cache.layers]
+    cache.layers = [DynamicLayer() if windowed else layer for windowed, layer in zip(cut, cache.layers, strict=True)]
+    return cache if any(cut) else None
 
 
 @pytest.mark.parametrize("family", IN_FULL)

@@ -28,7 +28,7 @@ def same(alone, cache, ours, own):
     assert (cache.trace.frame()[columns] - own.trace.frame()[columns]).abs().to_numpy().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", [key for key, of in IN_FULL.items() if not of.unshared and "chunks" not in of.lacks])
+@pytest.mark.parametrize("family", [key for key, of in IN_FULL.items() if not of.unshared and "parts" not in of.lacks])
 def test_every_policy_goes_on_as_if_alone(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4), seed=SEED)
     shared = SharedPrefill(model, inputs)

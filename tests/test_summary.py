@@ -6,6 +6,7 @@ from pathlib import Path
 import model_table
 import pandas as pd
 import pytest
+from families import FAMILIES, LISTED
 
 from prunehal import evidence, interventions, polled, seeds
 from prunehal.experiments import Store, graded, read_grid
@@ -26,6 +27,7 @@ def test_numbers_in_the_readme_are_those_of_the_stored_rows(section):
     assert README.split(begin)[1].split(end)[0].strip() == SECTIONS[section]().strip()
 
 
+@pytest.mark.skipif(len(LISTED) > len(FAMILIES), reason="the installed transformers lacks some of the families")
 def test_models_in_the_readme_are_those_that_the_tests_run():
     assert README.split(model_table.BEGIN)[1].split(model_table.END)[0].strip() == model_table.models_section()
 

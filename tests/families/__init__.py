@@ -2,22 +2,33 @@
 
 ``plain``: one position for each token. ``tiled``: the same, for pictures cut into tiles. ``mrope``: positions of three axes.
 ``masks``: sliding windows, attention to the whole image, shared K and V, attention sinks. ``qformer``: a Q-Former's queries
-stand for the image. The table in the README is written from FAMILIES, and every test of ``test_families.py`` runs over it:
+stand for the image. ``experts``: a mixture of experts. ``states``: a running state beside K and V. ``injected``: features enter
+otherwise than in the place of an embedding. ``video``: frames are pooled, merged or taken whole. ``documents``: towers for charts
+and dense pictures. The table in the README is written from FAMILIES, and every test of ``test_families.py`` runs over it:
 over all of it where PRUNEHAL_ALL_CASES=1 is set, as ``make compat`` does; else families marked ``newer`` run four cases only,
-equal to stock generate(), equal to the masked twin, in a batch, and with beams.
+equal to stock generate(), equal to the masked twin, in a batch, and with beams. LISTED has those as well that the installed
+transformers lacks.
 """
 
 import os
 
 from families.base import END, IMAGE, PAD, START, VIDEO, VOCAB, Family
+from families.decoders import DECODERS
+from families.documents import DOCUMENTS
+from families.experts import EXPERTS
+from families.injected import INJECTED
 from families.masks import MASKS
 from families.mrope import MROPE
 from families.plain import PLAIN
 from families.qformer import QFORMER
+from families.states import STATES
 from families.tiled import TILED
+from families.video import FILMS
 
-__all__ = ["END", "FAMILIES", "IMAGE", "IN_FULL", "PAD", "START", "VIDEO", "VOCAB", "Family"]
+__all__ = ["END", "FAMILIES", "IMAGE", "IN_FULL", "LISTED", "PAD", "START", "VIDEO", "VOCAB", "Family"]
 
-FAMILIES: dict[str, Family] = {family.key: family for family in (*PLAIN, *TILED, *MROPE, *MASKS, *QFORMER)}
+GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS)
+LISTED = [family for group in GROUPS for family in group]
+FAMILIES: dict[str, Family] = {of.key: of for of in LISTED if not of.missing()}
 ALL_CASES = os.environ.get("PRUNEHAL_ALL_CASES") == "1"
 IN_FULL: dict[str, Family] = {key: family for key, family in FAMILIES.items() if ALL_CASES or not family.newer}
