@@ -135,6 +135,18 @@ def test_noise_is_that_of_the_image_without_its_padding(family):
     assert (padded.count_nonzero() > own.count_nonzero()) == (family == "llava")
 
 
+@pytest.mark.parametrize(("family", "views"), [("deepseek_vl_hybrid", 2), ("phi4_multimodal", 1)])
+def test_noise_is_put_on_every_view_under_whatever_name_it_arrives(family, views):
+    model, inputs = models.build(family), models.inputs_for(family, seed=SEED)
+    blurred = {name: noised(value, 500) for name, value in inputs.items() if "pixel_values" in name}
+    assert len(blurred) == views
+    ours, _ = decoded(VCD(alpha=1.0, beta=0.0), family, inputs=inputs)
+    clear, noisy = (model(**inputs | pixels).logits[0, -1] for pixels in ({}, blurred))
+    same(allowed(ours.logits[0][0]), allowed(2 * clear - noisy))
+    for name, pixels in blurred.items():  # each view counts
+        assert (model(**inputs | {name: pixels}).logits[0, -1] - clear).abs().max() > 1e-2
+
+
 def test_equal_tiles_of_a_row_draw_their_own_noise():
     tiles = torch.ones(2, 3, 3, 4, 4)
     noisy = noised(tiles, 500)

@@ -34,7 +34,8 @@ from prunehal.decoding.values import check_count, check_number
 __all__ = ["VCD", "diffusion", "noised"]
 
 STEPS = 1000  # of the diffusion
-PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # and what says which patches are an image
+PIXELS = "pixel_values"  # part of the names of all inputs that hold pixels: videos, the views of a second tower
+GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # what says which patches are an image
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class VCD(Decoder):
     def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate(); see `Decoder.on`. What generate() returns as logits are contrasted."""
         check_unread(cache)
-        names = [name for name in PIXELS if inputs.get(name) is not None]
+        names = [name for name, value in inputs.items() if PIXELS in name and value is not None]
         if not names:
             raise ValueError(
                 f"inputs: has keys {sorted(inputs)}; expected 'pixel_values', which VCD puts noise on. "
@@ -92,7 +93,7 @@ class VCD(Decoder):
             yield {}
             return
         noise = {
-            name: noised(inputs[name], self.noise_step, self.seed, grid=inputs.get(PIXELS[name]), sizes=_sizes(inputs, name))
+            name: noised(inputs[name], self.noise_step, self.seed, grid=inputs.get(GRIDS.get(name)), sizes=_sizes(inputs, name))
             for name in names
         }  # fmt: skip
         with contrasting(model, cache, Branch(model, dict(inputs) | noise, cache), self._contrast):
