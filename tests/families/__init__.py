@@ -4,10 +4,10 @@
 ``masks``: sliding windows, attention to the whole image, shared K and V, attention sinks. ``qformer``: a Q-Former's queries
 stand for the image. ``experts``: a mixture of experts. ``states``: a running state beside K and V. ``injected``: features enter
 otherwise than in the place of an embedding. ``video``: frames are pooled, merged or taken whole. ``documents``: towers for charts
-and dense pictures. The table in the README is written from FAMILIES, and every test of ``test_families.py`` runs over it:
-over all of it where PRUNEHAL_ALL_CASES=1 is set, as ``make compat`` does; else families marked ``newer`` run four cases only,
-equal to stock generate(), equal to the masked twin, in a batch, and with beams. LISTED has those as well that the installed
-transformers lacks.
+and dense pictures. ``decoders``: LLaVA on decoders for text only. The table in the README is written from LISTED, and every test
+of ``test_families.py`` runs over it: over all of it where PRUNEHAL_ALL_CASES=1 is set, as ``make compat`` does; else families
+marked ``newer`` run four cases only, equal to stock generate(), equal to the masked twin, in a batch, and with beams. FAMILIES
+leaves out what the installed transformers lacks or cannot run.
 """
 
 import os
