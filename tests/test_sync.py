@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StoppingCriteria
 
 from prunehal.core import Bank, NoPruning, PruneHal, TopK, attach
+from prunehal.core.keyword import as_option
 
 # Operators whose result's value or shape the host must know: each makes it wait for an accelerator.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "repeat_interleave.Tensor")
@@ -66,7 +67,7 @@ def counted(monkeypatch):
                 patch.setattr(torch.Tensor, name, read)
             settings = dict(max_new_tokens=12, do_sample=False, stopping_criteria=[NextStep(counting)]) | options
             with counting:
-                model.generate(**inputs, **cache.options, **settings)
+                model.generate(**inputs, **as_option(cache), **settings)
         return [step.total() for step in counting.steps[:-1]], cache
 
     return count
