@@ -3,9 +3,11 @@
     import prunehal as ph
 
     model, processor = ph.load()
-    inputs = processor(images=image, text=prompt, return_tensors="pt")
-    cache = ph.attach(model, inputs, ph.PruneHal(r=0.4, t=3))
-    ids = model.generate(**inputs, **cache.options, max_new_tokens=64)
+    image = ph.load_image("photo.jpg")
+    inputs = processor(images=image, text="<image>Describe this scene in detail.", return_tensors="pt")
+    with ph.pruning(model, ph.PruneHal(r=0.4, t=3)) as run:
+        ids = model.generate(**inputs, max_new_tokens=64)
+    run.caches[0].events
 
 Rooms: ``core`` (attention observes, policy decides, cache acts), ``decoding`` (mitigation decoders beside it), ``testbed`` (the
 world, the grammar and the training of the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models
