@@ -274,7 +274,8 @@ def _places(value: Any, steps: Sequence[re.Match], got: str | None, missing: str
         return
     step, rest = steps[0], steps[1:]
     if step["place"] is not None:
-        entries = [(f"[{step['place']}]", value[int(step["place"])])]
+        place = int(step["place"])
+        entries = [(f"[{place}]", value[place])] if isinstance(value, list | tuple) and place < len(value) else []
     elif step["name"] is not None:
         entries = [(step["name"], value.get(step["name"]))] if isinstance(value, dict) else []
     else:
