@@ -79,7 +79,7 @@ def test_answers_equal_the_twin(seed):
     }
     report = score_answers(answers)
     assert groups_of(report) == twin_of_answers(answers)
-    assert report.metrics["n_unreadable"] == sum(answer not in ("Yes", "No") for answer in answers.values())
+    assert report.metrics["unreadable"] == sum(answer not in ("Yes", "No") for answer in answers.values())
     assert report.metrics["n_empty"] == list(answers.values()).count("")
     assert report.settings["n"]["all"] == report.metrics["n"] == len(numbers)
     parts = [report.settings["n"][part] for part in ("state", "number", "action")]

@@ -67,7 +67,7 @@ def test_answers_by_hand(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "rule", "message"), [("yes", "lax", "'lax'; expected one of"), (None, "official", "is None; exp")]
+    ("text", "rule", "message"), [("yes", "lax", "rule='lax': expected one of"), (None, "official", "is None; exp")]
 )
 def test_parse_answer_names_what_is_wrong(text, rule, message):
     with pytest.raises(ValueError, match=message):
@@ -98,7 +98,7 @@ def test_score_by_hand():
     assert report.metrics == {
         "tp": 2, "fp": 1, "tn": 1, "fn": 1,
         "accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": pytest.approx(2 / 3), "yes_ratio": 3 / 5, "n": 5,
-        "n_empty": 0, "n_unreadable": 1, "unreadable": 1 / 5,  # "There is" is yes only because it is no "no"
+        "n_empty": 0, "unreadable": 1, "unreadable_share": 1 / 5,  # "There is" is yes only because it is no "no"
     }  # fmt: skip
     assert report.items[1] == {"question_id": 12, "image": "a.jpg", "label": "no", "answer": "yes", "correct": False}
     assert [item["correct"] for item in report.items] == [True, False, False, True, True]
@@ -110,7 +110,7 @@ def test_strict_scores_by_hand():
     assert report.metrics == {
         "tp": 1, "fp": 0, "tn": 1, "fn": 0,
         "accuracy": 0.5, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "yes_ratio": 0.25, "n": 4,
-        "n_empty": 1, "n_unreadable": 2, "unreadable": 0.5,
+        "n_empty": 1, "unreadable": 2, "unreadable_share": 0.5,
     }  # fmt: skip
     assert [item["answer"] for item in report.items] == [None, None, "yes", "no"]
     assert [item["correct"] for item in report.items] == [False, False, True, True]
@@ -168,13 +168,13 @@ def test_no_answer_that_can_be_read_is_an_error(texts, rule):
     ):
         score(ASKED, texts, rule)
     metrics = score(ASKED, ["no", *texts[1:]], rule).metrics
-    assert (metrics["n_unreadable"], metrics["unreadable"], metrics["fn"]) == (3, 0.75, 1)
+    assert (metrics["unreadable"], metrics["unreadable_share"], metrics["fn"]) == (3, 0.75, 1)
 
 
 def test_empty_answers_are_scored_as_the_official_script_does():
     metrics = score(ASKED, ["", " \n", "Yes", "No"]).metrics
     assert (metrics["tp"], metrics["fp"], metrics["tn"], metrics["accuracy"]) == (2, 1, 1, 0.75)
-    assert (metrics["n"], metrics["n_empty"], metrics["n_unreadable"]) == (4, 2, 2)
+    assert (metrics["n"], metrics["n_empty"], metrics["unreadable"]) == (4, 2, 2)
     strict = score(ASKED, ["", " \n", "Yes", "No"], "strict").metrics
     assert (strict["tp"], strict["fp"], strict["tn"], strict["fn"], strict["n_empty"], strict["accuracy"]) == (1, 0, 1, 0, 2, 0.5)
 
@@ -189,7 +189,7 @@ def test_equals_the_twin_on_random_answers(seed):
     expected = twin([question.label for question in asked], texts)
     assert {name: metrics[name] for name in expected} == expected
     assert metrics["n_empty"] == sum(text.isspace() or not text for text in texts)
-    assert metrics["n_unreadable"] == unreadable_twin(texts)
+    assert metrics["unreadable"] == unreadable_twin(texts)
 
 
 @pytest.mark.parametrize(
@@ -204,5 +204,5 @@ def test_equals_the_twin_on_random_answers(seed):
 def test_score_names_what_is_wrong(asked, said, message):
     with pytest.raises(ValueError, match=message):
         score(asked, said)
-    with pytest.raises(ValueError, match="unknown POPE rule 'loose'"):
+    with pytest.raises(ValueError, match="rule='loose': expected one of official, strict"):
         score(ASKED, SAID, rule="loose")

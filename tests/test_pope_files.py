@@ -56,8 +56,8 @@ def test_files(asked, file):
         "benchmark": "POPE", "questions": str(asked), "answers": str(path), "rule": "official", "answer_key": None,
         "joined_by": "place", "compared": ["question"], "n_bad": 0,
     }  # fmt: skip
-    assert score_files(asked, path, rule="strict").metrics["n_unreadable"] == 0
-    with pytest.raises(ValueError, match="unknown POPE rule"):
+    assert score_files(asked, path, rule="strict").metrics["unreadable"] == 0
+    with pytest.raises(ValueError, match="rule='Strict': expected one of"):
         score_files(asked, path, rule="Strict")
 
 

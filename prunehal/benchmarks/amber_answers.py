@@ -5,7 +5,7 @@ positive class: precision and recall show how well absent things are denied.
 
 By the official rule only exactly "Yes" and "No" are answers, so "Yes.", "no" and "" are wrong and neither. By the strict rule,
 the same as that of POPE, the first word decides, in any case and with any punctuation: "Yes.", "yes, ..." and "**No**" are
-answers, "There is" is neither. How many are neither is counted as n_unreadable; where all are, there is nothing to score.
+answers, "There is" is neither. How many are neither is counted as unreadable; where all are, there is nothing to score.
 
 Quirks of the official script, kept under both rules because the numbers of papers hold them: every number is divided by a
 count that begins at 0.001 (0.003 for attribute, which sums three), so that all right gives 100.0 only after rounding; F1 is made
@@ -21,7 +21,8 @@ from typing import Any
 from prunehal.benchmarks.amber_files import annotations, check_responses, initial_counters
 from prunehal.benchmarks.amber_responses import official_answer, read_responses
 from prunehal.benchmarks.files import Report
-from prunehal.benchmarks.yes_or_no import check_rule, counts, first_word
+from prunehal.benchmarks.replies import check_rule
+from prunehal.benchmarks.yes_or_no import counts, first_word
 from prunehal.reading import reading
 
 __all__ = ["score_answers", "score_discriminative"]
@@ -54,8 +55,8 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
 
     Returns:
         A report; metrics: accuracy, precision, recall and f1 in percent, rounded to one decimal, for each of all, existence,
-        attribute, state, number, action and relation (0.0 where there is no answer of a type); n, n_empty, n_unreadable (wrong,
-        and neither Yes nor No) and unreadable, their share from 0 to 1. Items: id, type, truth, response, answer (Yes, No or
+        attribute, state, number, action and relation (0.0 where there is no answer of a type); n, n_empty, unreadable (wrong,
+        and neither Yes nor No) and unreadable_share, from 0 to 1. Items: id, type, truth, response, answer (Yes, No or
         None), correct. Settings: benchmark, rule, and n, the number of answers of each type.
 
     Raises:
@@ -67,7 +68,7 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
     >>> score_answers({1005: "Yes.", 1006: "no"}, rule="strict").metrics["all"]["accuracy"]
     100.0
     """
-    check_rule(rule, "AMBER")
+    check_rule(rule)
     check_responses(responses, "discriminative")
     counters = initial_counters()
     n = dict.fromkeys(_GROUPS, 0)
@@ -101,7 +102,7 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
         f1 = round(2 * p * r / (p + r + (0.001 if group == "existence" else 0.0001)) * 100, 1)
         metrics[group] = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
     texts = list(responses.values())
-    metrics |= counts(texts, list(said.values()).count(None), _hint(texts, rule))
+    metrics |= counts(texts, [answer is not None for answer in said.values()], _hint(texts, rule))
     return Report(metrics, items, {"benchmark": "AMBER discriminative", "rule": rule, "n": n})
 
 
@@ -132,7 +133,7 @@ def score_discriminative(
     ...     score_discriminative(file.name).metrics["existence"]
     {'accuracy': 99.9, 'precision': 99.9, 'recall': 99.9, 'f1': 99.9}
     """
-    check_rule(rule, "AMBER")
+    check_rule(rule)
     responses, left_out = read_responses(responses_path, "discriminative", skip_bad, answer_key)
     with reading(responses_path):
         report = score_answers(responses, rule)

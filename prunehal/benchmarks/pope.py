@@ -7,8 +7,8 @@ ship in the official layout: one JSON object a line, with question_id, image, te
 Quirks of the official rule, kept because the numbers of papers hold them: only the text before the first full stop is read;
 only the tokens "No", "no" and "not" mean no, so "NO", "No!", "Not" and "no\\n" count as yes, and so does an empty answer, a
 refusal or any other text; "Yes, no doubt" counts as no. How many answers hold neither a no of that kind nor the word yes, and
-are yes only for that, is counted as n_unreadable. The strict rule has none of these quirks: the first word decides, and an
-answer that begins with another word is n_unreadable and wrong. The strict rule of AMBER reads answers in the same way.
+are yes only for that, is counted as unreadable. The strict rule has none of these quirks: the first word decides, and an
+answer that begins with another word is unreadable and wrong. The strict rule of AMBER reads answers in the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from prunehal.benchmarks.answer_rows import refuse_wrong, words
 from prunehal.benchmarks.files import BadInput, Report, bad_lines
 from prunehal.benchmarks.pope_files import LABELS, Question, read_places, read_questions
 from prunehal.benchmarks.pope_joined import join, official_answer
-from prunehal.benchmarks.yes_or_no import RULES, check_rule, counts, first_word
+from prunehal.benchmarks.replies import RULES, check_rule
+from prunehal.benchmarks.yes_or_no import counts, first_word
 from prunehal.reading import reading
 from prunehal.resources import data_path, written
 
@@ -69,7 +70,7 @@ def parse_answer(text: str, rule: str = "official") -> str | None:
     >>> parse_answer("**NO**, there is none", "strict"), parse_answer("There is no dog", "strict")
     ('no', None)
     """
-    check_rule(rule, "POPE")
+    check_rule(rule)
     if not isinstance(text, str):
         raise ValueError(f"the answer is {text!r}; expected text; pass what the model answered")
     return official_answer(text) if rule == "official" else first_word(text)
@@ -88,8 +89,8 @@ def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "of
 
     Returns:
         A report; metrics: tp, fp, tn, fn, accuracy, precision, recall, f1, yes_ratio (share of the answers that are yes), n,
-        n_empty (empty answers, scored like others), n_unreadable (strict rule: neither yes nor no; official rule: yes only
-        because nothing else was found) and unreadable (their share). Items: question_id, image, label, answer, correct.
+        n_empty (empty answers, scored like others), unreadable (strict rule: neither yes nor no; official rule: yes only
+        because nothing else was found) and unreadable_share. Items: question_id, image, label, answer, correct.
 
     Raises:
         ValueError: no question, another number of answers, an unknown label or rule, an answer that is no text, or no answer at
@@ -100,7 +101,7 @@ def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "of
     >>> metrics["accuracy"], metrics["precision"], metrics["recall"], metrics["yes_ratio"]
     (0.5, 0.5, 1.0, 1.0)
     """
-    check_rule(rule, "POPE")
+    check_rule(rule)
     if not questions or len(questions) != len(answers):
         raise ValueError(f"{len(answers)} answers to {len(questions)} questions; expected one answer to each of at least one")
     if unknown := [question for question in questions if question.label not in LABELS]:
@@ -129,8 +130,8 @@ def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "of
         "f1": _ratio(2 * precision * recall, precision + recall),
         "yes_ratio": said.count("yes") / len(items),
     }
-    n_unreadable = sum(not _readable(answer, rule) for answer in answers)
-    metrics |= counts(answers, n_unreadable, f"expected a yes or no ({rule} rule); Fix: see what the model was asked")
+    readable = [_readable(answer, rule) for answer in answers]
+    metrics |= counts(answers, readable, f"expected a yes or no ({rule} rule); Fix: see what the model was asked")
     return Report(metrics, items, {"benchmark": "POPE", "rule": rule})
 
 
@@ -176,7 +177,7 @@ def score_files(
     ...     score_files("coco/popular", file.name).metrics["accuracy"]
     0.5
     """
-    check_rule(rule, "POPE")
+    check_rule(rule)
     shipped = {f"{source}/{kind}": (source, kind) for source in SOURCES for kind in KINDS}
     name = str(questions_path)
     if name not in shipped and not Path(name).exists():

@@ -7,12 +7,12 @@ nothing but exactly Yes and No. By the strict rule the first word decides, in bo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-__all__ = ["RULES", "check_rule", "counts", "first_word", "label_of"]
+from prunehal.benchmarks.replies import unreadable_counts
 
-RULES = ("official", "strict")
+__all__ = ["counts", "first_word", "label_of"]
 
 _LABELS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
 _EDGE = re.compile(r"^[\W_]+|[\W_]+$")  # punctuation and underscores around a word
@@ -28,31 +28,24 @@ def first_word(text: str) -> str | None:
     return word if word in ("yes", "no") else None
 
 
-def check_rule(rule: str, benchmark: str) -> None:
-    """Raise a ValueError unless the rule is ``official`` or ``strict``."""
-    if rule not in RULES:
-        raise ValueError(f"unknown {benchmark} rule {rule!r}; expected one of {list(RULES)}")
-
-
-def counts(texts: Collection[str], n_unreadable: int, hint: str) -> dict[str, int | float]:
-    """Return n, n_empty, n_unreadable and unreadable (their share, from 0 to 1) for a report.
+def counts(texts: Collection[str], readable: Sequence[bool], hint: str) -> dict[str, int | float]:
+    """Return n, n_empty, unreadable (how many the rule cannot read) and unreadable_share for a report.
 
     Args:
         texts: the answers.
-        n_unreadable: in how many of them the rule finds no answer.
+        readable: whether the rule finds an answer in each.
         hint: what was expected of an answer, and the fix, for the error.
 
     Raises:
-        ValueError: none of them can be read, so that every number would say nothing about the model.
+        ValueError: none of them can be read, so that no number would say anything about the model.
 
-    >>> counts(["Yes", "", "A dog"], 2, "expected yes or no")
-    {'n': 3, 'n_empty': 1, 'n_unreadable': 2, 'unreadable': 0.6666666666666666}
+    >>> counts(["Yes", "", "A dog"], [True, False, False], "expected yes or no")
+    {'n': 3, 'unreadable': 2, 'unreadable_share': 0.6666666666666666, 'n_empty': 1}
     """
-    if n_unreadable == len(texts):
+    if not any(readable):
         first = next(iter(texts))
         raise ValueError(f"none of the {len(texts)} answers can be read, the first is {first[:60]!r}; {hint}")
-    n_empty = sum(not text.strip() for text in texts)
-    return {"n": len(texts), "n_empty": n_empty, "n_unreadable": n_unreadable, "unreadable": n_unreadable / len(texts)}
+    return {"n": len(texts), **unreadable_counts(list(texts), readable)}
 
 
 def label_of(value: Any) -> str | None:
