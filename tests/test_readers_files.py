@@ -60,6 +60,15 @@ def test_every_input_ends(file, content, left, n_problems):
     assert len(problems) == n_problems, problems
 
 
+def test_the_decoders_windows_cut_nothing(file):
+    values = [True, None, -1.25e10, float("-inf"), 'é"\\', {"b": False, "c": {}}, [], "", 12345678901234567890]
+    tail = json.dumps({"a": values})[1:]
+    for before in range(2**12 - len(tail) - 20, 2**12 + 2):
+        text = '{"p": "' + "x" * before + '", ' + tail + "\n" + json.dumps({"a": 1})
+        records, problems = read_records(file(text))
+        assert ([record.value["a"] for record in records], problems) == ([values, 1], []), before
+
+
 def test_a_stray_bracket_ends_at_the_command_line(file):
     path = file("]")
     done = CliRunner().invoke(app, ["score", "chair", str(path)])
