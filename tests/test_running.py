@@ -18,12 +18,12 @@ import prunehal as ph
 from prunehal.benchmarks import pope, read_captions
 from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
+from prunehal.locking import locked
 from prunehal.resources import data_path
 from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
 from prunehal.running.chat import encode, render
 from prunehal.running.engine import SEARCHES, Engine
-from prunehal.running.rows import locked
 from prunehal.running.tasks import CAPTION_PROMPT, images_of, items_of
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene

@@ -320,12 +320,55 @@ def test_a_broken_packed_file_is_named(store, broken, said):
     assert "Restore the file, or remove it and sweep again." in str(error.value)
 
 
-@pytest.mark.parametrize("middle", [b"{torn\n", b"3\n", b'{"caption": "no key"}\n'])
-def test_a_broken_line_in_the_middle_is_named(store, middle):
+@pytest.mark.parametrize(
+    ("middle", "said"),
+    [
+        (b"{torn\n", "b'{torn'; expected a row, a JSON object with a key"),
+        (b"3\n", "b'3'; expected a row, a JSON object with a key"),
+        (b'{"caption": "no key"}\n', "no key; expected it, found ['caption']"),
+    ],
+)
+def test_a_broken_line_in_the_middle_is_named(store, middle, said):
     path = in_work(store)
     header, *rows = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(header + middle + b"".join(rows))
-    with pytest.raises(BadInput, match=r"line 2: .*expected a row, a JSON object with a key"):
+    with pytest.raises(BadInput) as caught:
+        store.rows(ONE)
+    assert (caught.value.path, caught.value.problems) == (str(path), [f"line 2: {said}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tokens", "3", "tokens is '3'; expected a whole number"),
+        ("finished", 1, "finished is 1; expected true or false"),
+        ("caption", None, "caption is None; expected text"),
+        ("key", 1.5, "key is 1.5; expected a whole number or text"),
+        ("mass", 0.5, "mass is 0.5; expected a list"),
+        ("events", [[2, None, 57]], "events[0][1] is None; expected text"),
+        ("mentions", [["dog", True, 3, ["a"], 0.5]], "mentions[0][3][0] is 'a'; expected a number"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_field_of_another_type_is_named_with_file_and_line(store, name, value, said, packed):
+    path = in_work(store)
+    header, first, *rows = path.read_bytes().splitlines(keepends=True)
+    changed = json.dumps(json.loads(first) | {name: value}).encode() + b"\n"
+    path.write_bytes(b"".join([header, changed, *rows]))
+    if packed:
+        store.path(ONE).write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        path = store.path(ONE)
+    with pytest.raises(BadInput) as caught:
+        store.captions(ONE)
+    assert (caught.value.path, caught.value.problems) == (str(path), [f"line 2: {said}"])
+
+
+def test_a_header_whose_makers_are_no_table_is_named(store):
+    path = in_work(store)
+    header, *rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(json.dumps(json.loads(header) | {"made_by": [1]}).encode() + b"\n" + b"".join(rows))
+    with pytest.raises(BadInput, match=r"line 1: made_by is \[1\]; expected an object in braces or null"):
         store.rows(ONE)
 
 

@@ -14,6 +14,7 @@ and mentions (node, hallucinated, step, mass for each layer, entropy as the mean
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import zlib
@@ -31,12 +32,33 @@ from prunehal.core.observed import PRUNES
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
+from prunehal.locking import locked
+from prunehal.reading import LIMIT, BadInput
 from prunehal.resources import data_path, written
-from prunehal.running.rows import RowFile, locked
+from prunehal.running.rows import Keyed, RowFile, read_rows
 
 __all__ = ["Store"]
 
 _HEADER = ""  # the key of the first row
+
+
+class _Header(Keyed):
+    experiment: dict[str, Any] | None = None
+    made_by: dict[str, str | int | None] | None = None
+
+
+class _Row(Keyed):
+    caption: str
+    tokens: int
+    finished: bool
+    visual: float
+    events: list[tuple[int, str, Any]]
+    voted: list[int]
+    layers: list[int]
+    mass: list[float]
+    mentions: list[tuple[str, bool, int, list[float], float]]
+
+
 _BELOW = 2.5e-5  # the middle of the masses that four decimals round to 0
 
 
@@ -262,19 +284,17 @@ def _read(path: Path) -> dict[int | str, dict[str, Any]]:
     fix = "Restore the file, or remove it and sweep again."
     if path.suffix == ".gz":
         try:
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+                raw = packed.read(LIMIT + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise BadInput(path, [f"it cannot be unpacked ({error})"], fix) from error
-    rows: dict[int | str, dict[str, Any]] = {}
-    problems = []
-    for number, line in enumerate(raw.split(b"\n")[:-1], start=1):  # what comes after the last line end is torn, and no row
-        try:
-            row = json.loads(line)
-            if row["key"] in rows:
-                problems.append(f"line {number}: key {row['key']!r} again; expected each once")
-            rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError):
-            problems.append(f"line {number}: {line[:40]!r}; expected a row, a JSON object with a key")
+        if len(raw) > LIMIT:
+            raise BadInput(path, [f"it unpacks to more than {LIMIT:,} bytes; expected rows of one experiment"], fix)
+    rows, problems = read_rows(raw, _kind)
     if problems:
         raise BadInput(path, problems, fix)
     return rows
+
+
+def _kind(row: Mapping[str, Any]) -> type:
+    return _Header if row.get("key") == _HEADER else _Row

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 
 from prunehal.captioning import new_tokens
@@ -19,12 +20,13 @@ from prunehal.decoding.named import BEAMS
 from prunehal.images import load_image
 from prunehal.loading import load
 from prunehal.running.chat import encode, render, to_model
+from prunehal.running.rows import Keyed
 from prunehal.running.tasks import BENCHMARKS, Item
 
 if TYPE_CHECKING:
     from prunehal.running.loop import Run
 
-__all__ = ["SEARCHES", "Engine"]
+__all__ = ["SEARCHES", "Engine", "Row"]
 
 # What generate() gets; what a checkpoint may set otherwise is named. Decoders search greedily, but for what they set themselves.
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
@@ -33,6 +35,26 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beam": _GREEDY | {"num_beams": BEAMS},
     "nucleus": _GREEDY | {"do_sample": True, "top_p": 0.9, "top_k": 0},
 }
+
+
+class Prune(msgspec.Struct):
+    """What one prune left of a text's visual tokens."""
+
+    step: int
+    reason: str
+    kept: list[Any]
+
+
+class Row(Keyed):
+    """What is kept of one item."""
+
+    image: str
+    prompt: str
+    text: str
+    tokens: int
+    finished: bool
+    prunes: list[Prune]
+    seconds: float
 
 
 class Engine:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from prunehal.core import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.checks import as_count
 from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.loading import EMBEDDED, weights_mark
+from prunehal.locking import locked
 from prunehal.running.chat import check_template
-from prunehal.running.engine import Engine
-from prunehal.running.rows import RowFile, keep_settings, locked, refuse_other_settings
-from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, write_result
+from prunehal.running.engine import Engine, Row
+from prunehal.running.rows import RowFile, keep_free, keep_settings, refuse_other_settings
+from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, left_out, write_result
 from prunehal.testbed.captions import PROMPT
 
 __all__ = ["DTYPES", "POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
@@ -208,8 +209,9 @@ def run(settings: Run) -> Path:
     chosen, images = images_of(chosen, settings.images, settings.skip_missing)
     chosen = chosen[: settings.limit]
     images = {item.image: images[item.image] for item in chosen}
+    counts = {"items": len(chosen), "left_out": left_out(settings.benchmark, settings.images, settings.questions)}
     with locked(settings.out):
-        file = RowFile(settings.out / "rows.jsonl")
+        file = RowFile(settings.out / "rows.jsonl", Row)
         _say(file.repaired)
         mark = weights_mark(settings.model)  # so that weights trained anew are not taken for the old; the hub has commits
         shared = settings.shared() | ({} if mark is None else {"weights": mark})
@@ -219,12 +221,32 @@ def run(settings: Run) -> Path:
         left = [item for item in chosen if item.key not in file.rows]
         if left:
             engine = Engine(settings, images, chosen)
-            keep_settings(path, shared | engine.shared(), engine.free(), has_rows=bool(file.rows))
-            _ask(engine, file, left, len(chosen))
+            (settings.out / BENCHMARKS[settings.benchmark].result).unlink(missing_ok=True)  # it is of fewer items
+            keep_settings(path, shared | engine.shared(), engine.free() | counts, has_rows=bool(file.rows))
+            try:
+                _ask(engine, file, left, len(chosen))
+            except BaseException:
+                if not file.rows:  # settings that made no row
+                    path.unlink()
+                raise
+        else:
+            keep_free(path, counts)
         texts = {item.key: file.rows[item.key]["text"] for item in chosen}
         result = write_result(settings.benchmark, settings.out, chosen, texts)
-    _say(f"{result}: {len(chosen)} items, {len(items) - len(chosen)} others left out" if len(chosen) < len(items) else "")
+    for problem in _remarks(counts["left_out"], len(items) - len(chosen), texts):
+        _say(f"{result}: {problem}")
     return result
+
+
+def _remarks(files: Mapping[str, int], others: int, texts: Mapping[int | str, str]) -> Iterator[str]:
+    """Yield what a user should know of a result: what it does not hold, and texts that are empty."""
+    if files:
+        counted = ", ".join(f"{count} {suffix}" for suffix, count in files.items())
+        yield f"the image folder holds files of other formats, which were left out: {counted}; expected .jpg, .jpeg or .png"
+    if others:
+        yield f"{len(texts)} items, {others} others left out"
+    if empty := sum(not text for text in texts.values()):
+        yield f"{empty} of {len(texts)} texts are empty; see whether the model knows such a prompt"
 
 
 def _ask(engine: Engine, file: RowFile, left: Sequence[Item], total: int) -> None:

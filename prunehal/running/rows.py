@@ -1,6 +1,6 @@
-"""Keep the rows of a long run in a folder: one writer at a time, whole rows, and rows of one setting only.
+"""Keep the rows of a long run in a folder: whole rows, and rows of one setting only.
 
-A folder holds ``rows.jsonl`` (one JSON object a line, appended batch by batch), ``settings.json`` (what made them) and a lock.
+A folder holds ``rows.jsonl`` (one JSON object a line, appended batch by batch) and ``settings.json`` (what made them).
 A process that is killed leaves whole rows and at most one torn line at the end, which the next one cuts off.
 """
 
@@ -8,53 +8,44 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import msgspec
 
-from prunehal.benchmarks.files import BadInput
+from prunehal.reading import BadInput, convert, read_json, reading
 from prunehal.resources import written
 
-__all__ = ["RowFile", "keep_settings", "locked", "refuse_other_settings"]
-
-_HOLDER = "run.holder.json"
+__all__ = ["Keyed", "RowFile", "keep_free", "keep_settings", "kept_settings", "read_rows", "refuse_other_settings"]
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that no second process writes rows into it; the lock ends with the process, however it ends.
+class Keyed(msgspec.Struct):
+    """What every row has."""
+
+    key: int | str
+
+
+class _Kept(msgspec.Struct):
+    settings: dict[str, Any]
+    free: dict[str, Any] = {}
+
+
+def kept_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that `keep_settings` wrote to a file: those of all rows, and those that are free.
 
     Raises:
-        BlockingIOError: another run holds it; the message says which.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)):
-    ...     json.loads((Path(folder) / "run.holder.json").read_text())["process"] == os.getpid()
-    True
+        BadInput: the file is not one of `keep_settings`.
+        OSError: it cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / "run.lock"), folder / _HOLDER
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(
-            f"{folder}: another run writes here ({_who(holder)}); expected one run at a time; wait for it to end, or choose "
-            "another folder"
-        ) from None
-    try:
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        me = {"process": os.getpid(), "machine": socket.gethostname(), "since": started}
-        with written(holder) as part:
-            part.write_text(json.dumps(me) + "\n", encoding="utf-8")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        with reading(path):
+            kept = convert(read_json(path), _Kept)
+    except BadInput as error:
+        fix = "Expected the settings that made the rows beside it; choose another folder."
+        raise BadInput(path, error.problems, fix) from error
+    return kept.settings, kept.free
 
 
 def refuse_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -69,13 +60,7 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """
     if not path.exists():
         return
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error!r}); expected the settings that made the rows beside it; choose another folder"
-        ) from error
-    before, now = _flat(kept), _flat(json.loads(json.dumps(settings)))
+    before, now = _flat(kept_settings(path)[0]), _flat(json.loads(json.dumps(settings)))
     before = {name: value for name, value in before.items() if name.split(".")[0] in settings}
     absent = object()
     names = [name for name in {**before, **now} if before.get(name, absent) != now.get(name, absent)]
@@ -121,11 +106,27 @@ def keep_settings(path: Path, settings: Mapping[str, Any], free: Mapping[str, An
         part.write_text(text + "\n", encoding="utf-8")
 
 
+def keep_free(path: Path, free: Mapping[str, Any]) -> None:
+    """Write anew what may differ from call to call, where it does, beside rows that are all there.
+
+    Raises:
+        BadInput: the file is not one of `keep_settings`.
+        OSError: it cannot be read or written.
+    """
+    settings, before = kept_settings(path)
+    if before | free != before:
+        keep_settings(path, settings, before | free, has_rows=False)
+
+
 class RowFile:
     """Rows of JSON lines, each with a ``key`` of its own.
 
-    Attributes:
+    Args:
         path: the file; it is made with the first row.
+        kind: what a row is to be, a `msgspec.Struct` with a ``key``.
+
+    Attributes:
+        path: the file.
         rows: ``{key: row}`` of what was there, then also of what was appended.
         repaired: what was cut off a file that ended inside a row, in words; "" if it was whole.
 
@@ -139,31 +140,21 @@ class RowFile:
     ({1: {'key': 1, 'text': 'a'}}, ' a torn last line (14 bytes) was cut off')
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type = Keyed) -> None:
         """Read the file, and cut a torn last line off.
 
         Raises:
             BadInput: a line in the middle is no row, or a key comes twice.
+            OSError: the file cannot be read, or not be cut.
         """
         self.path, self.repaired = path, ""
         raw = path.read_bytes() if path.exists() else b""
-        whole = raw.rfind(b"\n") + 1
-        rows, problems = {}, []
-        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], start=1):
-            try:
-                row = json.loads(line)
-                key = row["key"]
-                if key in rows:
-                    problems.append(f"line {number}: key {key!r} again; expected each once")
-                rows[key] = row
-            except (ValueError, KeyError, TypeError):
-                problems.append(f"line {number}: {line[:40]!r}; expected a row, a JSON object with a key")
+        self.rows, problems = read_rows(raw, lambda row: kind)
         if problems:
             raise BadInput(path, problems, "Remove these lines (their items run again), or choose another folder.")
-        self.rows: dict[int | str, dict[str, Any]] = rows
-        if whole < len(raw):
-            os.truncate(path, whole)
-            self.repaired = f"{path}: a torn last line ({len(raw) - whole} bytes) was cut off"
+        if torn := len(raw) - raw.rfind(b"\n") - 1:
+            os.truncate(path, len(raw) - torn)
+            self.repaired = f"{path}: a torn last line ({torn} bytes) was cut off"
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows by one write, and wait until the disk has them.
@@ -176,26 +167,52 @@ class RowFile:
             raise ValueError(f"{self.path}: rows {doubled} are there already; expected new keys; read the file before a run")
         data = "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        before = os.fstat(file).st_size
         try:
-            before = os.fstat(file).st_size
             if (done := os.write(file, data)) != len(data):
-                os.ftruncate(file, before)
-                raise OSError(
-                    f"{self.path}: only {done} of {len(data)} bytes could be written; expected room for them; free some "
-                    "disk space and run again"
-                )
+                raise OSError(f"only {done} of {len(data)} bytes could be written")
             os.fsync(file)
+        except OSError as error:
+            with suppress(OSError):  # a line that stays torn is cut off by the next start
+                os.ftruncate(file, before)
+            raise OSError(
+                f"{self.path}: {len(rows)} rows could not be added ({error.strerror or error}); expected room for {len(data)} "
+                "bytes; free some disk space and run again: the rows before them are whole"
+            ) from error
         finally:
             os.close(file)
         self.rows |= {row["key"]: dict(row) for row in rows}
 
 
-def _who(holder: Path) -> str:
-    try:
-        who = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {who['process']} on {who['machine']}, since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it has not said which process it is"
+def read_rows(raw: bytes, kind: Callable[[dict[str, Any]], type]) -> tuple[dict[int | str, dict[str, Any]], list[str]]:
+    """Return ``{key: row}`` of JSON lines, and the problems, one for each line that is no row; a torn last line is left aside.
+
+    Args:
+        raw: what the file holds.
+        kind: from a row to the `msgspec.Struct` that it is to be.
+
+    >>> read_rows(b'{"key": 1}\\n{"key": [2]}\\n{"key": 3', lambda row: Keyed)
+    ({1: {'key': 1}}, ['line 2: key is [2]; expected a whole number or text'])
+    """
+    rows: dict[int | str, dict[str, Any]] = {}
+    problems = []
+    for number, line in enumerate(raw.split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError):
+            problems.append(f"line {number}: {line[:40]!r}; expected a row, a JSON object with a key")
+            continue
+        try:
+            convert(row, kind(row), f"line {number}")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if row["key"] in rows:
+            problems.append(f"line {number}: key {row['key']!r} again; expected each once")
+        rows[row["key"]] = row
+    return rows, problems
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

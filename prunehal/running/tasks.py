@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from prunehal.benchmarks import amber, judged, pope
 from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput, read_records
 from prunehal.images import image_pixels
+from prunehal.reading import read_text, reading
 from prunehal.resources import written
 
-__all__ = ["BENCHMARKS", "CAPTION_PROMPT", "Item", "Task", "image_key", "images_of", "items_of", "write_result"]
+__all__ = ["BENCHMARKS", "CAPTION_PROMPT", "Item", "Task", "image_key", "images_of", "items_of", "left_out", "write_result"]
 
 CAPTION_PROMPT = "Please describe this image in detail."
 
@@ -120,6 +122,21 @@ def images_of(items: Sequence[Item], folder: Path, skip_missing: bool = False) -
     return [item for item in items if item.image in found], found
 
 
+def left_out(benchmark: str, images: Path, questions: str | None = None) -> dict[str, int]:
+    """Return how many files of each other format a folder holds whose images are all asked about: ``{".webp": 3}``.
+
+    Hidden files do not count; where the questions name the images, nothing is left out.
+
+    >>> from prunehal.resources import data_path
+    >>> left_out("chair", data_path("sprites"))
+    {'.json': 1, '.txt': 1}
+    """
+    if not BENCHMARKS[benchmark].prompted or questions is not None:
+        return {}
+    others = (path for path in _files_in(images) if path.suffix.lower() not in _SUFFIXES and not path.name.startswith("."))
+    return dict(sorted(Counter(path.suffix.lower() or "without suffix" for path in others).items()))
+
+
 def image_key(name: str) -> int | str:
     """Return what an image is called in results: its COCO number, or the name without suffix.
 
@@ -156,13 +173,7 @@ def write_result(benchmark: str, folder: Path, items: Sequence[Item], texts: Map
 def _ask_captions(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
     if not images.is_dir():
         raise ValueError(f"images={str(images)!r}: is no folder; expected one with .jpg or .png files; check the path")
-    names = {
-        path.name: None
-        for part in _FOLDERS[:2]
-        if (images / part).is_dir()
-        for path in sorted((images / part).iterdir())
-        if path.suffix.lower() in _SUFFIXES and path.is_file()
-    }
+    names = dict.fromkeys(path.name for path in _files_in(images) if path.suffix.lower() in _SUFFIXES)
     if not names:
         raise ValueError(f"images={str(images)!r}: holds no image; expected .jpg or .png files, in it or in its val2014 folder")
     by_key: dict[int | str, str] = {}
@@ -182,22 +193,38 @@ def _ask_captions(images: Path, questions: str | None, prompt: str | None) -> li
     ]
 
 
+def _files_in(images: Path) -> Iterator[Path]:
+    """Yield the files of a folder of images and of its val2014 folder, each in the order of their names."""
+    for part in _FOLDERS[:2]:
+        if (images / part).is_dir():
+            yield from (path for path in sorted((images / part).iterdir()) if path.is_file())
+
+
 def _listed_images(path: Path) -> list[int | str]:
     """Read image ids: a JSON list, JSON objects with image_id, or one id or file name a line."""
-    text = path.read_text(encoding="utf-8").strip()
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError:
-        values = text.splitlines()
-    if not isinstance(values, list) or any(isinstance(value, dict) for value in values) or text.startswith("{"):
+    text = read_text(path).strip()
+    if text.startswith("{"):
+        values: Any = None
+    elif text.startswith("["):
+        with reading(path):
+            values = json.loads(text)
+    else:
+        values = [line.strip() for line in text.splitlines()]
+    if values is None or any(isinstance(value, dict) for value in values):
         records, problems = read_records(path)
+        problems += [
+            f"{record.where}: image_id is {record.value['image_id']!r} and image {record.value['image']!r}; expected one image"
+            for record in records
+            if len({str(image_key(str(record.value[name]))) for name in ("image_id", "image") if name in record.value}) > 1
+        ]
         if problems:
             raise BadInput(path, problems, "Expected objects with image_id.")
         values = [record.value.get("image_id", record.value.get("image")) for record in records]
-    values = [value.strip() if isinstance(value, str) else value for value in values]
     if bad := [value for value in values if isinstance(value, bool) or not isinstance(value, int | str) or value == ""]:
         raise BadInput(path, [f"{value!r} is no image id" for value in bad], "Expected numbers or file names of images.")
-    return list(dict.fromkeys(value if isinstance(value, int) else image_key(value) for value in values))
+    if not values:
+        raise BadInput(path, ["it holds no image id"], "Expected numbers or file names of images.")
+    return list(dict.fromkeys(value if isinstance(value, int) else image_key(value.strip()) for value in values))
 
 
 def _write_captions(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
