@@ -89,8 +89,10 @@ def generate(
     ids = inputs["input_ids"]
     visual = [position for position, token in enumerate(ids[0].tolist()) if token in placeholders]
     text = model.config.get_text_config()
-    kv_heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
-    n_heads = kv_heads if policy.kept == "head" else 1
+    heads = n_heads = 1  # of the masks, and of the kept sets; the number of heads may differ between layers
+    if policy.kept == "head":
+        heads = text.num_attention_heads
+        n_heads = getattr(text, "num_key_value_heads", heads)
     owners = [index for index in range(len(layers)) if _owner(layers, index) == index]
     images = [visual]
     if per_image:
@@ -106,7 +108,6 @@ def generate(
             if index == 0:
                 state["seen"] += mask.shape[2]
             first = state["seen"] - mask.shape[3]  # the stock cache of a sliding-window layer drops the oldest
-            heads = text.num_attention_heads
             mask = mask.expand(-1, heads, -1, -1).clone()
             for head in range(heads):
                 owner = owners.index(_owner(layers, index))

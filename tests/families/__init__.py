@@ -4,10 +4,10 @@
 ``masks``: sliding windows, attention to the whole image, shared K and V, attention sinks. ``qformer``: a Q-Former's queries
 stand for the image. ``experts``: a mixture of experts. ``states``: a running state beside K and V. ``injected``: features enter
 otherwise than in the place of an embedding. ``video``: frames are pooled, merged or taken whole. ``documents``: towers for charts
-and dense pictures. ``decoders``: LLaVA on decoders for text only. The table in the README is written from LISTED, and every test
-of ``test_families.py`` runs over it: over all of it where PRUNEHAL_ALL_CASES=1 is set, as ``make compat`` does; else families
-marked ``newer`` run four cases only, equal to stock generate(), equal to the masked twin, in a batch, and with beams. FAMILIES
-leaves out what the installed transformers lacks or cannot run.
+and dense pictures. ``decoders``: LLaVA on decoders for text only. ``omni``: sound is read too. The table in the README is written
+from LISTED, and every test of ``test_families.py`` runs over it: over all of it where PRUNEHAL_ALL_CASES=1 is set, as ``make
+compat`` does; else families marked ``newer`` run four cases only, equal to stock generate(), equal to the masked twin, in a
+batch, and with beams. FAMILIES leaves out what the installed transformers lacks or cannot run.
 """
 
 import os
@@ -19,6 +19,7 @@ from families.experts import EXPERTS
 from families.injected import INJECTED
 from families.masks import MASKS
 from families.mrope import MROPE
+from families.omni import OMNI
 from families.plain import PLAIN
 from families.qformer import QFORMER
 from families.states import STATES
@@ -27,7 +28,7 @@ from families.video import FILMS
 
 __all__ = ["END", "FAMILIES", "IMAGE", "IN_FULL", "LISTED", "PAD", "START", "VIDEO", "VOCAB", "Family"]
 
-GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS)
+GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS, OMNI)
 LISTED = [family for group in GROUPS for family in group]
 FAMILIES: dict[str, Family] = {of.key: of for of in LISTED if not of.missing()}
 ALL_CASES = os.environ.get("PRUNEHAL_ALL_CASES") == "1"

@@ -15,14 +15,22 @@ from transformers import (
     GotOcr2VisionConfig,
     Idefics3VisionConfig,
     LlamaConfig,
+    PaddleOCRVLConfig,
+    PaddleOCRVLForConditionalGeneration,
     Phi4MultimodalConfig,
     Phi4MultimodalForCausalLM,
+    QianfanOCRConfig,
+    QianfanOCRForConditionalGeneration,
     Qwen2Config,
+    Qwen3Config,
     SamVisionConfig,
     SiglipVisionConfig,
+    Step3p7Config,
+    Step3p7ForConditionalGeneration,
 )
 
 from families.base import END, IMAGE, PAD, START, Family
+from families.mrope import MARKS, grid_pixels, rope
 from families.plain import TEXT, TOWER, square_pixels
 
 __all__ = ["DOCUMENTS"]
@@ -82,6 +90,47 @@ def phi4_multimodal() -> Phi4MultimodalForCausalLM:
     return Phi4MultimodalForCausalLM(config)
 
 
+def paddleocr_vl() -> PaddleOCRVLForConditionalGeneration:
+    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=4)
+    config = PaddleOCRVLConfig(
+        vision_config=vision, text_config=TEXT | dict(head_dim=8, rope_parameters=rope(2, 1, 1), pad_token_id=PAD), **MARKS,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return PaddleOCRVLForConditionalGeneration(config)
+
+
+def qianfan_ocr() -> QianfanOCRForConditionalGeneration:
+    config = QianfanOCRConfig(
+        vision_config=TOWER | {"patch_size": 2},
+        text_config=Qwen3Config(**TEXT, head_dim=8),
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+    )
+    return QianfanOCRForConditionalGeneration(config)
+
+
+def step3p7() -> Step3p7ForConditionalGeneration:
+    text = TEXT | dict(head_dim=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, share_expert_dim=32)
+    text |= dict(sliding_window=14, layer_types=["sliding_attention", "full_attention"] * 2, pad_token_id=PAD)
+    text |= dict(num_sliding_attention_heads=4, moe_layers_enum=[2, 3])
+    config = Step3p7Config(
+        vision_config=TOWER | dict(max_position_embeddings=256, image_size=64), text_config=text, image_token_id=IMAGE
+    )
+    return Step3p7ForConditionalGeneration(config)
+
+
+def patch_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]:
+    """Return n pictures of 8 x 8 patches, each patch as a small picture, and their grids."""
+    brought = grid_pixels(n, generator, ids)
+    return brought | {"pixel_values": brought["pixel_values"].unflatten(1, (3, 4, 4))}
+
+
+def zoomed_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]:
+    """Return n pictures of 64 x 64, and one part of each at the same size."""
+    views = (torch.randn(n, 3, 64, 64, generator=generator) for _ in range(2))
+    return dict(zip(("pixel_values", "pixel_values_local"), views, strict=True)) | {"num_local_patches": torch.ones(n).long()}
+
+
 def large_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]:
     """Return n square pictures of 64 x 64, of whose 16 x 16 patches two convolutions make 4 x 4 tokens."""
     return {"pixel_values": torch.randn(n, 3, 64, 64, generator=generator)}
@@ -120,5 +169,11 @@ DOCUMENTS = [
         "phi4_multimodal", "Phi-4 multimodal", phi4_multimodal, (IMAGE,) * (2 * (3 + 1) + 1 + 2 * (2 + 1)), cropped_pixels,
         decoder=lambda model: model.model.layers, lacks=("chunks",), newer=True,
         remark="the placeholder's id is the vision configuration's",
+    ),
+    Family("paddleocr_vl", "PaddleOCR-VL", paddleocr_vl, (START, *(IMAGE,) * 16, END), patch_pixels, newer=True),
+    Family("qianfan_ocr", "Qianfan-OCR", qianfan_ocr, (START, *(IMAGE,) * 16, END), square_pixels, newer=True),
+    Family(
+        "step3p7", "Step 3.7 Flash", step3p7, (START, *(IMAGE,) * 32, END), zoomed_pixels, newer=True,
+        remark="mixture of experts; windows with fewer heads",
     ),
 ]  # fmt: skip

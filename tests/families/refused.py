@@ -223,14 +223,14 @@ REFUSED = [
         "LLaVA on DeepSeek-V3", deepseek, LATENT, r"deepseek_v3.*multi-head latent attention",
     ),
     Refused(
-        "dots3.note", dots3_note, LATENT, r"dots3_note_text.*multi-head latent attention", needs="Dots3NoteConfig"
+        "dots3-note", dots3_note, LATENT, r"dots3_note_text.*multi-head latent attention", needs="Dots3NoteConfig"
     ),
     Refused(
         "Mistral Large 4", mistral_large4, LATENT, r"mistral_large4_text.*multi-head latent attention",
         needs="MistralLarge4Config",
     ),
     Refused(
-        "Hunyuan Hy4", hy_v4_vl, LATENT, r"hy_v4_vl_text.*multi-head latent attention", needs="HYV4VLConfig"
+        "Hy4 (hy_v4_vl)", hy_v4_vl, LATENT, r"hy_v4_vl_text.*multi-head latent attention", needs="HYV4VLConfig"
     ),
     Refused(
         "Inkling 2 Mini (inkling2_loop)", inkling2_loop, "a running state stands beside K and V in one layer",
