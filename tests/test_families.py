@@ -8,6 +8,7 @@ import pytest
 import torch
 from decode import END_WORD, SEED, TOLERANCE, compare, difference, forcing, masked, paddings, run, second_turn
 from families import LISTED
+from families.base import SLICES
 from models import FAMILIES, IN_FULL
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -20,6 +21,7 @@ from prunehal.core.layer import PrunableLayer
 PROMPTS = {"image": {}, "images": {"images": 2}, "video": {"video": True}}
 CASES = [(key, kind) for key, family in IN_FULL.items() for kind in PROMPTS if family.video or kind != "video"]
 FEW = [key for key in FAMILIES if key not in IN_FULL]  # newer families, of which only four cases run
+TURNS = [key for key, family in IN_FULL.items() if "turns" not in family.lacks]
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}  # rows that prune at different steps
 
 
@@ -61,6 +63,7 @@ def test_exact_is_bit_identical(family):
     assert (cache.trace.frame()[columns] - other.trace.frame()[columns]).abs().to_numpy().max() <= TOLERANCE
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 @pytest.mark.parametrize("family", [key for key, of in IN_FULL.items() if "chunks" not in of.lacks])
 def test_chunked_prefill_without_pruning_equals_stock(family):
     # Not the same as a whole prompt where image tokens see each other: there stock itself differs.
@@ -138,7 +141,7 @@ def nbytes(tensor):
     return tensor.untyped_storage().nbytes()
 
 
-@pytest.mark.parametrize("family", IN_FULL)
+@pytest.mark.parametrize("family", TURNS)
 def test_second_generate_without_pruning_equals_stock(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
     stock_cache = DynamicCache(config=model.config)
@@ -152,7 +155,7 @@ def test_second_generate_without_pruning_equals_stock(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "attn"), [(family, attn) for family, of in IN_FULL.items() for attn in of.functions]
+    ("family", "attn"), [(family, attn) for family in TURNS for attn in FAMILIES[family].functions]
 )  # fmt: skip
 def test_second_generate_after_a_prune(family, attn):
     # Reading the longer prompt in one forward must equal saying it token by token in one long answer.

@@ -9,10 +9,13 @@ import transformers
 from torch import Generator, Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["END", "IMAGE", "PAD", "START", "VIDEO", "VOCAB", "Family", "asks_for_attention", "peaked"]
+__all__ = ["END", "IMAGE", "PAD", "SLICES", "START", "VIDEO", "VOCAB", "Family", "asks_for_attention", "peaked"]
 
 VOCAB = 100
 IMAGE, PAD, VIDEO, START, END = 99, 97, 96, 95, 94  # the same ids in every family
+
+SLICES = hasattr(transformers.generation.utils, "_slice_mm_encoder_output")
+"""Whether generate() gives each chunk of a prompt its part of the images; before transformers 5.23 it left them out."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Family:
         spread: standard deviation of the weights; smaller where the usual one makes rounding errors reach the tolerance.
         functions: the attention functions that it runs with; it has no other than eager if its scores are not plain.
         lacks: what stock generate() itself cannot do with it: "chunks" (prefill_chunk_size), a prompt in two "parts" (the
-            second by another call), several "copies" of an image (beams, sampled sequences).
+            second by another call), several "turns" with token types, several "copies" of an image (beams, sampled sequences).
         unshared: why SharedPrefill refuses it, a regular expression; empty where it does not.
         unread: why LayerReadout (DoLa, DeCo) refuses it, a regular expression; empty where it does not.
         needs: the class of transformers that it needs, where not every admitted version has it; its module must not import it.

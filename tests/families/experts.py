@@ -13,7 +13,7 @@ from transformers import (
     Qwen3_5MoeForConditionalGeneration,
 )
 
-from families.base import END, IMAGE, START, VIDEO, Family
+from families.base import END, IMAGE, SLICES, START, VIDEO, Family
 from families.mrope import (
     FILM,
     IDS,
@@ -104,6 +104,7 @@ EXPERTS = [
     ),
     Family(
         "ernie4_5_vl_moe", "ERNIE 4.5 VL", ernie4_5_vl_moe, ONE, routed(grid_pixels), FILM, routed(paired_frames),
-        spread=0.18, newer=True, remark="words and image tokens have experts of their own",
+        spread=0.18, lacks=() if SLICES else ("parts", "turns"), newer=True,
+        remark="words and image tokens have experts of their own",
     ),
 ]  # fmt: skip
