@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import prunehal as ph
+from prunehal.locking import locked
 from prunehal.testbed import stages, train, training
 from prunehal.testbed.captions import BRIEF, PROMPT, write_brief
 from prunehal.testbed.model import build_processor, build_prompt
@@ -318,8 +319,9 @@ def test_a_row_mask_lets_a_token_see_its_own_text_before_it():
     assert mask.min() == torch.finfo(torch.float32).min
 
 
-def test_no_stage_sees_a_scene_of_another_stage_or_split(processor):
-    plan = make_stages(Testbed(tiny(processor), processor), processor)
+@pytest.mark.parametrize("scale", [1.0, stages.LARGEST_SCALE])
+def test_no_stage_sees_a_scene_of_another_stage_or_split(processor, scale):
+    plan = make_stages(Testbed(tiny(processor), processor), processor, scale)
     assert [stage.name for stage in plan] == ["tower", "align", "captions", "distinct"]
     ranges = sorted((stage.data.first, stage.data.first + len(stage.data)) for stage in plan)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
@@ -421,7 +423,85 @@ def test_train_leaves_a_model_that_loads_and_writes(tmp_path, small):
     written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
     assert 1 <= len(written) <= 8
     assert isinstance(processor.decode(written), str)
-    # The second call finds all stages done and gives the same weights.
+    # The second call finds all stages done, gives the same weights, and leaves the card.
+    (folder / "README.md").write_text("the card")
     before = (folder / "model.safetensors").read_bytes()
     assert train.train(tmp_path, scale=1e-5, device="cpu", workers=0) == folder
     assert (folder / "model.safetensors").read_bytes() == before
+    assert (folder / "README.md").read_text() == "the card"
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_curve_loses_no_curve(processor, tmp_path, often, monkeypatch):
+    whole = run_stage(stage_of("tower", processor)[0], tmp_path / "whole", CPU, workers=0)
+
+    def killed(folder, stage, curve):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_keep_curve", killed)
+        with pytest.raises(Interrupted):
+            run_stage(stage_of("tower", processor)[0], tmp_path / "killed", CPU, workers=0)
+    assert not (tmp_path / "killed/tower.json").exists()
+    stage, _ = stage_of("tower", processor, fail_at=1)  # no further step is made
+    assert run_stage(stage, tmp_path / "killed", CPU, workers=0) == whole
+    assert (tmp_path / "killed/tower.json").read_bytes() == (tmp_path / "whole/tower.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path, saved: path.write_bytes(path.read_bytes()[:-100]), "cannot be read"),
+        (lambda path, saved: path.write_bytes(b""), "cannot be read"),
+        (lambda path, saved: torch.save([1], path), r"cannot be read \(it is \[1\]; expected an object in braces\)"),
+        (lambda path, saved: torch.save(saved | {"step": "6"}, path), "step is '6'; expected a whole number"),
+        (lambda path, saved: torch.save(saved | {"curve": None}, path), "curve is None; expected a list"),
+        (lambda path, saved: torch.save(saved | {"modules": saved["modules"][:1]}, path), "does not fit the model"),
+        (lambda path, saved: torch.save(saved | {"modules": [{}, {}]}, path), "does not fit the model"),
+        (lambda path, saved: torch.save(saved | {"step": 4, "optimisers": [{}, {}]}, path), "does not fit the model"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named(processor, tmp_path, damage, said):
+    run_stage(stage_of("tower", processor)[0], tmp_path, CPU, workers=0)
+    path = tmp_path / "tower.pt"
+    damage(path, torch.load(path, weights_only=True))
+    with pytest.raises(ValueError, match=rf"checkpoint .*tower\.pt {said}|checkpoint .*tower\.pt cannot be read \({said}"):
+        run_stage(stage_of("tower", processor)[0], tmp_path, CPU, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scale": 1e12}, r"scale=1000000000000\.0: expected a number from 0 to 25"),
+        ({"scale": -1.0}, r"scale=-1\.0: expected a number from 0 to 25"),
+        ({"scale": float("nan")}, "scale=nan: expected a number from 0 to 25"),
+        ({"scale": float("inf")}, "scale=inf: expected a number from 0 to 25"),
+        ({"seed": 2**70}, "seed=1180591620717411303424: expected an integer from 0"),
+        ({"seed": -1}, "seed=-1: expected an integer from 0"),
+        ({"workers": -1}, "workers=-1: expected an integer from 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_a_folder_is_made(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        train.train(tmp_path / "new/run", device="cpu", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_fails_before_its_first_step_leaves_no_folder(tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise OSError("no sprites here")
+
+    monkeypatch.setattr(train, "build_processor", refused)
+    with pytest.raises(OSError, match="no sprites here"):
+        train.train(tmp_path / "new/run", scale=1e-5, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_and_a_second_process_are_refused_in_a_folder(tmp_path, small):
+    train.train(tmp_path, scale=1e-5, device="cpu", workers=0)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"was begun with other settings: seed was 0, is now 1; expected the same"):
+        train.train(tmp_path, seed=1, scale=1e-5, device="cpu", workers=0)
+    with locked(tmp_path), pytest.raises(BlockingIOError, match="another run writes here"):
+        train.train(tmp_path, scale=1e-5, device="cpu", workers=0)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -9,12 +9,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from prunehal.reading import convert
 from prunehal.resources import written
 
 __all__ = ["Stage", "run_stage"]
@@ -49,6 +52,9 @@ class Stage:
 def run_stage(stage: Stage, folder: Path, device: torch.device, workers: int = 1) -> list[dict]:
     """Train one stage, or go on where its last checkpoint stopped; return its training curve.
 
+    The checkpoint holds the curve up to its step, and the curve's own file is written from it: a process that is killed between
+    the two leaves the curve to the next call.
+
     Args:
         stage: what to train.
         folder: where the checkpoint ``<stage>.pt`` and the curve ``<stage>.json`` live.
@@ -56,7 +62,7 @@ def run_stage(stage: Stage, folder: Path, device: torch.device, workers: int = 1
         workers: processes that render scenes meanwhile.
 
     Raises:
-        ValueError: the checkpoint belongs to another number of steps.
+        ValueError: the checkpoint belongs to another number of steps or to other modules, or cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.pt"
@@ -64,19 +70,18 @@ def run_stage(stage: Stage, folder: Path, device: torch.device, workers: int = 1
     curve: list[dict] = []
     start = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["steps"] != stage.steps:
+        saved = _read(checkpoint, device)
+        if saved.steps != stage.steps:
             raise ValueError(
-                f"checkpoint {checkpoint} was made for {saved['steps']} steps, expected {stage.steps}; "
+                f"checkpoint {checkpoint} was made for {saved.steps} steps, expected {stage.steps}; "
                 "remove the folder to start anew, or train with the settings that it was started with"
             )
-        for module, state in zip(stage.modules, saved["modules"], strict=True):
-            module.load_state_dict(state)
-        if saved["step"] >= stage.steps:
-            return saved["curve"]
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        start, curve = saved["step"], saved["curve"]
+        _restore(checkpoint, stage.modules, saved.modules)
+        start, curve = saved.step, saved.curve
+        if start >= stage.steps:
+            _keep_curve(folder, stage, curve)
+            return curve
+        _restore(checkpoint, optimisers, saved.optimisers)
     left = Subset(stage.data, range(start * stage.batch_size, stage.steps * stage.batch_size))
     loader = DataLoader(
         left,
@@ -106,7 +111,7 @@ def run_stage(stage: Stage, folder: Path, device: torch.device, workers: int = 1
             sums = {}
         if step % _SAVE_EVERY == 0 or step == stage.steps:
             _save(checkpoint, stage, step, optimisers, curve)
-    (folder / f"{stage.name}.json").write_text(json.dumps(curve, indent=1), encoding="utf-8")
+    _keep_curve(folder, stage, curve)
     return curve
 
 
@@ -133,6 +138,44 @@ def _rate_factor(step: int, steps: int) -> float:
     """Warm up over 3% of the steps, stay, then fall linearly to 2% over the last half."""
     done = step / steps
     return min(1.0, done / 0.03, max(0.02, 2.0 * (1.0 - done)))
+
+
+class _Saved(msgspec.Struct):
+    step: int
+    steps: int
+    modules: list[dict[str, Any]]
+    optimisers: list[dict[str, Any]]
+    curve: list[dict[str, str | int | float]]
+
+
+def _read(checkpoint: Path, device: torch.device) -> _Saved:
+    try:
+        return convert(torch.load(checkpoint, map_location=device, weights_only=True), _Saved)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a damaged file may fail in any way inside of torch
+        why = (str(error) or type(error).__name__).partition("\n")[0]
+        raise ValueError(
+            f"checkpoint {checkpoint} cannot be read ({why}); expected one as training writes it; remove "
+            "it, and the stage begins anew"
+        ) from error
+
+
+def _restore(checkpoint: Path, parts: Sequence[nn.Module | torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:
+    try:
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f"checkpoint {checkpoint} does not fit the model ({why}); expected one of the same version; remove the folder "
+            "to start anew"
+        ) from error
+
+
+def _keep_curve(folder: Path, stage: Stage, curve: list[dict]) -> None:
+    with written(folder / f"{stage.name}.json") as part:
+        part.write_text(json.dumps(curve, indent=1), encoding="utf-8")
 
 
 def _save(path: Path, stage: Stage, step: int, optimisers: list[torch.optim.Optimizer], curve: list[dict]) -> None:
