@@ -1,7 +1,10 @@
 """What is declared is tested: lower bounds, pins, Pythons, and the workflow that runs them."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import compat
@@ -43,6 +46,28 @@ def test_the_lowest_environment_has_the_lower_bound_of_everything_that_is_listed
 def test_torch_has_the_lower_bound_that_the_tests_run_with():
     bound = next(compat.lower_bound(item.specifier, "torch") for item in compat.requirements() if item.name == "torch")
     assert compat.pins()["torch"].startswith(f"{bound}.")
+
+
+def imported(folder):
+    """The distributions that the modules of a folder import: from the first part of a module's name to the names on the index."""
+    installed = packages_distributions()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
+                if module in installed:  # else it is a file of the tests, or a library that is asked for where it is used
+                    yield module, {canonicalize_name(name) for name in installed[module]}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("prunehal", {"notebooks", "cluster"}), ("tests", {"notebooks", "cluster", "dev"})]
+)
+def test_what_is_imported_is_declared(folder, extras):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines} | {"prunehal", "ipython"}  # ipykernel brings IPython
+    assert {module for module, names in imported(folder) if not names & declared} == set()
 
 
 @pytest.mark.parametrize("written", ["numpy", "numpy<3", "numpy==2.0", "numpy>=2,>=2.1"])
