@@ -18,6 +18,7 @@ from prunehal.testbed.scenes import scene
 TWO = {"before": (3, 6), "after": (5, 4), "seed": SEED}
 POLICIES = [Informative(p=0.5), Informative(p=0.5, grid=4, window=3), Informative(p=0.8, grid=2, window=5)]
 POLICIES += [Standout(part=0.3), Standout(part=0.8, grid=4, window=7)]
+HEADLESS = {"nemotron_h_omni"}  # its LM head is its language model's, and get_output_embeddings() returns None
 
 
 def visual_of(inputs):
@@ -45,7 +46,7 @@ def shifted(kept, inputs):
     return [[position - padding for position in row.tolist()] for row, padding in zip(kept, paddings(inputs), strict=True)]
 
 
-@pytest.mark.parametrize("family", models.IN_FULL)
+@pytest.mark.parametrize("family", [key for key in models.IN_FULL if key not in HEADLESS])
 def test_readings_are_those_of_the_models_own_logits(family):
     model, inputs = models.build(family, models.FAMILIES[family].functions[0]), models.inputs_for(family, seed=SEED)
     visual = visual_of(inputs)
@@ -53,6 +54,13 @@ def test_readings_are_those_of_the_models_own_logits(family):
     slow = reference_lens.readings(model, inputs, visual[0].nonzero().flatten().tolist())
     assert torch.allclose(found[:, visual].double(), torch.tensor(slow, dtype=torch.float64), atol=2e-4)
     assert (found[:, ~visual] == 0).all()
+
+
+@pytest.mark.parametrize("family", sorted(HEADLESS & models.IN_FULL.keys()))
+def test_a_model_that_does_not_show_its_head_is_refused(family):
+    model, inputs = models.build(family), models.inputs_for(family, seed=SEED)
+    with pytest.raises(ValueError, match=r"its head is given no hidden states of the whole prompt.*Fix: another policy"):
+        read_tokens(model, inputs, visual_of(inputs))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)

@@ -36,6 +36,7 @@ from transformers import (
     T5Config,
 )
 
+from families import omni
 from families.base import IMAGE, PAD, VOCAB, asks_for_attention
 from families.qformer import codegen, gptj
 
@@ -147,7 +148,7 @@ def latent(config: type[PreTrainedConfig], **more: object) -> PreTrainedConfig:
 
 
 def dots3_note() -> PreTrainedModel:
-    sliding = {f"swa_{name}": 16 for name in ("q_lora_rank", "kv_lora_rank", "head_dim")}
+    sliding = dict(swa_q_lora_rank=16, swa_kv_lora_rank=24, swa_head_dim=16)  # layers differ, as in the published model
     sliding |= {f"swa_{name}": 6 for name in ("num_attention_heads", "num_key_value_heads")}
     sliding |= dict(swa_qk_nope_head_dim=8, swa_v_head_dim=12)
     text = latent(transformers.Dots3NoteTextConfig, q_lora_rank=16, **sliding)
@@ -197,6 +198,24 @@ def dory() -> PreTrainedModel:
     return LlavaForConditionalGeneration(config)
 
 
+def unlimited_ocr() -> PreTrainedModel:
+    text = SMALL | dict(num_key_value_heads=6, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    sam = dict(hidden_size=32, output_channels=16, num_hidden_layers=1, num_attention_heads=4, image_size=64, patch_size=4)
+    sam |= dict(mlp_dim=48, window_size=4, global_attn_indexes=[0], downsample_channels=[16, 32])
+    encoder = TOWER | dict(num_hidden_layers=1)
+    config = transformers.UnlimitedOcrConfig(
+        vision_config=dict(sam_config=sam, encoder_config=encoder), text_config=text, image_token_id=IMAGE
+    )
+    return transformers.UnlimitedOcrForConditionalGeneration(config)
+
+
+def qwen2_5_omni() -> PreTrainedModel:
+    """Return the whole of Qwen2.5-Omni, without the parts that speak."""
+    thinker = omni.qwen2_5_omni().config
+    config = transformers.Qwen2_5OmniConfig(thinker_config=thinker.to_dict(), enable_audio_output=False)
+    return transformers.Qwen2_5OmniForConditionalGeneration(config)
+
+
 class QWenConfig(PreTrainedConfig):
     model_type = "qwen"
 
@@ -235,6 +254,14 @@ REFUSED = [
     Refused(
         "Inkling 2 Mini (inkling2_loop)", inkling2_loop, "a running state stands beside K and V in one layer",
         r"inkling2_loop_text.*running state beside K and V", needs="Inkling2LoopConfig",
+    ),
+    Refused(
+        "Unlimited-OCR", unlimited_ocr, "the prompt and a window of what follows are kept in layers of its own",
+        r"unlimited_ocr_text.*the prompt and a window",
+    ),
+    Refused(
+        "Qwen2.5-Omni and Qwen3-Omni as a whole (their `model.thinker` runs)", qwen2_5_omni,
+        "generate() hands over to the thinker", r"written by its thinker.*attach\(model\.thinker, \.\.\.\)",
     ),
     Refused(
         "LLaVA on Dory", dory, "some layers run several times in a step", r"dory.*several times.*n_recurrent_loops=2",
