@@ -38,7 +38,7 @@ def train(
 @named_errors()
 def card(
     folder: Annotated[Path, typer.Argument(help="The finished model, e.g. runs/seed0/model.")],
-    images: Annotated[int, typer.Option(min=1, help="Images of each split to evaluate on.")] = 1000,
+    images: Annotated[int, typer.Option(min=1, max=1_000_000, help="Images of each split to evaluate on.")] = 1000,
     beside: Annotated[list[Path] | None, typer.Option(help="A model of another seed, to show its figures, too.")] = None,
 ) -> None:
     """Evaluate a finished model on the validation and test splits and write its model card beside the weights."""
@@ -50,7 +50,7 @@ def card(
 @app.command()
 @named_errors()
 def numerics(
-    images: Annotated[int, typer.Option(min=1, help="Images of the test split.")] = 100,
+    images: Annotated[int, typer.Option(min=1, max=1_000_000, help="Images of the test split.")] = 100,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/numerics.csv"),
 ) -> None:
     """Measure what bfloat16 and float16 change on the embedded model, and print the table."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunehal import load
-from prunehal.benchmarks import score
+from prunehal.benchmarks import BadInput, score
 from prunehal.captioning import caption_scenes
 from prunehal.resources import data_path
 from prunehal.testbed import card
@@ -76,3 +76,41 @@ def test_figures_of_other_seeds_stand_beside(written_card, tmp_path):
     recalls = [each["captions"]["test"]["recall"] for each in json.loads((mine / "seeds.json").read_text())]
     assert recalls[1] == 0.123
     assert np.isfinite(recalls).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "figures.json",
+            '{"images": "3", "weights": "a", "captions": {}, "questions": {}}',
+            "images is '3'; expected a whole number",
+        ),
+        ("figures.json", "[]", r"it is \[\]; expected an object in braces"),
+        ("figures.json", '{\n"images": }', "line 2: no JSON"),
+        ("training_curve.json", '[{"stage": "tower", "samples": 20, "loss": "low"}]', "loss is 'low'; expected a number"),
+        ("training_curve.json", "{}", r"it is \{\}; expected a list"),
+        ("training_curve.json", "[]", "length >= 1"),
+    ],
+)
+def test_a_file_of_another_shape_beside_the_weights_is_named(written_card, tmp_path, monkeypatch, name, content, said):
+    monkeypatch.setattr(card, "evaluate", lambda *arguments, **options: pytest.fail("evaluated first"))
+    shutil.copytree(written_card, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(BadInput, match=rf"(?s){name}: 1 problem.*{said}"):
+        card.write_card(tmp_path / "model", 3)
+
+
+def test_a_model_that_is_not_there_is_refused_before_any_is_evaluated(written_card, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "evaluate", lambda *arguments, **options: pytest.fail("evaluated first"))
+    shutil.copytree(written_card, tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(OSError, match=r"model folder .*typo holds no config\.json"):
+        card.write_card(tmp_path / "model", 4, [tmp_path / "typo"])
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert not (tmp_path / "typo").exists()
+
+
+def test_an_absurd_number_of_images_is_refused_at_once(written_card):
+    with pytest.raises(ValueError, match=r"n_images=1000000000000: expected 1 to 1,000,000 scenes"):
+        card.figures(written_card, 10**12)

@@ -581,6 +581,7 @@ def test_the_first_token_is_written_once(checkpoint):
         ({"dtype": "int8"}, "dtype='int8': expected one of 'auto', 'float32'"),
         ({"batch_size": 0}, "batch_size=0: expected an integer of at least 1"),
         ({"max_new_tokens": 1.5}, r"max_new_tokens=1\.5: expected an integer"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens=1000000000000: expected an integer from 1 to 1,000,000"),
         ({"limit": 0}, "limit=0: expected"),
         ({"seed": True}, "seed=True: expected"),
         ({"policy": "prunehal"}, "policy='prunehal': expected PruneHal"),

@@ -15,15 +15,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from reference_sweep import rows as naive_rows
 from reference_sweep import same_rows
 from typer.testing import CliRunner
 
 import prunehal as ph
 from prunehal.__main__ import app
+from prunehal.benchmarks import BadInput
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
 from prunehal.decoding import PAI, KVSmooth
-from prunehal.experiments import Experiment, Store, sweep
+from prunehal.experiments import Experiment, Store, read_grid, sweep
 from prunehal.experiments.pictures import image_keys
 from prunehal.experiments.versions import made_by
 from prunehal.experiments.worker import Made, Task, work
@@ -544,7 +546,21 @@ def test_the_command_line_names_lack_of_memory_without_a_traceback(monkeypatch, 
         ("[[grid]]\n", ["--gpus"], "--gpus: speaks of workers of a cluster"),
         ("[[grid]]\n", ["--batch-size", "0"], "batch_size=0: expected at least 1"),
         ('[[grid]]\npolicy = {name = ["PruneHal"]}\n', [], "policy name=['PruneHal']: expected one of 'NoPruning'"),
-        (None, [], "grid.toml: cannot be used (No such file or directory); expected"),
+        (None, [], "grid.toml cannot be read (No such file or directory); expected"),
+        ("[[grid]]\nseed = 1\nseed = 2\n", [], "grid.toml: is no TOML file (Cannot overwrite a value (at line 3, column 9))"),
+        (
+            "[experiment]\n[experiment]\n[[grid]]\n",
+            [],
+            "grid.toml: is no TOML file (Cannot declare ('experiment',) twice (at line 2",
+        ),
+        ("a = " + "[" * 9999, [], "grid.toml: is no TOML file ("),
+        ("[[grid]]\nn_images = 1000000000000\n", [], "n_images=1000000000000: expected 1 to 1,000,000 scenes of the testbed"),
+        ("[[grid]]\ntiles = 1000000000000\n", [], "tiles=1000000000000: expected an integer from 0 to 1,000"),
+        (
+            "[[grid]]\nmax_new_tokens = 1000000000000\n",
+            [],
+            "max_new_tokens=1000000000000: expected an integer from 1 to 1,000,000",
+        ),
     ],
 )
 def test_the_command_line_names_what_is_wrong(tmp_path, text, options, said):
@@ -556,3 +572,27 @@ def test_the_command_line_names_what_is_wrong(tmp_path, text, options, said):
     assert output.startswith("Error: ")
     assert said in output
     assert "Traceback" not in output
+    assert {path.name for path in tmp_path.iterdir()} <= {"grid.toml"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_grid_is_read_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "grid.toml").write_bytes('[[grid]]\nprompt = "Où ?"\n'.encode(encoding))
+    assert [experiment.prompt for experiment in read_grid(tmp_path / "grid.toml")] == ["Où ?"]
+
+
+def test_a_grid_of_another_encoding_is_named(tmp_path):
+    (tmp_path / "grid.toml").write_bytes('[[grid]]\nprompt = "Où ?"\n'.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"(?s)grid\.toml: 1 problem.*line 2: no UTF-8"):
+        read_grid(tmp_path / "grid.toml")
+
+
+def test_files_of_other_formats_are_counted(tmp_path, monkeypatch, capsys):
+    for name in ("1.png", "2.webp", "3.WEBP", "notes.txt", ".hidden"):
+        (tmp_path / name).write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    monkeypatch.setattr(MODULE, "work", Counted(fail_at=1, error=RuntimeError("worker")))
+    with pytest.raises(RuntimeError, match="worker"):
+        sweep([Experiment(images=tmp_path, split="mine", n_images=1)], tmp_path / "rows", progress=False)
+    assert f"{tmp_path}: files of other formats are left out: 1 .txt, 2 .webp; expected" in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()

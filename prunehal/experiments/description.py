@@ -31,8 +31,8 @@ from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.experiments.modes import check_mode
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
-from prunehal.running.loop import DTYPES
-from prunehal.testbed.scenes import SPLITS
+from prunehal.running.loop import DTYPES, MOST_NEW_TOKENS
+from prunehal.testbed.scenes import MOST_SCENES, SPLITS
 
 __all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 
@@ -43,6 +43,8 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, "seed": 0}  # and the smallest value of each
+# And the largest: more is a slip of the hand that would end in a lack of memory, or never.
+_MOST = {"tiles": 1000, "max_new_tokens": MOST_NEW_TOKENS}
 # Fields that hold a text, and whether they may be None.
 _TEXTS = {"model": False, "dtype": False, "images": False, "split": False, "mode": False}
 _TEXTS |= {"revision": True, "questions": True, "prompt": True, "template": True}
@@ -124,6 +126,8 @@ class Experiment:
             value = getattr(self, name)
             if as_count(value) is None or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            if value > _MOST.get(name, value):
+                raise ValueError(f"{name}={value!r}: expected an integer from {least} to {_MOST[name]:,}")
             object.__setattr__(self, name, as_count(value))
         object.__setattr__(self, "decoding", _with_floats(named_decoding(self.decoding)))
         object.__setattr__(self, "policy", _with_floats(self.policy))
@@ -145,6 +149,8 @@ class Experiment:
             if self.split not in SPLITS:
                 known = ", ".join(map(repr, SPLITS))
                 raise ValueError(f"split={self.split!r}: expected one of {known}, the splits of the testbed")
+            if self.n_images > MOST_SCENES:
+                raise ValueError(f"n_images={self.n_images}: expected 1 to {MOST_SCENES:,} scenes of the testbed")
             if self.questions is not None:
                 raise ValueError(f"questions={self.questions!r}: the testbed has splits instead; expected None")
         elif isinstance(self.policy, Keep):

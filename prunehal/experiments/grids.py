@@ -13,6 +13,7 @@ import numpy as np
 from prunehal.core.checks import as_count
 from prunehal.decoding.named import named_decoding
 from prunehal.experiments.description import Experiment, policy_from
+from prunehal.reading import read_text
 
 __all__ = ["grid", "read_grid"]
 
@@ -83,8 +84,8 @@ def read_grid(path: str | Path) -> list[Experiment]:
     """
     path = Path(path)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path}: is no TOML file ({error}); expected [experiment] and [[grid]]; mend that place; an option "
             'of policy or decoding that is an axis has quotes, as in "policy.r" = [0.4, 0.7]'

@@ -16,7 +16,7 @@ from prunehal.benchmarks.truth import PATTERN
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.images import load_image
 from prunehal.running.tasks import images_of, items_of
-from prunehal.testbed.scenes import scene, scene_of
+from prunehal.testbed.scenes import image_ids, scene_of
 
 __all__ = ["image_keys", "pictures", "pictures_version", "truth"]
 
@@ -33,7 +33,7 @@ def image_keys(experiment: Experiment) -> list[int | str]:
     [300000000, 300000001]
     """
     if experiment.images == TESTBED:
-        return [scene(experiment.split, i).image_id for i in range(experiment.n_images)]
+        return image_ids(experiment.split, experiment.n_images)
     keys = list(_files(experiment.images, experiment.questions))
     if len(keys) < experiment.n_images:
         raise ValueError(

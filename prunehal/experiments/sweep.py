@@ -27,10 +27,11 @@ from typing import Any
 from tqdm import tqdm
 
 from prunehal.core.checks import as_count
-from prunehal.experiments.description import Experiment
+from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.store import Store
 from prunehal.experiments.versions import made_by, refuse_other_worker
 from prunehal.experiments.worker import Made, Task, same_prefill, work
+from prunehal.running.tasks import left_out
 
 __all__ = ["sweep"]
 
@@ -82,6 +83,10 @@ def sweep(
     _check_executor(executor)
     for experiment in {same_prefill(each): each for each in wanted}.values():
         _check_model(experiment, here=executor is None)
+    for folder, questions in dict.fromkeys((each.images, each.questions) for each in wanted if each.images != TESTBED):
+        if others := left_out("chair", Path(folder), questions):
+            counted = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
+            _say(f"{folder}: files of other formats are left out: {counted}; expected .jpg, .jpeg or .png")
     store = store if isinstance(store, Store) else Store(store)
     with store.writing():
         by_key = {experiment.key: experiment for experiment in sorted(wanted, key=lambda each: each.n_images)}

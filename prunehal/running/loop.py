@@ -37,9 +37,10 @@ from prunehal.running.rows import RowFile, keep_free, keep_settings, refuse_othe
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, left_out, write_result
 from prunehal.testbed.captions import PROMPT
 
-__all__ = ["DTYPES", "POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
+__all__ = ["DTYPES", "MOST_NEW_TOKENS", "POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MOST_NEW_TOKENS = 1_000_000  # of a text: more than any context holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,8 @@ class Run:
                 continue
             if as_count(value) is None or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            if name == "max_new_tokens" and value > MOST_NEW_TOKENS:
+                raise ValueError(f"{name}={value!r}: expected an integer from {least} to {MOST_NEW_TOKENS:,}")
             object.__setattr__(self, name, as_count(value))
         if self.policy is not None and not isinstance(self.policy, Policy):
             raise ValueError(f"policy={self.policy!r}: expected PruneHal(...), TopK(k) or None; see named_policy()")

@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 import pandas as pd
 import torch
@@ -18,13 +19,27 @@ from tqdm import tqdm
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes
 from prunehal.loading import load, weights_mark
+from prunehal.reading import convert, read_json, reading
 from prunehal.resources import written
 from prunehal.testbed.captions import BRIEF, PROMPT, parses
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.questions import is_there, presence
-from prunehal.testbed.scenes import Scene, scene
+from prunehal.testbed.scenes import Scene, image_ids, scene_of
 
 __all__ = ["answers", "evaluate", "figures", "write_card"]
+
+
+class _Point(msgspec.Struct):
+    stage: str
+    samples: int
+    loss: float
+
+
+class _Figures(msgspec.Struct):
+    images: int
+    weights: str
+    captions: dict[str, dict[str, float | None]]
+    questions: dict[str, dict[str, float | None]]
 
 
 def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False, prompt: str = PROMPT) -> dict[str, float]:
@@ -89,10 +104,14 @@ def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
     """
     made = {"images": n_images, "weights": weights_mark(folder)}
     path = folder / "figures.json"
-    if path.exists() and made.items() <= (before := json.loads(path.read_text(encoding="utf-8"))).items():
-        return before
+    if path.exists():
+        with reading(path):
+            before = read_json(path)
+            convert(before, _Figures)
+        if made.items() <= before.items():
+            return before
     model, processor = load(folder, dtype="float32")
-    splits = {name: [scene(name, i) for i in range(n_images)] for name in ("validation", "test")}
+    splits = {name: [scene_of(key) for key in image_ids(name, n_images)] for name in ("validation", "test")}
     rows = {name: evaluate(model, processor, scenes) for name, scenes in splits.items()}
     few = splits["test"][: max(1, n_images // 2)]
     rows["test, asked to be brief"] = evaluate(model, processor, few, prompt=BRIEF)
@@ -116,8 +135,14 @@ def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) 
     Raises:
         OSError: a folder holds no model.
     """
+    for each in (folder, *beside):  # seen before the long evaluation of any
+        if not (each / "config.json").is_file():
+            raise OSError(f"model folder {each} holds no config.json; expected one that training wrote; check the path")
+    with reading(folder / "training_curve.json"):
+        points = read_json(folder / "training_curve.json")
+        convert(points, Annotated[list[_Point], msgspec.Meta(min_length=1)])
+    curve = pd.DataFrame(points)
     found = [figures(each, n_images) for each in (folder, *beside)]
-    curve = pd.DataFrame(json.loads((folder / "training_curve.json").read_text(encoding="utf-8")))
     _draw(curve, folder / "training_curve.png")
     with written(folder / "seeds.json") as part:
         part.write_text(json.dumps(found, indent=1), encoding="utf-8")

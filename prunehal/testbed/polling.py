@@ -15,7 +15,7 @@ import numpy as np
 
 from prunehal.benchmarks.pope import KINDS, Question
 from prunehal.testbed.questions import is_there
-from prunehal.testbed.scenes import Scene, scene
+from prunehal.testbed.scenes import Scene, image_ids, scene, scene_of
 from prunehal.testbed.world import NAMES
 
 __all__ = ["PAIRS", "polling_questions"]
@@ -41,7 +41,7 @@ def polling_questions(split: str, n_images: int, kind: str) -> list[Question]:
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
     found: list[Question] = []
-    for each in (scene(split, index) for index in range(n_images)):
+    for each in map(scene_of, image_ids(split, n_images)):
         if len(each.names) < PAIRS:
             continue
         for present, absent in _pairs(each, kind):

@@ -15,12 +15,25 @@ from PIL import Image
 from prunehal.testbed.sprites import LOOKS, PLAIN, SIZES, Look, dressed
 from prunehal.testbed.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
 
-__all__ = ["GRID", "PATCH", "SPLITS", "TILE", "Scene", "SceneObject", "coco_instances", "scene", "scene_of"]
+__all__ = [
+    "GRID",
+    "MOST_SCENES",
+    "PATCH",
+    "SPLITS",
+    "TILE",
+    "Scene",
+    "SceneObject",
+    "coco_instances",
+    "image_ids",
+    "scene",
+    "scene_of",
+]
 
 TILE = 96  # pixels, width and height of one tile
 PATCH = 8  # pixels of one patch of the vision tower; objects are snapped to this grid
 GRID = TILE // PATCH  # patches along one side: 12, so one tile gives 144 visual tokens
 SPLITS = {"train": 1, "validation": 2, "test": 3}  # the first word of every seed: splits share no scene
+MOST_SCENES = 1_000_000  # of a split at once: their captions take days, and a larger number is a slip of the hand
 _ID_STEP = 100_000_000  # image_id = split * step + index
 
 _SIZE_SHARE = (0.24, 0.36, 0.26, 0.14)  # of the sizes 16, 24, 32, 40
@@ -167,6 +180,24 @@ def scene(split: str, index: int) -> Scene:
         if placed is not None:
             objects.append(placed)
     return Scene(split, index, kind, tuple(objects))
+
+
+def image_ids(split: str, count: int) -> list[int]:
+    """Return the image ids of the first scenes of a split, and draw none of them.
+
+    Raises:
+        ValueError: the split is unknown, or the count is not from 1 to 1,000,000.
+
+    >>> image_ids("test", 2)
+    [300000000, 300000001]
+    >>> image_ids("test", 10**12)
+    Traceback (most recent call last):
+    ValueError: n_images=1000000000000: expected 1 to 1,000,000 scenes of the testbed; give a smaller number
+    """
+    if not 1 <= count <= MOST_SCENES:
+        raise ValueError(f"n_images={count}: expected 1 to {MOST_SCENES:,} scenes of the testbed; give a smaller number")
+    first = scene(split, 0).image_id
+    return list(range(first, first + count))
 
 
 def scene_of(image_id: int) -> Scene:
