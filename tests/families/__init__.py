@@ -16,6 +16,7 @@ from families.base import END, IMAGE, PAD, START, VIDEO, VOCAB, Family
 from families.decoders import DECODERS
 from families.documents import DOCUMENTS
 from families.experts import EXPERTS
+from families.grids import GRIDS
 from families.injected import INJECTED
 from families.masks import MASKS
 from families.mrope import MROPE
@@ -28,7 +29,7 @@ from families.video import FILMS
 
 __all__ = ["END", "FAMILIES", "IMAGE", "IN_FULL", "LISTED", "PAD", "START", "VIDEO", "VOCAB", "Family"]
 
-GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS, OMNI)
+GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, GRIDS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS, OMNI)
 LISTED = [family for group in GROUPS for family in group]
 FAMILIES: dict[str, Family] = {of.key: of for of in LISTED if not of.missing()}
 ALL_CASES = os.environ.get("PRUNEHAL_ALL_CASES") == "1"
