@@ -219,17 +219,15 @@ def run_benchmark(
 def lmms_eval(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Export a run that has not ended, too.")] = False,
 ) -> None:
     """Write the rows of a run in the layout of lmms-eval's sample files."""
-    from prunehal.benchmarks.files import read_records
     from prunehal.benchmarks.lmms_eval import export
+    from prunehal.running.finished import finished
 
-    found, _ = read_records(folder / "settings.json")
-    task = found[0].value.get("settings", {}).get("benchmark") if found else None
-    if task is None:
-        raise ValueError(f"{folder / 'settings.json'} names no benchmark; expected the folder of a run; give another one")
-    rows = [record.value for record in read_records(folder / "rows.jsonl")[0]]  # a torn last line is no row yet
-    typer.echo(f"written: {export(rows, out, task, prompt='prompt', answer='text', doc=['key', 'image', 'prompt'])}")
+    run = finished(folder, partial)
+    path = export(run.rows, out, run.benchmark, prompt="prompt", answer="text", doc=["key", "image", "prompt"])
+    typer.echo(f"written: {path}" + (f"; partial: {run.lacking}" if run.lacking else ""))
 
 
 @app.command()

@@ -130,19 +130,3 @@ def test_judges_are_asked_and_read(file, tmp_path):
     assert (metrics["n"], metrics["correctness"]["difference"], metrics["correctness"]["position_bias"]) == (2, 0, 2)
     done = CliRunner().invoke(app, ["judge-prompts", "pairwise", str(captions), str(tmp_path / "absent"), str(out)])
     assert (done.exit_code, "cannot be read" in done.stderr) == (2, True)
-
-
-def test_a_run_is_exported_for_lmms_eval(tmp_path):
-    (tmp_path / "settings.json").write_text('{"settings": {"benchmark": "chair"}}')
-    row = {"key": 42, "image": "42.jpg", "prompt": "Describe.", "text": "A dog."}
-    torn = json.dumps(row) + '\n{"key": 43, "ima'
-    (tmp_path / "rows.jsonl").write_text(torn)
-    done = CliRunner().invoke(app, ["lmms-eval", str(tmp_path), str(tmp_path / "out")])
-    assert done.exit_code == 0
-    (written_file,) = (tmp_path / "out").iterdir()
-    sample = json.loads(written_file.read_text())
-    assert (sample["doc_id"], sample["input"], sample["filtered_resps"]) == (0, "Describe.", "A dog.")
-    assert (tmp_path / "rows.jsonl").read_text() == torn  # another process may be writing it
-    (tmp_path / "settings.json").write_text("{}")
-    done = CliRunner().invoke(app, ["lmms-eval", str(tmp_path), str(tmp_path / "out")])
-    assert (done.exit_code, "names no benchmark" in done.stderr) == (2, True)
