@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 import prunehal as ph
-from prunehal.benchmarks import pope, read_captions
+from prunehal.benchmarks import BadInput, pope, read_captions
 from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
 from prunehal.locking import locked
@@ -493,7 +493,11 @@ def test_pope_answers_can_be_scored(scenes, tmp_path):
     assert [answer["question"] for answer in answers] == [line["text"] for line in lines]
     assert rows_of(tmp_path / "out")[0]["key"] == 8  # the longest question comes first
     assert told(tmp_path / "out")[7]["prompt"] == "Is there a dog in the image? Please answer yes or no."
-    assert pope.score_files(path, done).metrics["n"] == 3
+    with pytest.raises(BadInput, match="none of the 3 answers can be read"):  # the embedded model knows no such prompt
+        pope.score_files(path, done)
+    done.write_text("".join(json.dumps(answer | {"answer": "Yes."}) + "\n" for answer in answers))
+    report = pope.score_files(path, done)
+    assert (report.metrics["tp"], report.metrics["fp"], report.settings["compared"]) == (1, 2, ["image", "question"])
     shared = json.loads((tmp_path / "out/settings.json").read_text())["settings"]
     assert shared["rendered_prompt"] == "<image>{prompt} Please answer yes or no."
 

@@ -126,10 +126,23 @@ def test_pope_asks_a_shipped_file_or_one_of_the_users(tmp_path):
     path.write_bytes(gzip.compress(json.dumps(mine).encode()))
     assert items_of("pope", tmp_path, path) == [Item(7, "7.jpg", "Is there a dog?")]
     path.write_text(json.dumps(mine) + "\n" + json.dumps(mine | {"question_id": None}) + "\n" + json.dumps({"question_id": 3}))
-    with pytest.raises(BadInput, match=r"(?s)2 problems.*line 2: expected question_id, image, text, found.*line 3"):
+    with pytest.raises(BadInput, match=r"(?s)2 problems.*line 2: question_id is None; exp.*line 3: no image, text; exp"):
         items_of("pope", tmp_path, path)
     path.write_text(json.dumps(mine) + "\n" + json.dumps(mine))
-    with pytest.raises(BadInput, match="7 comes twice"):
+    with pytest.raises(BadInput, match="line 2: question_id 7 again, first on line 1"):
+        items_of("pope", tmp_path, path)
+    path.write_text(json.dumps(mine) + "\n" + json.dumps(mine | {"question_id": "7"}))  # one question to the scorer
+    with pytest.raises(BadInput, match="line 2: question_id '7' again, first on line 1"):
+        items_of("pope", tmp_path, path)
+    path.write_text(json.dumps({"question_id": "q7", "image_source": "7", "image": None, "question": "Is there a dog?"}))
+    assert items_of("pope", tmp_path, path) == [Item("q7", "7", "Is there a dog?")]
+    for benchmark, what in (("pope", "question"), ("amber", "query")):
+        for text in ("", "[]"):
+            path.write_text(text)
+            with pytest.raises(BadInput, match=rf"mine\.json\.gz: 1 problem\n  it holds no {what}\n"):
+                items_of(benchmark, tmp_path, path)
+    path.write_text(json.dumps(mine | {"question": "Is there a cat?"}))
+    with pytest.raises(BadInput, match=r"line 1: text is 'Is there a dog\?' and question is 'Is there a cat\?'; exp"):
         items_of("pope", tmp_path, path)
 
 
@@ -147,8 +160,24 @@ def test_amber_asks_both_kinds_or_one(tmp_path):
     (tmp_path / "some.json").write_text('[{"id": 3, "image": "AMBER_3.jpg", "query": "Describe this image."}]')
     assert [item.key for item in items_of("amber", tmp_path, tmp_path / "some.json")] == [3]
     (tmp_path / "some.json").write_text('[{"id": 99999, "image": "AMBER_3.jpg", "query": "Describe this image."}]')
-    with pytest.raises(BadInput, match=r"id 99999 is none of AMBER's\n.*from 1 to 15220"):
+    with pytest.raises(BadInput, match=r"line 1: unknown id 99999; expected a number from 1 to 15220"):
         items_of("amber", tmp_path, tmp_path / "some.json")
+    first = {"id": "1005", "image": "AMBER_1.jpg", "query": "Is the sky sunny in this image? Answer yes or no."}
+    prompted = {"id": 2, "image": "AMBER_2.jpg", "query": "What is there?"}
+    (tmp_path / "some.json").write_text(json.dumps([first, prompted]))
+    assert items_of("amber", tmp_path, tmp_path / "some.json") == [
+        Item(1005, "AMBER_1.jpg", first["query"]),
+        Item(2, "AMBER_2.jpg", "What is there?"),
+    ]
+    for change, message in (
+        ({"query": "Is the sky gloomy in this image?"}, r"line 1: query is 'Is the sky gloomy.*; expected 'Is the sky sunny"),
+        ({"image": "AMBER_2.jpg"}, r"line 1: image is 'AMBER_2\.jpg'; expected 'AMBER_1\.jpg' \(id 1005\)"),
+        ({"id": 1}, r"line 1: query is 'Is the sky sunny.* expected 'Describe this image\.' \(id 1\)"),
+        ({"query": 5}, "line 1: query is 5; expected text"),
+    ):
+        (tmp_path / "some.json").write_text(json.dumps([first | {"query": first["query"].partition(" Answer")[0]} | change]))
+        with pytest.raises(BadInput, match=message):
+            items_of("amber", tmp_path, tmp_path / "some.json")
     with pytest.raises(ValueError, match="expected a query file that exists, generative, discriminative or none"):
         items_of("amber", tmp_path, "relation")
 
@@ -175,8 +204,8 @@ def test_results_stand_in_the_benchmarks_order_and_layout(tmp_path):
     }
     assert rows["chair"] == [{"image_id": 1, "caption": texts[1]}, {"image_id": 2, "caption": "Yes."}]
     assert rows["pope"] == [
-        {"question": "Is there a dog?", "answer": texts[1], "question_id": 1},
-        {"question": "Is there a cat?", "answer": "Yes.", "question_id": 2},
+        {"question": "Is there a dog?", "answer": texts[1], "question_id": 1, "image": "1.jpg"},
+        {"question": "Is there a cat?", "answer": "Yes.", "question_id": 2, "image": "2.jpg"},
     ]
     assert rows["amber"] == [{"id": 1, "response": texts[1]}, {"id": 2, "response": "Yes."}]
     template = json.loads(gzip.decompress(data_path("mmhal", "mmhal-bench_answer_template.json.gz").read_bytes()))

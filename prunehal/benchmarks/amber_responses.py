@@ -137,8 +137,8 @@ def read_queries(path: Path | str) -> list[dict[str, Any]]:
             found[number] = {"id": number, "image": image, "query": query}
         except ValueError as error:
             problems.append(f"{record.where}: {error}")
-    if problems:
-        raise BadInput(path, problems, "Fix these lines; expected objects with id, image and query, as AMBER has them.")
+    if problems or not found:
+        raise BadInput(path, problems or ["it holds no query"], "Expected objects with id, image and query, as AMBER has them.")
     return list(found.values())
 
 

@@ -1,7 +1,8 @@
 """What a model is asked in each benchmark, where the images lie, and the file that the benchmark's own scorer reads.
 
 - ``chair``: every image of a folder (or a list of image ids), one prompt for all; ``captions.jsonl`` with image_id, caption.
-- ``pope``: yes-or-no questions, a shipped file or one of the user's; ``answers.jsonl`` with question, answer, question_id.
+- ``pope``: yes-or-no questions, a shipped file or one of the user's; ``answers.jsonl`` with question, answer,
+  question_id, image.
 - ``amber``: the generative and the discriminative queries; ``responses.json`` with id, response.
 - ``mmhal``: 96 questions; ``responses.json``, the official template with model_answer filled in.
 """
@@ -16,8 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prunehal.benchmarks import amber, judged, pope
+from prunehal.benchmarks.amber_responses import read_queries
 from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput, read_records
+from prunehal.benchmarks.pope_files import read_questions
 from prunehal.images import image_pixels
 from prunehal.reading import read_text, reading
 from prunehal.resources import written
@@ -78,7 +81,7 @@ def items_of(benchmark: str, images: Path, questions: str | None = None, prompt:
     if benchmark not in BENCHMARKS:
         raise ValueError(f"benchmark={benchmark!r}: expected one of {', '.join(map(repr, BENCHMARKS))}")
     items = BENCHMARKS[benchmark].ask(Path(images), questions, prompt)
-    if doubled := [key for key, times in Counter(item.key for item in items).items() if times > 1]:
+    if doubled := [key for key, times in Counter(str(item.key) for item in items).items() if times > 1]:
         raise BadInput(questions or images, [f"{key!r} comes twice" for key in doubled], "Expected each item once; remove one.")
     return items
 
@@ -240,7 +243,10 @@ def _ask_pope(images: Path, questions: str | None, prompt: str | None) -> list[I
         return [Item(question.question_id, question.image, question.text) for question in asked]
     if questions is None or not Path(questions).is_file():
         raise ValueError(f"questions={questions!r}: expected a POPE question file that exists, or one of {', '.join(shipped)}")
-    return _asked(Path(questions), ("question_id", "image", "text"))
+    places, problems = read_questions(questions, labelled=False)
+    if problems or not places:
+        raise BadInput(questions, problems or ["it holds no question"], "Expected objects with question_id, image and text.")
+    return [Item(place.content.question_id, place.content.image, place.content.text) for place in places]
 
 
 def _write_pope(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
@@ -254,11 +260,7 @@ def _ask_amber(images: Path, questions: str | None, prompt: str | None) -> list[
         return [item for kind in kinds if questions in (None, kind) for item in own[kind]]
     if not Path(questions).is_file():
         raise ValueError(f"questions={questions!r}: expected a query file that exists, generative, discriminative or none")
-    items = _asked(Path(questions), ("id", "image", "query"))
-    known = {item.key for kind in kinds for item in own[kind]}
-    if unknown := [f"id {item.key!r} is none of AMBER's" for item in items if item.key not in known]:
-        raise BadInput(questions, unknown, f"Expected ids from {min(known)} to {max(known)}; the scorer knows no others.")
-    return items
+    return [Item(query["id"], query["image"], query["query"]) for query in read_queries(questions)]
 
 
 def _write_amber(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
@@ -279,25 +281,6 @@ def _write_mmhal(path: Path, items: Sequence[Item], texts: Sequence[str]) -> Non
     filled = [records[item.key] | {"model_answer": text} for item, text in zip(items, texts, strict=True)]
     with written(path) as part:  # of the first items only, where a limit was set
         part.write_text(json.dumps(filled, indent=2) + "\n", encoding="utf-8")
-
-
-def _asked(path: Path, names: tuple[str, str, str]) -> list[Item]:
-    """Read the items of a question file, whose key, image and text have these names."""
-    records, problems = read_records(path)
-    items = []
-    for record in records:
-        key, image, text = (record.value.get(name) for name in names)
-        if (
-            isinstance(key, bool)
-            or not isinstance(key, int | str)
-            or not all(isinstance(part, str) and part for part in (image, text))
-        ):
-            problems.append(f"line {record.line}: expected {', '.join(names)}, found {str(record.value)[:60]}")
-        else:
-            items.append(Item(key, image, text))
-    if problems:
-        raise BadInput(path, problems, f"Fix these lines; expected objects with {', '.join(names)}.")
-    return items
 
 
 BENCHMARKS: dict[str, Task] = {
