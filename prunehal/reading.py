@@ -259,8 +259,12 @@ def _problem(value: Any, message: str) -> str:
     place, part = next(_places(value, steps, got, missing[1] if missing else None), ("", value))
     if missing:
         return f"no {missing[1]}{f' in {place}' if place else ''}; expected it, found {_short(sorted(part, key=str))}"
-    wanted = " or ".join(_WORDS.get(name.strip(), name.strip()) for name in expected[1].split("|")) if expected else what
-    return f"{place or 'it'} is {_short(part)}; expected {wanted}"
+    if expected:
+        wanted = " or ".join(_WORDS.get(name.strip(), name.strip()) for name in expected[1].split("|"))
+        return f"{place or 'it'} is {_short(part)}; expected {wanted}"
+    if what.startswith(("Expected", "Invalid")):  # such as "Expected `int` >= 0", "Invalid enum value 'x'"
+        return f"{place or 'it'} is {_short(part)}; {what[0].lower()}{what[1:]}"
+    return f"{place}: {what}" if place else what  # of a Struct's own checks
 
 
 def _places(value: Any, steps: Sequence[re.Match], got: str | None, missing: str | None) -> Iterator[tuple[str, Any]]:
