@@ -27,7 +27,8 @@ from typing import Any
 import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.benchmarks.files import BadInput, some
+from prunehal.benchmarks.files import some
+from prunehal.benchmarks.truth import truth_of_scorer
 from prunehal.core.observed import PRUNES
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import image_keys, truth
@@ -157,9 +158,12 @@ class Store:
         return frame.assign(step_ratio=step_ratio, mention_ratio=_ratio(frame["mass"], of_mentions))
 
     def score(self, experiment: Experiment, scorer: str = "fixed") -> ChairResult:
-        """Return the CHAIR scores of the experiment's captions; raises as :meth:`captions`."""
+        """Return the CHAIR scores of the experiment's captions; raises as :meth:`captions`.
+
+        Images of COCO are scored by the ground truth that belongs to the scorer.
+        """
         captions = self.captions(experiment)
-        return score(captions, truth(experiment, captions["image_id"].tolist()), scorer)
+        return score(captions, truth(experiment, captions["image_id"].tolist(), truth_of_scorer(scorer)), scorer)
 
     # Writing.
 
