@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging as hf_logging
 
 from prunehal.resources import data_path
+from prunehal.testbed.model import LlavaProcessor
 
 __all__ = ["EMBEDDED", "load", "weights_mark"]
 
@@ -48,8 +49,9 @@ def load(
     >>> type(model).__name__, model.training
     ('LlavaForConditionalGeneration', False)
     """
+    processors: Any = AutoProcessor
     if name == EMBEDDED:
-        name, dtype = data_path("embedded"), torch.float32
+        name, dtype, processors = data_path("embedded"), torch.float32, LlavaProcessor
     source = str(name)
     looks_local = isinstance(name, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     folder = Path(source).expanduser()
@@ -86,7 +88,7 @@ def load(
             "the weights that belong to its config.json; copy or download the folder again"
         )
     try:
-        processor = AutoProcessor.from_pretrained(source, **common)
+        processor = processors.from_pretrained(source, **common)
     except (OSError, ValueError, ImportError) as error:
         library = next((name for name in ("torchvision", "sentencepiece", "num2words") if name in str(error).lower()), None)
         files = "expected tokenizer and image processor files beside the weights; copy or download the folder again"

@@ -247,6 +247,6 @@ def test_a_library_that_the_processor_needs_is_named(monkeypatch):
     def missing(*args, **kwargs):
         raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not found")
 
-    monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", missing)
+    monkeypatch.setattr(loading.LlavaProcessor, "from_pretrained", missing)
     with pytest.raises(OSError, match=r"expected the library torchvision, .* pip install torchvision"):
         loading.load()

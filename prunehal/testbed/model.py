@@ -5,30 +5,64 @@ A CLIP vision tower (patch 8, 96 x 96 pixels: 144 visual tokens), a two-layer pr
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    BatchFeature,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
 from prunehal.testbed.captions import PROMPT
-from prunehal.testbed.questions import known_words
+from prunehal.testbed.questions import is_there, known_prompts, known_words
 from prunehal.testbed.scenes import PATCH, TILE
 from prunehal.testbed.world import NAMES
 
-__all__ = ["IMAGE_TOKEN", "build_model", "build_processor", "build_prompt", "name_token_ids"]
+__all__ = ["IMAGE_TOKEN", "LlavaProcessor", "build_model", "build_processor", "build_prompt", "name_token_ids"]
 
 IMAGE_TOKEN = "<image>"
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_TOKEN)
 _MARKS = (".", ",", "?")
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+class LlavaProcessor(transformers.LlavaProcessor):
+    """Stock LLaVA's processor, which also sees whether a prompt has its placeholders and is one that the embedded model knows.
+
+    It has the stock class's name, so that what it saves is loaded as stock.
+    """
+
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **options: Any) -> BatchFeature:
+        """Return the inputs that the stock processor makes.
+
+        Raises:
+            ValueError: a prompt for images has no ``<image>``.
+        """
+        for prompt in [text] if isinstance(text, str) else text or ():
+            if images is not None and IMAGE_TOKEN not in prompt:
+                raise ValueError(
+                    f"text={prompt!r}: has no {IMAGE_TOKEN}; expected one where each image stands; write "
+                    f"{IMAGE_TOKEN + PROMPT!r}, or use processor.apply_chat_template"
+                )
+            if not prompt.replace(IMAGE_TOKEN, "").strip().startswith(known_prompts()):
+                first = known_prompts()
+                shown = ", ".join(map(repr, (*first[:2], is_there("dog"), first[2 + len(NAMES)], first[-1])))
+                warnings.warn(
+                    f"text={prompt!r}: the embedded model was trained on other prompts and may write nothing, or nonsense; "
+                    f"expected one such as {shown}",
+                    stacklevel=2,
+                )
+        return super().__call__(images, text, **options)
 
 
 def build_prompt(tiles: int = 1, text: str = PROMPT) -> str:

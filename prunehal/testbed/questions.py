@@ -6,14 +6,15 @@ They teach a model to look; the questions of the first kind are those of POPE.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 
-from prunehal.testbed.captions import PLACES, adjectives, in_order, listed, noun_phrase, place_phrase, vocabulary
+from prunehal.testbed.captions import BRIEF, PLACES, PROMPT, adjectives, in_order, listed, noun_phrase, place_phrase, vocabulary
 from prunehal.testbed.scenes import Scene
 from prunehal.testbed.world import COMPANIONS, NAMES
 
-__all__ = ["is_there", "known_words", "presence", "what_is", "where_is"]
+__all__ = ["is_there", "known_prompts", "known_words", "presence", "what_is", "where_is"]
 
 _NOTHING = "Nothing."
 
@@ -47,7 +48,7 @@ def where_is(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     """Ask where one of the objects stands."""
     thing = _pick(scene.objects, rng)
     place = place_phrase(thing)
-    return f"Where is the {noun_phrase(thing.name).split(maxsplit=1)[1]}?", f"{place[0].upper()}{place[1:]}."
+    return _where(thing.name), f"{place[0].upper()}{place[1:]}."
 
 
 def what_is(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
@@ -60,10 +61,25 @@ def what_is(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"What is {place}?", answer[0].upper() + answer[1:]
 
 
+@cache
+def known_prompts() -> tuple[str, ...]:
+    """Return every prompt of the training: the two that ask for a caption, and the questions of each kind.
+
+    >>> known_prompts()[:2], "Where is the dog?" in known_prompts()
+    (('Describe this scene in detail.', 'Describe this scene briefly.'), True)
+    """
+    places = [f"What is {place}?" for row in PLACES for place in row]
+    return (PROMPT, BRIEF, *map(is_there, NAMES), *map(_where, NAMES), *places)
+
+
 def known_words() -> tuple[str, ...]:
     """Return every word and punctuation mark of captions, questions and answers, sorted."""
     asked = f"{is_there('cup')} Yes. No. Where is the cup? What is there? {_NOTHING}"
     return tuple(sorted({*vocabulary(), *re.findall(r"[A-Za-z]+|[.,?]", asked)}))
+
+
+def _where(name: str) -> str:
+    return f"Where is the {noun_phrase(name).split(maxsplit=1)[1]}?"
 
 
 def _pick(options, rng: np.random.Generator):
