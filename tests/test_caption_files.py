@@ -351,6 +351,17 @@ def test_the_command_names_the_key_to_take(file):
     assert "chair_i: 0.0000" in called(captions, "--image-key", "image").stdout
 
 
+def test_prompts_for_a_judge_name_the_key_too(file, tmp_path):
+    rows = [{"image_id": 42, "text": "Describe.", "answer": ""}, {"image_id": 7, "text": "Describe.", "answer": "A pizza."}]
+    captions, out = file(rows), tmp_path / "prompts.jsonl"
+    words = ["judge-prompts", "pairwise", str(captions), str(captions), str(out)]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, "--caption-key" in done.stderr, out.exists()) == (2, True, False)
+    assert CliRunner().invoke(app, [*words, "--caption-key", "answer"]).exit_code == 0
+    asked = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(prompt["image_id"], prompt["order"]) for prompt in asked] == [(42, "ab"), (42, "ba"), (7, "ab"), (7, "ba")]
+
+
 def test_captions_that_a_cut_leaves_empty_are_counted(file):
     captions = file([{"image_id": 226988, "caption": "A pizza"}, {"image_id": 310196, "caption": "Skis. And"}])
     done = called(captions, "--drop-unfinished")

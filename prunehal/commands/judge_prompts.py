@@ -72,13 +72,16 @@ def pairwise(
     captions_b: Annotated[Path, typer.Argument(help="Captions of the other, of the same images.")],
     out: Out,
     one_order: Annotated[bool, typer.Option("--one-order", help="Ask with a first only; by default also with b first.")] = False,
+    caption_key: Annotated[str | None, typer.Option(help="The key that holds the captions, where several could.")] = None,
+    image_key: Annotated[str | None, typer.Option(help="The key that names the images, where several could.")] = None,
 ) -> None:
     """Correctness and detailedness of two methods: one or two prompts for each image, to be sent with the image."""
     from prunehal.benchmarks import pairwise as benchmark
     from prunehal.benchmarks import read_captions
 
     def prompts() -> Prompts:
-        a, b = (read_captions(path)[0] for path in (captions_a, captions_b))
+        paths = (captions_a, captions_b)
+        a, b = (read_captions(path, caption_key=caption_key, image_key=image_key)[0] for path in paths)
         return benchmark.prompts(a, b, swap=not one_order), [*a.values(), *b.values()]
 
     _write(out, prompts, captions_a, captions_b)
