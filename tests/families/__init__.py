@@ -13,6 +13,7 @@ batch, and with beams. FAMILIES leaves out what the installed transformers lacks
 import os
 
 from families.base import END, IMAGE, PAD, START, VIDEO, VOCAB, Family
+from families.codebooks import CODEBOOKS
 from families.decoders import DECODERS
 from families.documents import DOCUMENTS
 from families.experts import EXPERTS
@@ -29,7 +30,7 @@ from families.video import FILMS
 
 __all__ = ["END", "FAMILIES", "IMAGE", "IN_FULL", "LISTED", "PAD", "START", "VIDEO", "VOCAB", "Family"]
 
-GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, GRIDS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS, OMNI)
+GROUPS = (PLAIN, TILED, MROPE, MASKS, QFORMER, EXPERTS, GRIDS, CODEBOOKS, STATES, INJECTED, FILMS, DOCUMENTS, DECODERS, OMNI)
 LISTED = [family for group in GROUPS for family in group]
 FAMILIES: dict[str, Family] = {of.key: of for of in LISTED if not of.missing()}
 ALL_CASES = os.environ.get("PRUNEHAL_ALL_CASES") == "1"
