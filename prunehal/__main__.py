@@ -226,7 +226,7 @@ def lmms_eval(
     from prunehal.running.finished import finished
 
     run = finished(folder, partial)
-    path = export(run.rows, out, run.benchmark, prompt="prompt", answer="text", doc=["key", "image", "prompt"])
+    path = export(run.rows, out, run.benchmark, prompt="prompt", answer="text", doc=["key", "image", "prompt"], doc_id="key")
     typer.echo(f"written: {path}" + (f"; partial: {run.lacking}" if run.lacking else ""))
 
 

@@ -102,12 +102,15 @@ def test_the_name_of_the_file(tmp_path):
         ({"timestamp": "2026-03-01T12:00"}, "timestamp is '2026-03-01T12:00'; expected YYYYMMDD_HHMMSS"),
         ({"task": "a/b"}, "task is 'a/b'; expected the name of a task"),
         ({"task": ""}, "task is ''"),
-        ({"metrics": ["target"]}, r"metrics named \['target'\] would replace"),
+        ({"metrics": ["target"]}, r"fields named \['target'\] would replace"),
         ({"metrics": ["score"]}, "row 0: no score\n  row 1: no score"),
         ({"answer": "id", "raw": None}, "row 0: id is 11; expected text"),
         ({"rows": [{**ROWS[0], "ok": float("nan")}]}, "row 0: .*expected plain JSON values"),
         ({"rows": [{**ROWS[0], "id": {1}}]}, "row 0: .*set is not JSON serializable"),
         ({"rows": []}, "there are none"),
+        ({"doc_id": "target"}, r"fields named \['target'\] would replace"),
+        ({"doc_id": "number"}, "row 0: no number\n  row 1: no number"),
+        ({"doc_id": "id", "rows": [ROWS[0], ROWS[0]]}, "row 1: id 11 again, first in row 0; expected each question once"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, changes, message):
@@ -115,6 +118,21 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         lmms_eval.export(**settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_carries_the_questions_own_number(tmp_path):
+    written = lmms_eval.export(ROWS[::-1], tmp_path, "pope_adv", **FIELDS, doc_id="id")
+    samples = lmms_eval.read(written)
+    assert [(sample["doc_id"], sample["input"]) for sample in samples] == [(row["id"], row["text"]) for row in ROWS]
+    named = [row | {"id": f"cat_{row['id']}"} for row in ROWS[::-1]]  # a text is no doc_id, and stands beside the place
+    samples = lmms_eval.read(lmms_eval.export(named, tmp_path, "pope_adv", **FIELDS, doc_id="id"))
+    assert [(sample["doc_id"], sample["id"]) for sample in samples] == list(enumerate(row["id"] for row in named))
+
+
+def test_a_file_without_samples_is_an_error(tmp_path):
+    (tmp_path / "samples.jsonl").write_text("\n")
+    with pytest.raises(BadInput, match=r"samples\.jsonl: 1 problem\n  there are no samples"):
+        lmms_eval.read(tmp_path / "samples.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -42,18 +42,9 @@ from prunehal.reading import convert, reading
 from prunehal.resources import written
 
 __all__ = [
-    "VERDICT",
-    "judge_prompts",
-    "question_key",
-    "questions",
-    "read_judgement",
-    "read_results",
-    "results",
-    "score",
-    "score_file",
-    "with_verdicts",
-    "write_results",
-]
+    "VERDICT", "judge_prompts", "question_key", "questions", "read_judgement", "read_results", "results", "score", "score_file",
+    "with_verdicts", "write_results",
+]  # fmt: skip
 
 _PROMPT = (
     "Imagine you are an intelligent teacher. Thoroughly read the question, reference answer and the prediction answer to "

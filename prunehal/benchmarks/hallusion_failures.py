@@ -36,7 +36,7 @@ def same_prompts(filled: Sequence[Mapping[str, Any]]) -> list[str]:
     >>> same_prompts(filled)[1].splitlines()[-3:]
     [' response1:No.', 'response2: Yes.', 'Output:']
     """
-    original = {_pair(record): record.get("model_prediction") for record in filled if str(record["figure_id"]) == "0"}
+    original = {_pair(record): record.get("model_prediction") for record in filled if str(record.get("figure_id")) == "0"}
     problems = []
     for place, record in enumerate(filled):
         if not isinstance(record.get("model_prediction"), str):
@@ -154,4 +154,4 @@ def _same(answer: Mapping[str, Any]) -> bool:
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(record[part]) for part in _PAIR)
+    return tuple(str(record.get(part)) for part in _PAIR)

@@ -50,13 +50,14 @@ def export(
     metrics: Sequence[str] = (),
     raw: str | None = None,
     doc: Sequence[str] | None = None,
+    doc_id: str | None = None,
     timestamp: str | datetime | None = None,
     layout: str = "0.7",
 ) -> Path:
     """Write one sample for each row, in the order given, and return the path.
 
     Args:
-        rows: the results, all fields in plain JSON types; their place is the doc_id.
+        rows: the results, all fields in plain JSON types.
         folder: where to write; lmms-eval itself uses ``<output path>/<model name>``.
         task: name of the task, such as "pope_adv" or "coco2014_cap_val".
         prompt, answer: names of the fields with the text sent and the text that is scored.
@@ -65,11 +66,14 @@ def export(
             process_results returns.
         raw: name of the field with the output before it was filtered, when that differs from the answer.
         doc: names of the fields that make up the document; None takes all but answer, raw and metrics.
+        doc_id: name of the field that names the question, which is the doc_id where it is a number in all rows; where it is
+            text, the doc_id is the place of the row, and the field is written beside it under its own name. None takes places.
         timestamp: "YYYYMMDD_HHMMSS" or a datetime; None takes the time of the call.
         layout: one of `LAYOUTS`.
 
     Raises:
-        BadInput: no row, a row without one of the fields, a prompt or answer that is no text, values that JSON cannot hold.
+        BadInput: no row, a row without one of the fields, a prompt or answer that is no text, a question named twice, values
+            that JSON cannot hold.
         ValueError: an unknown layout, a timestamp or task that would break the file name, a metric with a reserved name.
         OSError: the file cannot be written.
 
@@ -86,31 +90,39 @@ def export(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; expected one of {LAYOUTS}; '0.7' is the current one")
-    if reserved := sorted(_TAKEN & set(metrics)):
-        raise ValueError(f"metrics named {reserved} would replace entries of lmms-eval; rename these fields")
+    if reserved := sorted(_TAKEN & {*metrics, doc_id}):
+        raise ValueError(f"fields named {reserved} would replace entries of lmms-eval; rename these fields")
     path = Path(folder) / f"{_stamp(timestamp)}_samples_{_task(task)}.jsonl"
-    needed = [name for name in (prompt, answer, target, raw, *metrics, *(doc or ())) if name is not None]
+    needed = [name for name in (prompt, answer, target, raw, doc_id, *metrics, *(doc or ())) if name is not None]
     problems = [] if rows else ["there are none; expected at least one"]
     lines = []
-    for doc_id, row in enumerate(rows):
+    named: dict[str, int] = {}
+    numbered = doc_id is not None and all(type(row.get(doc_id)) is int for row in rows)
+    for place, row in enumerate(rows):
         if absent := [name for name in needed if name not in row]:
-            problems.append(f"row {doc_id}: no {', '.join(absent)}")
+            problems.append(f"row {place}: no {', '.join(absent)}")
             continue
         texts = [name for name in (prompt, answer, raw) if name is not None]
         if wrong := [name for name in texts if not isinstance(row[name], str)]:
-            problems.append(f"row {doc_id}: {wrong[0]} is {row[wrong[0]]!r}; expected text")
+            problems.append(f"row {place}: {wrong[0]} is {row[wrong[0]]!r}; expected text")
+            continue
+        number = row[doc_id] if numbered else place
+        if doc_id is not None and (first := named.setdefault(str(row[doc_id]), place)) != place:
+            problems.append(f"row {place}: {doc_id} {row[doc_id]!r} again, first in row {first}; expected each question once")
             continue
         left_out = {answer, raw, *metrics}
         names = [name for name in row if name not in left_out] if doc is None else doc
         try:
-            sample = _sample(doc_id, {name: row[name] for name in names}, row[prompt], row[answer], row[raw or answer], layout)
+            sample = _sample(number, {name: row[name] for name in names}, row[prompt], row[answer], row[raw or answer], layout)
             sample["target"] = "" if target is None else str(row[target])
             if layout == "0.6":
                 sample["target_hash"] = _hash(sample["target"])
             sample |= {name: row[name] for name in metrics} | {"input": row[prompt]}
+            if doc_id is not None and not numbered:
+                sample[doc_id] = row[doc_id]
             lines.append(json.dumps(sample, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError) as error:
-            problems.append(f"row {doc_id}: {error}; expected plain JSON values")
+            problems.append(f"row {place}: {error}; expected plain JSON values")
     if problems:
         raise BadInput("rows for lmms-eval", problems, "Check the names of the fields against the rows.")
     with written(path) as part:
@@ -125,7 +137,7 @@ def read(path: Path | str) -> list[dict[str, Any]]:
     one text for each request, ``resps`` a list of outputs for each.
 
     Raises:
-        BadInput: lines that cannot be read, lack doc_id, target or filtered_resps, or repeat a doc_id.
+        BadInput: lines that cannot be read, lack doc_id, target or filtered_resps, or repeat a doc_id; no sample.
         OSError: the file cannot be read.
 
     >>> import tempfile
@@ -141,14 +153,16 @@ def read(path: Path | str) -> list[dict[str, Any]]:
         sample = dict(record.value)
         doc_id = sample.get("doc_id")
         if absent := [name for name in ("doc_id", "target", "filtered_resps") if name not in sample]:
-            problems.append(f"line {record.line}: no {', '.join(absent)}")
+            problems.append(f"{record.where}: no {', '.join(absent)}")
         elif isinstance(doc_id, bool) or not isinstance(doc_id, int):
-            problems.append(f"line {record.line}: doc_id {doc_id!r}; expected a whole number")
+            problems.append(f"{record.where}: doc_id {doc_id!r}; expected a whole number")
         elif doc_id in samples:
-            problems.append(f"line {record.line}: doc_id {doc_id} again")
+            problems.append(f"{record.where}: doc_id {doc_id} again")
         else:
             sample |= _restored(sample["filtered_resps"], sample.get("resps"))
             samples[doc_id] = sample
+    if not records and not problems:
+        problems.append("there are no samples; expected one for each document")
     if problems:
         raise BadInput(path, problems, "Expected the JSON lines that lmms-eval writes with --log_samples.")
     return [samples[doc_id] for doc_id in sorted(samples)]
