@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as hf_logging
 
+from prunehal.adapters import ADAPTER, base_of, put_on
+from prunehal.checkpoint_files import check_folder, file_at_fault
 from prunehal.resources import data_path
 from prunehal.testbed.model import LlavaProcessor
 
@@ -31,8 +33,10 @@ def load(
 
     Args:
         name: ``"embedded"`` for the small LLaVA-architecture model that ships with this package, a hub name such as
-            ``"llava-hf/llava-1.5-7b-hf"``, or a folder written by ``save_pretrained``.
-        revision: branch, tag or commit of a hub repository; pin it to make a study repeatable.
+            ``"llava-hf/llava-1.5-7b-hf"``, or a folder written by ``save_pretrained``; also that of a LoRA adapter, which is
+            loaded on the base model that it names (with the library peft).
+        revision: branch, tag or commit of a hub repository. Pin a commit to make a study repeatable, and to load what was
+            reviewed: a branch may change. For an adapter it is that of its base model.
         dtype: data type of the weights; ``"auto"`` takes that of the checkpoint (the embedded model always in float32,
             so that results do not depend on the machine's half precision).
         trust_remote_code: run code that a hub repository brings along; off unless asked for.
@@ -43,7 +47,7 @@ def load(
 
     Raises:
         ValueError: the checkpoint holds no image-text-to-text model.
-        OSError: no such folder or hub name, or a weights file that cannot be read.
+        OSError: no such folder or hub name, a library that it needs is missing, or a file that cannot be read, which is named.
 
     >>> model, processor = load()
     >>> type(model).__name__, model.training
@@ -57,7 +61,9 @@ def load(
     folder = Path(source).expanduser()
     if folder.is_dir():
         source = str(folder)
-        _check_folder(folder)
+        if (folder / ADAPTER).is_file():
+            return _load_adapted(folder, revision, {"dtype": dtype, "trust_remote_code": trust_remote_code, **kwargs})
+        check_folder(folder)
     elif looks_local or "/" not in source:
         raise OSError(
             f"model {source!r} is no folder here and no hub name; expected {EMBEDDED!r}, a folder written by save_pretrained, "
@@ -79,6 +85,12 @@ def load(
         raise OSError(
             f"weights of {source!r} cannot be read: {error}; expected whole safetensors files; fetch them again"
         ) from error
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers takes the values of a file as they are; they fail wherever they are used
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise
+        raise _unusable(source, common, error, of_processor=False) from error
     finally:
         if quiet:
             hf_logging.enable_progress_bar()
@@ -94,8 +106,34 @@ def load(
         files = "expected tokenizer and image processor files beside the weights; copy or download the folder again"
         fix = files if library is None else f"expected the library {library}, which this processor needs; pip install {library}"
         raise OSError(f"processor of {source!r} cannot be read: {error}; {fix}") from error
+    except Exception as error:
+        raise _unusable(source, common, error, of_processor=True) from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise OSError(
+            f"processor of {source!r} is a {type(processor).__name__} only; expected one for text and images; copy or download "
+            "processor_config.json or preprocessor_config.json too"
+        )
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
+
+
+def _load_adapted(folder: Path, revision: str | None, options: dict[str, Any]) -> tuple[PreTrainedModel, ProcessorMixin]:
+    base, pinned = base_of(folder)
+    base = EMBEDDED if Path(base) == data_path("embedded", must_exist=False) else base
+    try:
+        model, processor = load(base, revision=pinned if revision is None else revision, **options)
+    except OSError as error:
+        raise OSError(f"adapter {folder}: the base model that its {ADAPTER} names cannot be loaded: {error}") from error
+    put_on(model, folder)
+    return model.eval(), processor
+
+
+def _unusable(source: str, common: dict[str, Any], error: Exception, *, of_processor: bool) -> OSError:
+    path = Path(source) / file_at_fault(source, common, of_processor=of_processor)
+    return OSError(
+        f"{path} cannot be used: {type(error).__name__}: {error}; expected values of the kinds that save_pretrained writes; copy "
+        "or download it again"
+    )
 
 
 def weights_mark(name: str | Path) -> str | None:
@@ -111,27 +149,14 @@ def weights_mark(name: str | Path) -> str | None:
     if not folder.is_dir():
         return None
     mark = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
+    kinds = ("*.safetensors", "*.bin", "config.json", ADAPTER)
+    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
         size = path.stat().st_size
         with path.open("rb") as file:
             mark.update(f"{path.name} {size}".encode() + file.read(2**16))
             file.seek(max(0, size - 2**16))
             mark.update(file.read())
+    if (folder / ADAPTER).is_file():
+        base, revision = base_of(folder)
+        mark.update(f"{weights_mark(base) or base} {revision}".encode())
     return mark.hexdigest()[:16]
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise an OSError that names the file when a checkpoint folder lacks its config or holds a broken weights file."""
-    if not (folder / "config.json").is_file():
-        raise OSError(
-            f"model folder {folder} holds no config.json; expected a folder written by save_pretrained; point to that one"
-        )
-    for weights in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(weights, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise OSError(
-                f"weights file {weights} is corrupt ({weights.stat().st_size} bytes: {error}); expected a whole safetensors "
-                "file; copy or download it again"
-            ) from error

@@ -1,5 +1,6 @@
 """Loading: the embedded model without a network, and one clear error for whatever cannot be loaded."""
 
+import importlib.util
 import inspect
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
@@ -250,3 +252,167 @@ def test_a_library_that_the_processor_needs_is_named(monkeypatch):
     monkeypatch.setattr(loading.LlavaProcessor, "from_pretrained", missing)
     with pytest.raises(OSError, match=r"expected the library torchvision, .* pip install torchvision"):
         loading.load()
+
+
+def change(folder, file, *path, to):
+    """Write another value into a JSON file of a folder."""
+    content = json.loads((folder / file).read_text(encoding="utf-8"))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = to
+    (folder / file).write_text(json.dumps(content), encoding="utf-8")
+
+
+FILES = ["config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '"text"', "[" * 100_000], ids=["empty", "cut", "[]", "null", "text", "deep"]
+)
+def test_a_file_that_holds_no_object_is_named(folder, file, text):
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(OSError, match=rf"^{re.escape(str(folder / file))} (cannot be read|holds)"):
+        ph.load(folder)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_other_bytes_is_named(folder, file):
+    (folder / file).write_bytes(b"\xff\xfe\x00\x01" * 9)
+    with pytest.raises(OSError, match=rf"^{re.escape(str(folder / file))} cannot be read: .*expected JSON in UTF-8"):
+        ph.load(folder)
+
+
+OTHER_TYPES = [
+    ("config.json", ("image_seq_length",), {}),
+    ("config.json", ("dtype",), "x"),
+    ("config.json", ("model_type",), {}),
+    ("config.json", ("text_config",), 3.5),
+    ("config.json", ("text_config", "hidden_size"), -1),
+    ("config.json", ("text_config", "num_attention_heads"), 0),
+    ("config.json", ("vision_config", "patch_size"), "x"),
+    ("generation_config.json", ("eos_token_id",), {}),
+    ("processor_config.json", ("image_processor",), 3),
+    ("processor_config.json", ("patch_size",), "x"),
+    ("tokenizer.json", ("model",), []),
+    ("tokenizer.json", ("added_tokens",), 3),
+    ("tokenizer_config.json", ("tokenizer_class",), 3),
+]
+
+
+@pytest.mark.parametrize(("file", "path", "value"), OTHER_TYPES, ids=lambda part: str(part))
+def test_a_value_of_another_type_is_named_with_its_file(folder, file, path, value):
+    change(folder, file, *path, to=value)
+    with pytest.raises((OSError, ValueError)) as caught:
+        ph.load(folder)
+    assert caught.type in (OSError, ValueError)
+    assert str(folder) in str(caught.value)
+    assert file in str(caught.value)
+
+
+def test_a_part_of_the_weights_that_is_missing_is_named(folder):
+    index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        OSError, match=r"weights file .*copy/model-2\.safetensors is missing \(1 of 2 that model\.safetensors\.index"
+    ):
+        ph.load(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": ["model-1.safetensors"]}))
+    with pytest.raises(OSError, match=r"index\.json has no weight_map"):
+        ph.load(folder)
+
+
+def test_an_argument_that_from_pretrained_does_not_know_is_not_blamed_on_a_file():
+    with pytest.raises(TypeError, match="no_such_option"):
+        ph.load(no_such_option=3)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """The folder of a LoRA adapter of the embedded model, and the logits of the model that it was saved from."""
+    torch.manual_seed(0)
+    model, processor = ph.load()
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    folder = tmp_path_factory.mktemp("lora")
+    wrapped.save_pretrained(folder)
+    return folder, logits(wrapped, processor)
+
+
+@pytest.fixture
+def adapter_copy(adapter, tmp_path):
+    """A copy of the adapter's folder that a test may break."""
+    return Path(shutil.copytree(adapter[0], tmp_path / "adapter"))
+
+
+def logits(model, processor):
+    inputs = processor(images=scene("test", 0).image(), text=build_prompt(), return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_an_adapter_is_loaded_on_its_base_model(adapter, loaded):
+    folder, expected = adapter
+    model, processor = ph.load(folder)
+    assert isinstance(model, LlavaForConditionalGeneration)
+    assert not any(module.training for module in model.modules())
+    assert processor.tokenizer.padding_side == "left"
+    assert torch.equal(logits(model, processor), expected)
+    assert (logits(*loaded) - expected).abs().max() > 0.1
+    inputs = processor(images=scene("test", 0).image(), text=build_prompt(), return_tensors="pt")
+    cache = ph.attach(model, inputs, ph.TopK(36))
+    model.generate(**inputs, **cache.options, max_new_tokens=3)
+    assert cache.events["kept"][0] == [36] * 6
+
+
+def test_the_mark_of_an_adapter_knows_its_weights_settings_and_base(adapter, adapter_copy, folder):
+    known = loading.weights_mark(adapter[0])
+    assert loading.weights_mark(adapter_copy) == known
+    change(adapter_copy, "adapter_config.json", "lora_alpha", to=99)
+    scaled = loading.weights_mark(adapter_copy)
+    change(adapter_copy, "adapter_config.json", "base_model_name_or_path", to=str(folder))
+    based = loading.weights_mark(adapter_copy)
+    rewrite(folder, lambda tensors: tensors.update({name: tensor + 1 for name, tensor in tensors.items()}))
+    assert len({known, scaled, based, loading.weights_mark(adapter_copy), loading.weights_mark("embedded")}) == 5
+
+
+ADAPTERS = {
+    "no base": ({"base_model_name_or_path": None}, r"adapter_config\.json names base_model_name_or_path=None"),
+    "another base": (
+        {"base_model_name_or_path": "./none"},
+        r"adapter .*: the base model that .*names cannot be loaded.*\./none",
+    ),
+    "an unknown kind": ({"peft_type": "X"}, r"adapter_config\.json cannot be used: KeyError"),
+    "rank of another type": ({"r": "x"}, r"adapter_config\.json cannot be used: TypeError"),
+    "other layers": ({"target_modules": ["k_proj"]}, r"adapter weights of .* do not belong to LlavaFor.*k_proj"),
+    "no such layers": ({"target_modules": ["nothing"]}, r"adapter_config\.json cannot be used: .*nothing"),
+    "tokens": (
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
+        r"'PROMPT_TUNING' puts trained tokens in front",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "match"), ADAPTERS.values(), ids=ADAPTERS)
+def test_an_adapter_that_does_not_fit_is_named(adapter_copy, settings, match):
+    for name, value in settings.items():
+        change(adapter_copy, "adapter_config.json", name, to=value)
+    with pytest.raises((OSError, ValueError), match=match):
+        ph.load(adapter_copy)
+
+
+def test_an_adapter_with_broken_weights_is_named(adapter_copy):
+    weights = adapter_copy / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(OSError, match=r"weights file .*adapter_model\.safetensors is corrupt"):
+        ph.load(adapter_copy)
+    weights.unlink()
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
+        ph.load(adapter_copy)
+
+
+def test_without_peft_an_adapter_says_what_to_install(adapter, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OSError, match=r"holds an adapter \(adapter_config\.json\).* pip install peft"):
+        ph.load(adapter[0])
