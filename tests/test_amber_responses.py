@@ -212,6 +212,8 @@ def test_places_in_the_file_are_no_ids(file):
     message = "1004 of 1004 responses to ids from 1 to 1004 are yes or no; expected captions there"
     refused(lambda skip_bad: score_discriminative(path, skip_bad), message)
     refused(lambda skip_bad: score_generative(path, skip_bad=skip_bad), message)
+    renamed = file([{"id": row["id"], "model": row["response"]} for row in rows])
+    refused(lambda skip_bad: score_discriminative(renamed, skip_bad, answer_key="model"), message)
     both = [{"id": 1, "response": "A lake."}, {"id": 2, "response": "No."}, {"id": 1005, "response": "Yes"}]
     assert score_discriminative(file(both)).settings["n_other"] == 2  # one odd caption is no sign of that
 

@@ -99,7 +99,7 @@ def read_responses(
             responses[number], first[number] = taken.text, record.where
             able.setdefault(taken.able, record.where)
             carried &= also
-    refuse_wrong(path, wrong or one_key(able) or _shifted(ids))
+    refuse_wrong(path, wrong or one_key(able) or _shifted(ids, answer_key))
     n_other = sum(kind_of(number) != kind for number, _ in ids)
     counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": n_other, "compared": sorted(carried)}
     if not responses:
@@ -165,14 +165,16 @@ def _as_number(value: Any) -> int | None:
     return value if type(value) is int else None  # True is no id
 
 
-def _shifted(ids: list[tuple[int, Mapping[str, Any]]]) -> list[str]:
+def _shifted(ids: list[tuple[int, Mapping[str, Any]]], answer_key: str | None) -> list[str]:
     """Return a problem if most responses to generative ids are yes or no, as they are where ids are places in the file."""
     captions = [row for number, row in ids if kind_of(number) == "generative"]
-    answers = [row for row in captions if any(words(str(row.get(key, ""))) in ("yes", "no") for key in ANSWER_KEYS)]
-    if 2 * len(answers) <= len(captions):
+    keys = ANSWER_KEYS if answer_key is None else (answer_key,)
+    texts = [[row[key] for key in keys if isinstance(row.get(key), str)] for row in captions]
+    n = sum(any(words(text) in ("yes", "no") for text in of_row) for of_row in texts)
+    if 2 * n <= len(captions):
         return []
     return [
-        f"{len(answers)} of {len(captions)} responses to ids from 1 to 1004 are yes or no; expected captions there; Fix: give "
+        f"{n} of {len(captions)} responses to ids from 1 to 1004 are yes or no; expected captions there; Fix: give "
         "each answer the id of its query, from 1005 to 15220"
     ]
 
