@@ -1,5 +1,7 @@
 """Families made for charts, documents and dense pictures: convolutions over the patches, two towers, a table of queries."""
 
+from inspect import signature
+
 import torch
 from torch import Generator, Tensor
 from transformers import (
@@ -125,12 +127,6 @@ def patch_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]
     return brought | {"pixel_values": brought["pixel_values"].unflatten(1, (3, 4, 4))}
 
 
-def zoomed_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]:
-    """Return n pictures of 64 x 64, and one part of each at the same size."""
-    views = (torch.randn(n, 3, 64, 64, generator=generator) for _ in range(2))
-    return dict(zip(("pixel_values", "pixel_values_local"), views, strict=True)) | {"num_local_patches": torch.ones(n).long()}
-
-
 def large_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]:
     """Return n square pictures of 64 x 64, of whose 16 x 16 patches two convolutions make 4 x 4 tokens."""
     return {"pixel_values": torch.randn(n, 3, 64, 64, generator=generator)}
@@ -170,10 +166,14 @@ DOCUMENTS = [
         decoder=lambda model: model.model.layers, lacks=("chunks",), newer=True,
         remark="the placeholder's id is the vision configuration's",
     ),
-    Family("paddleocr_vl", "PaddleOCR-VL", paddleocr_vl, (START, *(IMAGE,) * 16, END), patch_pixels, newer=True),
+    Family(
+        "paddleocr_vl", "PaddleOCR-VL", paddleocr_vl, (START, *(IMAGE,) * 16, END), patch_pixels, newer=True,
+        # Versions that do not encode the images before generate() repeats its rows repeat single patches.
+        lacks=() if "mm_encoder_outputs" in signature(PaddleOCRVLForConditionalGeneration.forward).parameters else ("copies",),
+    ),
     Family("qianfan_ocr", "Qianfan-OCR", qianfan_ocr, (START, *(IMAGE,) * 16, END), square_pixels, newer=True),
     Family(
-        "step3p7", "Step 3.7 Flash", step3p7, (START, *(IMAGE,) * 32, END), zoomed_pixels, newer=True,
+        "step3p7", "Step 3.7 Flash", step3p7, (START, *(IMAGE,) * 16, END), large_pixels, newer=True,
         remark="mixture of experts; windows with fewer heads",
     ),
 ]  # fmt: skip

@@ -58,11 +58,6 @@ def nemotron_pixels(n: int, generator: torch.Generator, ids: torch.Tensor) -> di
     return {"pixel_values": pixels, "image_grid_hw": torch.tensor([[8, 8]] * n)}
 
 
-def tubelets(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return n videos of two pairs of frames of 4 x 4 patches; a pair is shuffled to 2 x 2 tokens."""
-    return {"pixel_values_videos": torch.randn(n, 2, 2 * 3, 16, 16, generator=generator)}
-
-
 def timed(bring):
     """Return a maker of the same inputs without token types, which these models find by themselves."""
 
@@ -74,23 +69,28 @@ def timed(bring):
     return brought
 
 
+def thinking(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """Return the decoder's layers; older versions of transformers keep the towers beside the decoder."""
+    return getattr(model.model, "language_model", model.model).layers
+
+
 OMNI = [
     Family(
         "qwen2_5_omni", "Qwen2.5-Omni (thinker)", qwen2_5_omni, ONE, timed(grid_pixels), FILM, timed(grid_frames), newer=True,
-        decoder=lambda model: model.model.language_model.layers if hasattr(model.model, "language_model") else model.model.layers,
+        decoder=thinking,
     ),
     Family(
         "qwen3_omni_moe", "Qwen3-Omni (thinker)", qwen3_omni_moe, ONE, timed(grid_pixels), FILM, timed(grid_frames), newer=True,
-        remark="DeepStack; mixture of experts",
+        decoder=thinking, remark="DeepStack; mixture of experts",
     ),
     Family(
-        "nemotron_h_omni", "Nemotron 3 Omni", nemotron_h_omni, ONE, nemotron_pixels, (START, *(IMAGE,) * 8, END), tubelets,
+        "nemotron_h_omni", "Nemotron 3 Omni", nemotron_h_omni, ONE, nemotron_pixels,
         decoder=lambda model: [
             SimpleNamespace(self_attn=layer.mixer)
             for layer in model.language_model.model.layers
             if layer.block_type == "full_attention"
         ],
         spread=0.2, unshared="running state", unread=r"get_output_embeddings\(\) returns None", newer=True,
-        remark="Mamba and mixtures of experts between the layers that are pruned; a video's placeholders are image tokens",
+        remark="Mamba and mixtures of experts between the layers that are pruned",
     ),
 ]  # fmt: skip
