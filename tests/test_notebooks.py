@@ -81,8 +81,8 @@ PARAMETERS = {
         ["r = 1.5", "r = '0.4'", "t = -1", "t = 2.0", "factor = -0.5", "n_images = 1", "n_images = 401"],
     ),
     "04": (
-        {"scorer", "n_resamples"},
-        ["scorer = 'nltk'", "scorer = None", "n_resamples = 99", "n_resamples = 500.0"],
+        {"scorer", "ground_truth", "n_resamples"},
+        ["scorer = 'nltk'", "scorer = None", "ground_truth = 'coco'", "n_resamples = 99", "n_resamples = 500.0"],
     ),
     "05": ({"r", "response", "margin"}, ["r = 0.8", "response = 'chair_i'", "margin = 0.0", "margin = -1.0"]),
     "06": ({"r", "n_images"}, ["r = 0.8", "n_images = 1", "n_images = 201"]),

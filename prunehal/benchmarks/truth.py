@@ -38,8 +38,8 @@ PATTERN, WORDNET, TESTBED = "pattern", "wordnet", "testbed"
 BENCHMARKS = "PRUNEHAL_BENCHMARKS"  # the environment variable that names the folder of the benchmarks' own files
 _DIFFERENCE = Path("chair", "chair_gt_wordnet_diff.json.gz")  # in that folder
 _WAYS_ON = (
-    "Fix: mend that, or pass --ground-truth pattern (1,741 of 123,287 images differ), or build this truth from COCO's own files: "
-    "--scorer wordnet --ground-truth instances_val2014.json --ground-truth captions_val2014.json."
+    "Fix: name such a folder, or pass --ground-truth pattern (1,741 of 123,287 images differ), or build this truth from COCO's "
+    "own files: --scorer wordnet --ground-truth instances_val2014.json --ground-truth captions_val2014.json."
 )
 
 
