@@ -7,6 +7,7 @@ them, except for OPERA's returns.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from prunehal.core.keyword import as_option
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS, DECODERS, Decoding, named_decoding
 from prunehal.loading import load
+from prunehal.reading import read_text, reading
 from prunehal.resources import written
 from prunehal.testbed.model import build_processor, build_prompt
 from prunehal.testbed.scenes import scene
@@ -88,7 +90,8 @@ def run(shape: str, new_tokens: int, rounds: int, path: Path, only: str = "", de
         ValueError: the file holds rows of another machine or other versions.
     """
     here = machine(device)
-    frame = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    with reading(path):
+        frame = pd.read_csv(io.StringIO(read_text(path))) if path.exists() else pd.DataFrame()
     for name, value in here.items():
         if len(frame) and set(frame[name]) != {value}:
             raise ValueError(f"{path}: holds rows of {name} {set(frame[name])}; expected {value}. Fix: choose another file.")

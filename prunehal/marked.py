@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput
 from prunehal.experiments import Experiment
 from prunehal.experiments.versions import made_by, refuse_other_versions
+from prunehal.reading import BadInput, read_text
 from prunehal.resources import written
 
 __all__ = ["read_marked", "write_marked"]
@@ -57,10 +56,9 @@ def read_marked(path: Path, experiment: Experiment, make: str) -> tuple[dict[str
         raise FileNotFoundError(f"{path}: there is no such table; make it by: {make}")
     fix = f"Restore the file, or remove it and make it again by: {make}"
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            first, table = file.readline(), file.read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BadInput(path, [f"it cannot be unpacked ({error})"], fix) from error
+        first, _, table = read_text(path).partition("\n")
+    except BadInput as error:
+        raise BadInput(path, error.problems, fix) from error
     try:
         header = json.loads(first.removeprefix("# "))
         described, before = header["experiment"], header["made_by"]
