@@ -189,6 +189,37 @@ def test_an_image_by_any_name(lines, image, given):
     assert report.settings["compared"] == (["image"] if isinstance(given, int | str) and len(str(given)) < 300 else [])
 
 
+def test_a_question_is_found_by_whole_words(lines):
+    asked = lines([DOG | {"text": "Is there a cat"}])
+    for prompt, right in (
+        ("Is there a caterpillar? Yes or no?", False),
+        ("This there a cat", False),
+        ("IS THERE A CAT? Yes or no?", True),
+    ):
+        given = lines([{"question_id": 1, "prompt": prompt, "answer": "No"}])
+        if right:
+            assert score_files(asked, given).metrics["tn"] == 1
+        else:
+            refused(lambda **options: score_files(asked, given, **options), f"prompt is '{prompt[:20]}")  # noqa: B023
+
+
+def test_places_that_are_not_certain_are_refused(lines):
+    """Which of four places the number has is not known: the reader names its line, and all stand on one."""
+    asked = lines([DOG, CAT, DOG | {"question_id": 3}, CAT | {"question_id": 4}])
+    given = lines(['[{"answer": "Yes"}, 5, {"answer": "No"}, {"answer": "No"}]'])
+    refused(
+        lambda **options: score_files(asked, given, **options),
+        "line 1: where one line holds several objects and one cannot be read",
+    )
+    apart = lines([{"answer": "No"}, "5", {"answer": "No"}, {"answer": "No"}])
+    assert [item["question_id"] for item in score_files(asked, apart, skip_bad=True).items] == [1, 3, 4]
+    swallowed = lines([{"answer": "Yes"}, "{", " oops", {"answer": "No"}])
+    refused(
+        lambda **options: score_files(asked, swallowed, **options),
+        r"3 answers .* 4 questions \(line 2 cannot be read and may hold",
+    )
+
+
 @pytest.mark.parametrize("ids", [[0, 1], ["0", "1"], [2, 3], [1, 99], ["1.0", "2"], [True, 2]])
 def test_ids_that_are_places_are_refused(lines, ids):
     given = lines([{"question_id": number, "answer": "No"} for number in ids])
