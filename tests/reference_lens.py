@@ -14,7 +14,7 @@ def readings(model, single, visual):
         weights = [math.exp(value) for value in logits[position].tolist()]
         said.append([weight / sum(weights) for weight in weights])
     mean = [sum(of_word) / len(said) for of_word in zip(*said, strict=True)]
-    information = [sum(p * math.log(p / q) for p, q in zip(of_token, mean, strict=True)) for of_token in said]
+    information = [sum(p * math.log(p / q) for p, q in zip(of_token, mean, strict=True) if p > 0) for of_token in said]
     return information, [max(of_token) for of_token in said]
 
 

@@ -63,6 +63,23 @@ def test_a_model_that_does_not_show_its_head_is_refused(family):
         read_tokens(model, inputs, visual_of(inputs))
 
 
+@pytest.mark.parametrize("family", ["chameleon", "muse_glimmer"])
+def test_words_that_are_never_given_and_scales_are_the_models_own(family):
+    test_readings_are_those_of_the_models_own_logits(family)
+
+
+def test_a_model_that_changes_its_logits_in_a_way_of_its_own_is_refused():
+    model, inputs = models.FAMILIES["llava"].make().eval(), models.inputs_for("llava", seed=SEED)
+
+    def thrice(module, args, output):
+        output.logits = output.logits * 3
+        return output
+
+    model.register_forward_hook(thrice)
+    with pytest.raises(ValueError, match=r"its head gives logits that differ by .* expected the same.*Fix: another policy"):
+        read_tokens(model, inputs, visual_of(inputs))
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_the_best_are_kept_in_every_layer_at_its_step_and_before_the_first_token(family, policy):

@@ -7,6 +7,7 @@ visual tokens read depends on its training: the embedded model's projector was a
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
         float32 (2, batch, prompt): information, in nats, and certainty; 0 at text.
 
     Raises:
-        ValueError: the model's decoder has no head that is given the hidden states of the whole prompt.
+        ValueError: the model's decoder has no head that is given the hidden states of the whole prompt, or its logits are not
+            what the head makes of them.
 
     >>> import prunehal as ph
     >>> from prunehal.testbed.scenes import scene
@@ -93,15 +95,28 @@ def _last_hidden(
 
 
 def _as_the_model(decoder: torch.nn.Module, last: Tensor, own: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function hidden states -> logits, scaled or capped as the model does, which its own logits tell."""
-    text, head = decoder.config.get_text_config(decoder=True), decoder.get_output_embeddings()
-    scale, divisor, cap = (
-        getattr(text, name, None) or 1.0 for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    """Return the function hidden states -> logits, scaled or capped as the model does, which its own logits show.
+
+    Words whose logit the model puts at its lowest number, as Chameleon does with those that draw images, get -infinity.
+    """
+    text, head, own = decoder.config.get_text_config(decoder=True), decoder.get_output_embeddings(), own.float().to(last.device)
+    scale, multiplier, divisor, cap = (
+        getattr(text, name, None) or 1.0
+        for name in ("logit_scale", "output_multiplier", "logits_scaling", "final_logit_softcapping")
     )
-    ways: list[Callable[[Tensor], Tensor]] = [
-        lambda hidden: head(hidden).float(),
-        lambda hidden: head(hidden).float() * scale,
-        lambda hidden: head(hidden).float() / divisor,
-        lambda hidden: cap * torch.tanh(head(hidden).float() / cap),
-    ]
-    return min(ways, key=lambda way: (way(last) - own.float().to(last.device)).abs().max().item())
+
+    def way(factor: float, capped: bool, hidden: Tensor) -> Tensor:
+        logits = head(hidden).float() * factor
+        return cap * torch.tanh(logits / cap) if capped else logits
+
+    never = (own <= torch.finfo(last.dtype).min / 2).all(0)
+    ways = [partial(way, factor, capped) for factor in (1.0, scale, multiplier, 1 / divisor) for capped in (False, True)]
+    apart = [(way(last) - own)[:, ~never].abs().max().item() for way in ways]
+    best = min(range(len(ways)), key=apart.__getitem__)
+    size = max(1.0, own[:, ~never].abs().max().item())
+    if not apart[best] <= (1e-3 if last.dtype in (torch.float32, torch.float64) else 0.1) * size:
+        raise ValueError(
+            f"model={type(decoder).__name__}: its head gives logits that differ by {apart[best]:.2g} from its own; expected the "
+            "same, scaled or capped as its configuration says. Fix: another policy, e.g. PruneHal(r=0.4, t=3)."
+        )
+    return lambda hidden: ways[best](hidden).masked_fill(never, -torch.inf)

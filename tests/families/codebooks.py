@@ -90,7 +90,7 @@ MUSE = dict(patch_size=4, pos_emb_height=8, pos_emb_width=8, num_attention_heads
 MUSE |= dict(intermediate_size=48, patch_temporal=1, merge_size=2, layer_types=["window_attention", "full_attention"])
 MUSE_TEXT = WINDOWS | dict(layer_types=LAYERS, sliding_window=14, layer_rope_theta=[10000.0, 0] * 2, final_logit_softcapping=20.0)
 MUSE_TEXT |= dict(rms_norm_eps=0.1, post_norm_eps=0.1, qk_scale_factor=2.0)  # else norms and sharp scores blow up rounding errors
-MUSE_TEXT |= dict(output_multiplier=1.0, bos_token_id=None, eos_token_id=None)
+MUSE_TEXT |= dict(output_multiplier=0.5, bos_token_id=None, eos_token_id=None)
 
 
 def muse_glimmer() -> PreTrainedModel:
@@ -108,29 +108,31 @@ def muse_spark() -> PreTrainedModel:
     return MuseSparkForConditionalGeneration(config)
 
 
+UNREAD = "its LM head and final norm give logits that differ"
 CODEBOOKS = [
     Family(
         "chameleon", "Chameleon", chameleon, (START, *(IMAGE,) * 16, END), square_pixels,
-        decoder=lambda model: model.model.layers, newer=True, remark="an image becomes tokens of a codebook",
+        decoder=lambda model: model.model.layers, unread=UNREAD, newer=True,
+        remark="an image becomes tokens of a codebook",
     ),
     Family(
         "emu3", "Emu3", emu3, (IMAGE,) * 20, sized_squares, decoder=lambda model: model.model.text_model.layers, newer=True,
         remark="an image becomes tokens of a codebook",
     ),
     Family(
-        "fuyu", "Fuyu", fuyu, (IMAGE,) * 16, raw_patches, lacks=("copies",), newer=True,
+        "fuyu", "Fuyu", fuyu, (IMAGE,) * 16, raw_patches, lacks=("chunks", "copies"), unread=UNREAD, newer=True,
         remark="raw patches, without a tower; stock generate() has no beams for it",
     ),
     Family(
-        "gemma4_unified", "Gemma 4 Unified", gemma4_unified, ONE, placed_patches, newer=True,
+        "gemma4_unified", "Gemma 4 Unified", gemma4_unified, ONE, placed_patches, lacks=("chunks",), newer=True,
         remark="raw patches, without a tower; image tokens see each other",
     ),
     Family(
-        "muse_glimmer", "Muse Glimmer", muse_glimmer, ONE, grids, FILM, film_grids, newer=True,
+        "muse_glimmer", "Muse Glimmer", muse_glimmer, ONE, grids, FILM, film_grids, unread=UNREAD, newer=True,
         remark="no positions in the layers of full attention",
     ),
     Family(
-        "muse_spark", "Muse Spark", muse_spark, ONE, grids, FILM, film_grids, newer=True,
+        "muse_spark", "Muse Spark", muse_spark, ONE, grids, FILM, film_grids, unread=UNREAD, newer=True,
         spread=0.18, remark="mixture of experts; no positions in the layers of full attention",
     ),
 ]  # fmt: skip
