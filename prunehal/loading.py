@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.utils import logging as hf_logging
 
 from prunehal.adapters import ADAPTER, base_of, put_on
@@ -75,7 +81,7 @@ def load(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all faults are named below, at once
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **common, **kwargs)
+        model, found = _model_of(source, dtype=dtype, **common, **kwargs)
     except ValueError as error:
         raise ValueError(
             f"model {source!r} cannot be loaded as an image-text-to-text model: {error}; expected a multimodal LLM such as "
@@ -115,6 +121,21 @@ def load(
         )
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
+
+
+def _model_of(source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        return AutoModelForImageTextToText.from_pretrained(source, **options)
+    except ValueError as error:  # Phi-4 multimodal stands only in the wider list, among models that read sound and no images
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        try:
+            loaded = AutoModelForMultimodalLM.from_pretrained(source, **options)
+        except ValueError:
+            raise error from None
+        if "image" not in loaded[0].input_modalities:
+            raise
+        return loaded
 
 
 def _load_adapted(folder: Path, revision: str | None, options: dict[str, Any]) -> tuple[PreTrainedModel, ProcessorMixin]:

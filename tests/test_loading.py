@@ -7,13 +7,23 @@ import re
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import models
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2Config,
+)
 
 import prunehal as ph
 from prunehal import loading
@@ -178,6 +188,20 @@ def test_a_text_only_checkpoint_is_refused(tmp_path):
     match = r"(?s)llama' cannot be loaded as an image-text-to-text model.*LlamaConfig.*text-only model has no visual tokens"
     with pytest.raises(ValueError, match=match):
         ph.load(tmp_path / "llama")
+
+
+def test_phi4_multimodal_is_loaded_and_a_model_of_sound_alone_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "AutoProcessor", SimpleNamespace(from_pretrained=lambda *args, **kwargs: build_processor()))
+    models.build("phi4_multimodal").save_pretrained(tmp_path / "phi4")
+    model, _ = ph.load(tmp_path / "phi4")
+    assert type(model).__name__ == "Phi4MultimodalForCausalLM"
+    assert torch.equal(model.lm_head.weight, models.build("phi4_multimodal").lm_head.weight)
+    decoder = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    encoder = dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8)
+    sound = Qwen2AudioConfig(audio_config=encoder, text_config=Qwen2Config(**decoder).to_dict())
+    Qwen2AudioForConditionalGeneration(sound).save_pretrained(tmp_path / "sound")
+    with pytest.raises(ValueError, match=r"(?s)sound' cannot be loaded as an image-text-to-text model.*Qwen2AudioConfig"):
+        ph.load(tmp_path / "sound")
 
 
 def test_code_of_a_repository_runs_only_when_asked(folder, tmp_path):
