@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import reference_chair as slow
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_from_coco, load_ground_truth, load_scorer, score, truth_of_scorer
 from prunehal.benchmarks.released import (
@@ -283,3 +285,27 @@ def test_parsed_content_and_files_are_named(file, tmp_path):
         ground_truth_from_coco(path, path)
     with pytest.raises(OSError, match=r"absent\.json cannot be read"):
         ground_truth_from_coco(tmp_path / "absent.json")
+
+
+KEYS = ["images", "annotations", "categories", "nodes", "id", "image_id", "category_id", "name", "caption", "file_name", "42"]
+LEAVES = st.none() | st.booleans() | st.integers(-2, 42) | st.sampled_from(["dog", "A dog.", "42", "a.jpg"])
+CONTENT = st.recursive(
+    LEAVES,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(KEYS), below, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(content=CONTENT)
+def test_any_content_is_a_ground_truth_or_refused_by_name(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any_truth.json"
+    path.write_text(json.dumps(content))
+    try:
+        truth = load_ground_truth([path])
+    except BadInput as error:
+        problem = str(error)
+    else:
+        problem = f"{path}: 1 problem"
+        assert set().union(*truth.values()) <= set(load_scorer("fixed").nodes.values())
+    assert problem.startswith(f"{path}: ")
