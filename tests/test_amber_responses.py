@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,38 @@ def test_deep_nesting_is_named(file, nested, key):
     row = json.dumps({"id": 1005, "response": "Yes", key: None})
     with pytest.raises(BadInput, match=r"responses\.json: 1 problem\n  line 1"):
         score_discriminative(file(row.replace("null", nested)))
+
+
+def calls(function):
+    """How many functions a refused call enters, and how long its message is."""
+    entered = 0
+
+    def count(*_):
+        nonlocal entered
+        entered += 1
+
+    sys.setprofile(count)
+    try:
+        function()
+    except BadInput as error:
+        return entered, len(str(error))
+    finally:
+        sys.setprofile(None)
+    raise AssertionError("not refused")
+
+
+@pytest.mark.parametrize(
+    "row", [{"id": 99999}, {"id": 1006, "response": None}, {"id": 1006, "image": "x"}, {"id": 1006, "query": "?"}]
+)
+def test_bad_lines_cost_as_much_as_there_are(file, row):
+    asked = file({"question_id": 1005, "image": "AMBER_1.jpg", "text": SUNNY, "label": "yes"}, "asked.json")
+    for score in (lambda path: score_discriminative(path), lambda path: score_files(asked, path)):
+        few, many = (file([{"id": 1005, "question_id": 1005, "response": "No"} | row] * n, f"{n}.json") for n in (500, 2000))
+        with pytest.raises(BadInput):
+            score(few)  # what is read once
+        (few_calls, length), (many_calls, longer) = (calls(lambda: score(path)) for path in (few, many))  # noqa: B023
+        assert many_calls <= 6 * few_calls
+        assert longer < length + 20  # the first 20 lines are named, the others counted
 
 
 # The benchmarks' own files.

@@ -131,6 +131,7 @@ def _out_of_order(given: list[Place]) -> str | None:
 
 def _by_id(asked: list[Place], given: list[Place], joined: Joined) -> Iterator[tuple[Question, Place]]:
     known = {str(place.content.question_id): place for place in asked if place.content is not None}
+    ids = some(known) or "none, as no question can be used"
     unusable = len(known) < len(asked)  # an id that is not known may be that of such a question
     first: dict[str, int] = {}
     for answer in given:
@@ -139,7 +140,7 @@ def _by_id(asked: list[Place], given: list[Place], joined: Joined) -> Iterator[t
         name = answer.content["question_id"]
         key = str(name)
         if key not in known:
-            problem = f"line {answer.line}: unknown question_id {name!r}; expected one of {some(known) or 'none'}"
+            problem = f"line {answer.line}: unknown question_id {name!r}; expected one of {ids}"
             (joined.problems if unusable else joined.wrong).append(problem)
         elif key in first:
             joined.problems.append(f"line {answer.line}: {again(name, first[key])}")
