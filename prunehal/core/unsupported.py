@@ -7,6 +7,7 @@ __all__ = ["reason_against"]
 # Kinds of layers that keep more, by the configuration's layer_types.
 BESIDE = {
     "indexed_attention": "picks the tokens that a query sees by keys of an indexer, which are cached beside K and V",
+    "minimax_m3_sparse": "picks the tokens that a query sees by keys of an indexer, which are cached beside K and V",
     "hybrid": "keeps a running state beside K and V in one layer",
     "hybrid_sliding": "keeps a running state beside K and V in one layer",
     "reference_sliding_attention": "keeps the prompt and a window of what follows in layers of its own",
@@ -32,6 +33,9 @@ def reason_against(config: PreTrainedConfig) -> str | None:
     for kind in getattr(text, "layer_types", None) or ():
         if kind in BESIDE:
             return f"{decoder} {BESIDE[kind]}; expected layers that keep K and V only"
+    if getattr(config, "canvas_length", None):
+        block = f"canvas_length={config.canvas_length}"
+        return f"{decoder} writes blocks of tokens at once, by diffusion ({block}); expected one token a step"
     for name in LOOPS:
         if _size(text, name) > 1:
             return (

@@ -36,8 +36,9 @@ from transformers import (
     T5Config,
 )
 
-from families import omni
+from families import compressed, omni
 from families.base import IMAGE, PAD, VOCAB, asks_for_attention
+from families.compressed import SMALL, TOWER
 from families.qformer import codegen, gptj
 
 __all__ = ["REFUSED", "Refused", "dory"]
@@ -46,9 +47,7 @@ CROSS, OWN = (
     "the image is read by cross-attention, its tokens are not in the decoder's KV cache",
     "the decoder has attention code of its own, which is noticed in the first forward",
 )
-TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
 BRIDGE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-SMALL = dict(vocab_size=VOCAB, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6)
 
 
 @dataclass(frozen=True)
@@ -139,57 +138,6 @@ def late(name: str, text: Callable[[], PreTrainedConfig]) -> Refused:
     )
 
 
-def latent(config: type[PreTrainedConfig], **more: object) -> PreTrainedConfig:
-    """Return a decoder that keeps compressed K and V, and keys of an indexer beside them."""
-    sizes = dict(num_key_value_heads=6, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12)
-    sizes |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
-    sizes |= dict(index_topk=8, index_head_dim=16, index_n_heads=2, pad_token_id=PAD)
-    return config(**SMALL, **sizes, **more)
-
-
-def dots3_note() -> PreTrainedModel:
-    sliding = dict(swa_q_lora_rank=16, swa_kv_lora_rank=24, swa_head_dim=16)  # layers differ, as in the published model
-    sliding |= {f"swa_{name}": 6 for name in ("num_attention_heads", "num_key_value_heads")}
-    sliding |= dict(swa_qk_nope_head_dim=8, swa_v_head_dim=12)
-    text = latent(transformers.Dots3NoteTextConfig, q_lora_rank=16, **sliding)
-    tower = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
-    vision = tower | dict(patch_size=4, mlp_layer_types=["dense"], adapter_in_dim=32, adapter_out_dim=48)
-    audio = tower | dict(feature_size=8, downsample_hidden_size=4, adapter_input_size=32, adapter_out_dim=48)
-    return transformers.Dots3NoteForConditionalGeneration(
-        transformers.Dots3NoteConfig(text_config=text, vision_config=vision, audio_config=audio, image_token_id=IMAGE)
-    )
-
-
-def mistral_large4() -> PreTrainedModel:
-    text = latent(transformers.MistralLarge4TextConfig)
-    vision = transformers.PixtralVisionConfig(**TOWER)
-    config = transformers.MistralLarge4Config(vision_config=vision, text_config=text, image_token_index=IMAGE)
-    return transformers.MistralLarge4ForConditionalGeneration(config)
-
-
-def hy_v4_vl() -> PreTrainedModel:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    text = latent(transformers.HYV4VLTextConfig, q_lora_rank=16, rope_parameters=rope)
-    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, patch_size=4)
-    config = transformers.HYV4VLConfig(
-        vision_config=vision | dict(out_hidden_size=48, max_image_size=32), text_config=text, image_token_id=IMAGE
-    )
-    return transformers.HYV4VLForConditionalGeneration(config)
-
-
-def inkling2_loop() -> PreTrainedModel:
-    heads = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=8)
-    text = transformers.Inkling2LoopTextConfig(
-        **heads, **{f"swa_{name}": size for name, size in heads.items()}, vocab_size=VOCAB, unpadded_vocab_size=VOCAB,
-        hidden_size=48, num_hidden_layers=6, d_rel=4, rel_extent=16, moe_intermediate_size=16, n_routed_experts=4,
-        num_experts_per_tok=2, n_layers_per_attn_res_block=2, loop_layer_index_start=2, loop_layer_index_end=4, loop_gate_rank=4,
-    )  # fmt: skip
-    vision = dict(model_type="inkling2_vision", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, patch_size=4)
-    vision |= dict(posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=48)
-    config = transformers.Inkling2LoopConfig(text_config=text, vision_config=vision, image_token_id=IMAGE)
-    return transformers.Inkling2LoopForConditionalGeneration(config)
-
-
 def dory() -> PreTrainedModel:
     text = transformers.DoryConfig(
         **SMALL | dict(num_hidden_layers=4), num_key_value_heads=2, head_dim=8, n_input_layers=1, n_output_layers=1
@@ -242,18 +190,36 @@ REFUSED = [
         "LLaVA on DeepSeek-V3", deepseek, LATENT, r"deepseek_v3.*multi-head latent attention",
     ),
     Refused(
-        "dots3-note", dots3_note, LATENT, r"dots3_note_text.*multi-head latent attention", needs="Dots3NoteConfig"
+        "dots3-note", compressed.dots3_note, LATENT, r"dots3_note_text.*multi-head latent attention", needs="Dots3NoteConfig"
     ),
     Refused(
-        "Mistral Large 4", mistral_large4, LATENT, r"mistral_large4_text.*multi-head latent attention",
+        "Mistral Large 4", compressed.mistral_large4, LATENT, r"mistral_large4_text.*multi-head latent attention",
         needs="MistralLarge4Config",
     ),
     Refused(
-        "Hy4 (hy_v4_vl)", hy_v4_vl, LATENT, r"hy_v4_vl_text.*multi-head latent attention", needs="HYV4VLConfig"
+        "Hy4 (hy_v4_vl)", compressed.hy_v4_vl, LATENT, r"hy_v4_vl_text.*multi-head latent attention", needs="HYV4VLConfig"
     ),
     Refused(
-        "Inkling 2 Mini (inkling2_loop)", inkling2_loop, "a running state stands beside K and V in one layer",
+        "Inkling 2 Mini (inkling2_loop)", compressed.inkling2_loop, "a running state stands beside K and V in one layer",
         r"inkling2_loop_text.*running state beside K and V", needs="Inkling2LoopConfig",
+    ),
+    Refused(
+        "Inkling", compressed.inkling, "a running state stands beside K and V in one layer",
+        r"inkling_text.*running state beside K and V",
+    ),
+    Refused("Kimi K2.5", compressed.kimi_k25, LATENT, r"deepseek_v3.*multi-head latent attention"),
+    Refused("GLM-5 Next", compressed.glm5_next, LATENT, r"glm5_next_text.*multi-head latent attention"),
+    Refused(
+        "MiniMax M3", compressed.minimax_m3, "keys of an indexer are cached beside K and V",
+        r"minimax_m3_vl_text.*keys of an indexer",
+    ),
+    Refused(
+        "Diffusion Gemma", compressed.diffusion_gemma, "whole blocks of tokens are written at once",
+        r"diffusion_gemma_text.*blocks of tokens at once.*expected one token a step",
+    ),
+    Refused(
+        "Qwen4-Exp", compressed.qwen4_exp, "an indexer's keys, which pick the tokens that a query sees, stand beside K and V",
+        r"qwen4_exp_text.*keys of an indexer", needs="Qwen4ExpConfig",
     ),
     Refused(
         "Unlimited-OCR", unlimited_ocr, "the prompt and a window of what follows are kept in layers of its own",
