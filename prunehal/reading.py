@@ -26,10 +26,8 @@ __all__ = ["LIMIT", "BadInput", "JsonDecoder", "convert", "decoded", "read_bytes
 LIMIT = 2**30  # bytes that a packed file, a device or a pipe may give: more than any benchmark's file holds
 
 _SHOWN = 20  # problems that a message lists; the others are counted
-_WORDS = {
-    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
-    "object": "an object in braces", "null": "null",
-}  # fmt: skip
+_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list"}
+_WORDS |= {"object": "an object in braces"}
 _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<place>\d+)\]|\[\.\.\.\]")
 
 
@@ -55,8 +53,8 @@ class BadInput(ValueError):
 def reading(path: Path | str) -> Iterator[None]:
     """Add the file's name to every error that reading it, or using what was read from it, raises.
 
-    Errors that name the file, or another file that exists, pass as they are. Only ValueError, OSError, and what damaged
-    files raise (EOFError, zlib.error, RecursionError) are read errors; all else is a fault of the code and passes too.
+    Errors that name the file, or another file that exists, pass as they are; so does all but ValueError, OSError, and what
+    damaged files raise (EOFError, zlib.error, RecursionError): it is a fault of the code.
 
     Raises:
         BadInput: a ValueError of the block, with the file's name (and the line where the error knows it).
@@ -114,8 +112,7 @@ def read_bytes(path: Path | str, limit: int = LIMIT) -> bytes:
     too_long = not regular and len(raw) > limit
     if raw[:2] == b"\x1f\x8b" and not too_long:
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
-                raw = packed.read(limit + 1)
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise BadInput(path, [f"it cannot be unpacked ({error})"], "Expected a whole gzip file; get it again.") from error
         too_long = len(raw) > limit
@@ -156,12 +153,9 @@ def read_text(path: Path | str, limit: int = LIMIT) -> str:
         BadInput: lines that cannot be decoded, or more bytes than ``limit`` (see `read_bytes`).
         OSError: the file cannot be read.
 
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = file.write("42.jpg\\n".encode("utf-16"))
-    ...     file.flush()
-    ...     read_text(file.name)
-    '42.jpg\\n'
+    >>> from prunehal.resources import data_path
+    >>> read_text(data_path("sprites", "sprites.json"))[:11]
+    '{\\n "names":'
     """
     text, problems = decoded(read_bytes(path, limit))
     if problems:
@@ -213,8 +207,8 @@ def read_json(path: Path | str, limit: int = LIMIT) -> Any:
         OSError: the file cannot be read.
 
     >>> from prunehal.resources import data_path
-    >>> sorted(read_json(data_path("chair", "double_words.json")))[1]
-    'double_words'
+    >>> read_json(data_path("sprites", "sprites.json"))["names"][0]
+    'person'
     """
     decoder = JsonDecoder()
     with reading(path):
@@ -260,7 +254,7 @@ def _problem(value: Any, message: str) -> str:
     if missing:
         return f"no {missing[1]}{f' in {place}' if place else ''}; expected it, found {_short(sorted(part, key=str))}"
     if expected:
-        wanted = " or ".join(_WORDS.get(name.strip(), name.strip()) for name in expected[1].split("|"))
+        wanted = " or ".join(_WORDS.get(name, name) for name in expected[1].split(" | "))
         return f"{place or 'it'} is {_short(part)}; expected {wanted}"
     if what.startswith(("Expected", "Invalid")):  # such as "Expected `int` >= 0", "Invalid enum value 'x'"
         return f"{place or 'it'} is {_short(part)}; {what[0].lower()}{what[1:]}"
@@ -277,13 +271,13 @@ def _places(value: Any, steps: Sequence[re.Match], got: str | None, missing: str
             yield "", value
         return
     step, rest = steps[0], steps[1:]
-    if step["place"] is not None:
-        place = int(step["place"])
-        entries = [(f"[{place}]", value[place])] if isinstance(value, list | tuple) and place < len(value) else []
-    elif step["name"] is not None:
-        entries = [(step["name"], value.get(step["name"]))] if isinstance(value, dict) else []
-    else:
-        entries = [(repr(key), part) for key, part in value.items()] if isinstance(value, dict) else []
+    entries: list[tuple[str, Any]] = []
+    if step["place"] is not None and isinstance(value, list | tuple):
+        entries = [(f"[{step['place']}]", part) for part in value[int(step["place"]) :][:1]]
+    elif step["name"] is not None and isinstance(value, dict):
+        entries = [(step["name"], value.get(step["name"]))]
+    elif isinstance(value, dict):
+        entries = [(repr(key), part) for key, part in value.items()]
     for name, part in entries:
         for below, found in _places(part, rest, got, missing):
             yield name + (f".{below}" if below and not below.startswith("[") else below), found
@@ -291,7 +285,7 @@ def _places(value: Any, steps: Sequence[re.Match], got: str | None, missing: str
 
 def _type_name(value: Any) -> str:
     names = {bool: "bool", int: "int", float: "float", str: "str", list: "array", tuple: "array", dict: "object"}
-    return "null" if value is None else names.get(type(value), "")
+    return names.get(type(value), "null")
 
 
 def _names(error: Exception, name: str) -> bool:
