@@ -17,6 +17,7 @@ __all__ = [
     "kimi_k25",
     "minimax_m3",
     "mistral_large4",
+    "qwen4_exp",
 ]
 
 TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)

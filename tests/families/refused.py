@@ -218,7 +218,7 @@ REFUSED = [
         r"diffusion_gemma_text.*blocks of tokens at once.*expected one token a step",
     ),
     Refused(
-        "Qwen4-Exp", compressed.qwen4_exp, "an indexer's keys, which pick the tokens that a query sees, stand beside K and V",
+        "Qwen4-Exp", compressed.qwen4_exp, "keys of an indexer are cached beside K and V",
         r"qwen4_exp_text.*keys of an indexer", needs="Qwen4ExpConfig",
     ),
     Refused(
