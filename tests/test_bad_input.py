@@ -141,7 +141,7 @@ def test_generate_with_another_prompt():
 def test_generate_with_another_batch():
     model, inputs = models.build("llava"), models.inputs_for("llava", (3, 3, 3), (5, 5, 5))
     cache = attach(model, {name: value[:2] for name, value in inputs.items()}, PruneHal())
-    with pytest.raises(ValueError, match="not the one expected from attach"):
+    with pytest.raises(ValueError, match=r"generate\(\) got 3 rows, but the cache was attached to inputs of 2"):
         generate(model, inputs, cache)
     # Without ids there is nothing to compare but the number of rows and tokens.
     embeddings = torch.randn(3, 24, 48)

@@ -12,7 +12,7 @@ import torch
 from decode import TOLERANCE, Accumulated
 from transformers import DynamicCache
 
-from prunehal.core import NoPruning, PruneHal, TopK, attach
+from prunehal.core import Listener, NoPruning, PruneHal, TopK, attach, listening
 from prunehal.core.blocks import BLOCK
 from prunehal.core.keyword import as_option
 from prunehal.core.selection import random_scores
@@ -127,6 +127,36 @@ def test_statistics_of_uneven_rows():
     expected = [[0.4, 0.4], [0.2, 0.1], [0.2, 0.1], [2, 4], [math.log(2), math.log(4)]]
     assert torch.allclose(summary, torch.tensor(expected))
     assert torch.equal(statistics(rows, torch.tensor([2, 4]))[:, 0], summary[:4])
+
+
+def test_statistics_of_several_heads_are_means_of_the_heads_own():
+    rows = torch.tensor([[[[0.1, 0.3, 0.0], [0.3, 0.1, 0.2]]]])
+    summary = statistics(rows, torch.tensor([3]), entropy=True)[:, 0, 0].tolist()
+    shares = [[0.25, 0.75], [0.5, 1 / 6, 1 / 3]]
+    entropies = [-sum(share * math.log(share) for share in of_head) for of_head in shares]
+    expected = [(0.4 + 0.6) / 2, (0.4 + 0.6) / 2 / 3, (0.3 + 0.3) / 2, 3, sum(entropies) / 2]
+    assert summary == pytest.approx(expected, abs=1e-6)
+    uneven = statistics(torch.tensor([[[[0.1, 0.3], [0.6, 0.2]]]]), torch.tensor([2]))[2].item()
+    assert uneven == pytest.approx((0.3 + 0.6) / 2)  # neither the largest of all nor the largest of the mean
+
+
+@pytest.mark.parametrize("kept", ["layer", "head"])
+def test_the_largest_weight_is_that_of_each_head_where_each_keeps_its_own(kept):
+    model, inputs = models.build("qwen2_5_vl"), models.inputs_for("qwen2_5_vl", (3, 6), (5, 4))
+    cache, expected = attach(model, inputs, NoPruning(kept=kept)), []
+    visual = inputs["input_ids"] == models.IMAGE
+
+    class Largest(Listener):
+        def heard(self, layer, weights):  # (batch, kv_head, group, slot)
+            heads = weights.mean(2) if kept == "head" else weights.mean((1, 2))[:, None]
+            seen = heads[..., : visual.shape[1]].masked_fill(~visual[:, None], 0)
+            expected.extend((layer, row, of_row.mean().item()) for row, of_row in enumerate(seen.amax(-1)))
+
+    with listening(cache, Largest()):
+        model.generate(**inputs, **cache.options, max_new_tokens=3, do_sample=False)
+    frame = cache.trace.frame().sort_values(["step", "layer", "row"])
+    assert list(zip(frame["layer"], frame["row"], strict=True)) == [(layer, row) for layer, row, _ in expected]
+    assert abs(frame["max"].to_numpy() - [value for *_, value in expected]).max() <= 1e-6  # sums of at most 4 weights below 1
 
 
 def test_entropy_is_recorded_when_asked_for():

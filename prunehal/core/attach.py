@@ -4,26 +4,25 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
+from prunehal.core import calls  # noqa: F401 - generate() is watched from here on
 from prunehal.core.arguments import check_flags, check_inputs, check_keep, check_model, check_seeds, end_tokens
+from prunehal.core.arriving import listen
 from prunehal.core.bank import Bank
 from prunehal.core.banking import BankingCache
 from prunehal.core.cache import PrunableCache
 from prunehal.core.given import Keep
 from prunehal.core.informative import Telling
-from prunehal.core.keyword import cache_among
 from prunehal.core.lens import read_tokens
+from prunehal.core.pictures import Pictures
 from prunehal.core.policy import Policy
 from prunehal.core.prompt import Prompt
 from prunehal.core.prunehal import PruneHal
 from prunehal.core.restricting import RestrictingCache
 from prunehal.core.visual import find_visual_tokens, generating, refuse_unsupported, visual_token_ids
+from prunehal.core.wrapped import unwrapped
 
-__all__ = ["attach", "listen"]
-
-IMAGE_INPUTS = ("pixel_values", "patches", "mm_encoder_outputs")  # parts of the names under which images arrive
-AT_EVERY_STEP = {"image_pixel_values"}  # Phi-4 multimodal: generate() goes on passing them, they count where placeholders stand
+__all__ = ["attach"]
 
 
 def attach(
@@ -47,7 +46,7 @@ def attach(
     (batch).
 
     Args:
-        model: a decoder-only multimodal model of transformers, e.g. LLaVA or Qwen2.5-VL.
+        model: a decoder-only multimodal model of transformers, e.g. LLaVA or Qwen2.5-VL; PEFT or torch.compile may wrap it.
         inputs: what the processor returned, and what generate() will get; padded on the left.
         policy: PruneHal(), TopK(k) or NoPruning(); PruneHal(r=0.4, t=3) if left out.
         exact: let the stock attention compute the output as long as nothing was dropped, so that it stays
@@ -95,6 +94,7 @@ def attach(
             "Fix: attach(model, inputs, PruneHal(r=0.4, t=3))."
         )
     check_model(model)
+    model = unwrapped(model)
     check_inputs(inputs, visual_mask)
     options = {"exact": exact, "maps": maps, "per_image": per_image, "entropy": entropy}
     check_flags(**options)
@@ -120,7 +120,8 @@ def attach(
     words = None if decoder is model else decoder.get_input_embeddings()
     ids = inputs.get("input_ids")
     standing = () if ids is None else sorted(set(ids[numbers.to(ids.device) > 0].tolist()) & set(visual_token_ids(model.config)))
-    prompt = Prompt(numbers, ids, _end_ids(decoder, end_ids), words, tuple(standing))
+    attached = None if ids is None else ids.clone()  # so that a change in place is noticed
+    prompt = Prompt(numbers, attached, _end_ids(decoder, end_ids), words, tuple(standing), Pictures.of(inputs))
     if isinstance(policy, Telling) and readings is None:
         readings = read_tokens(model, inputs, numbers > 0)
     shape = (2, *numbers.shape)
@@ -139,40 +140,8 @@ def _kind_of_cache(policy: Policy) -> type[PrunableCache]:
     return PrunableCache if policy.restricts_from is None else RestrictingCache
 
 
-def listen(model: torch.nn.Module) -> RemovableHandle | None:
-    """Let the model tell a pruning cache what goes in; return the new hook's handle, or None if there is one already."""
-    decoder = generating(model)
-    if _announce in decoder._forward_pre_hooks.values():
-        return None
-    return decoder.register_forward_pre_hook(_announce, with_kwargs=True)
-
-
 def _end_ids(model: torch.nn.Module, given: Sequence[int | Sequence[int] | None]) -> tuple[int, ...]:
     # A row of a batch that has ended goes on with padding; neither may vote.
     config = getattr(model, "generation_config", None)
     own = (getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None))
     return end_tokens(own) + end_tokens(given)
-
-
-def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-    cache = cache_among(kwargs)
-    if isinstance(cache, PrunableCache):
-        if kwargs.get("use_cache") is False:
-            raise ValueError(
-                "use_cache=False: every step would read the whole prompt anew, and nothing would stay cached; expected True. "
-                "Fix: leave use_cache out."
-            )
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        cache.announce(ids, kwargs.get("inputs_embeds"), _brings_images(cache, ids, kwargs), kwargs.get("position_ids"))
-
-
-def _brings_images(cache: PrunableCache, ids: Tensor | None, arguments: Mapping[str, object]) -> bool:
-    given = {
-        name
-        for name, value in arguments.items()
-        if any(part in name for part in IMAGE_INPUTS) and value is not None and len(value)
-    }
-    if not given or not given <= AT_EVERY_STEP or ids is None or cache.get_seq_length() < len(cache.prompt):
-        return bool(given)
-    marks = torch.tensor(cache.prompt.placeholders, device=ids.device)
-    return ids.shape[1] > 1 and bool(torch.isin(ids, marks).any())

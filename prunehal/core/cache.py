@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from prunehal.core.acting import Acts
 from prunehal.core.discard import as_entries, entries_of
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.forward import ForwardCache
@@ -80,8 +81,9 @@ class PrunableCache(ForwardCache):
         self._wants_maps, self._per_image, self._wants_entropy = maps, per_image, entropy
         self.listeners: list[Listener] = []
         self.edits: dict[int, ScoreEdit] = {}
-        self.methods: list[object] = []
+        self.methods: list[Acts] = []
         self.observes_only = self.goes_on = False
+        self.running = 0
         self._pruned: list[PrunableLayer] = []
         super().__init__(layers=[self._layer(i, stock) for i, stock in enumerate(DynamicCache(config=config).layers)])
         self._forget()
@@ -102,11 +104,15 @@ class PrunableCache(ForwardCache):
         self.table: VisualTable | None = None  # made by the first forward, which knows rows, heads and device
         self._trace: AttentionTrace | None = None
         self._moved = False  # whether rows hold beams that came from other rows
+        self.left: str | None = None
+        self.same_images: Tensor | None = None
+        self._later: list[Tensor | None] = []  # ids of each forward after the prompt, (batch, new); None for embeddings
         self._last: Tensor | None = None  # positions of the newest tokens, as the model counts them, (..., batch or 1)
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
         self._observing = False
         self._reports: list[Tensor] = []
         self._asked: list[Tensor] = []  # the same before the policy restricted the queries
+        self._faulty: Tensor | None = None  # whether the newest step's attention holds NaN or infinity, (1,)
         self._pending: tuple[int, Tensor] | None = None  # step, and which pools wish to be pruned
         self._events: list[dict] = []
 
@@ -173,11 +179,18 @@ class PrunableCache(ForwardCache):
         return self.table.marked(self._memory.choose(self.table, pools)[0], len(self._prompt))
 
     def _settle(self, wanted: list[int] | None = None) -> None:
-        """Do the pending prune; ``wanted`` are the pending wishes where the caller has read them already."""
+        """Do the pending prune; ``wanted`` is what ``_asking`` holds where the caller has read it already."""
         if self._pending is None:
             return
-        (step, wishes), self._pending = self._pending, None
-        self._act(step, wishes.tolist() if wanted is None else wanted)  # the one host read of a step
+        wanted = torch.cat(self._asking()).tolist() if wanted is None else wanted  # the one host read of a step
+        (step, _), self._pending = self._pending, None
+        if wanted.pop():
+            self._trace.check_finite()
+        self._act(step, wanted)
+
+    def _asking(self) -> list[Tensor]:
+        # What a pending prune depends on: which pools wish for it, and whether the step's attention holds what is no number.
+        return [] if self._pending is None else [self._pending[1], self._faulty.to(self._pending[1])]
 
     def _act(self, step: int, wanted: list[int]) -> None:
         left = zip(*self.table.left, strict=True)  # for each pool its tokens by layer
@@ -205,7 +218,7 @@ class PrunableCache(ForwardCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let every row's K, V and state follow its beam; a pending prune is done first, by the rows that voted."""
-        wishes = [] if self._pending is None else [self._pending[1].to(beam_idx)]
+        wishes = [part.to(beam_idx) for part in self._asking()]
         read = torch.cat([beam_idx, *wishes]).tolist()  # together, so that the step has one host read
         rows = read[: len(beam_idx)]
         self._settle(read[len(rows) :])

@@ -4,7 +4,8 @@ A step runs through the layers: each ``update`` appends K and V, the wrapped att
 last report completes the step's vote. What the vote asks for waits; ``cache`` does it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,16 +26,25 @@ class ForwardCache(ObservedCache):
     ) -> None:
         """Check the model's inputs before a forward, and see which rows have ended; called by attach()'s hook.
 
+        Args:
+            input_ids: (batch, new), or None with embeddings.
+            embeddings: (batch, new, hidden), or None with ids.
+            brings_images: whether images come with them.
+            positions: of the new tokens, (..., batch or 1, new); None where the model counts by itself.
+
         Raises:
             ValueError: the prompt is not the one that was attached, or a later one does not go on from what the cache holds.
         """
         self._refuse_if_released()
+        self._refuse_if_left()
         self._announced = True
         seen = self.get_seq_length()
+        same_images, self.same_images = self.same_images, None
         if seen < len(self._prompt):
             if input_ids is not None:
-                self._prompt.check_ids(input_ids, seen, brings_images)
+                self._prompt.check_ids(input_ids, seen, brings_images, same_images)
             elif embeddings is not None:
+                self._prompt.check_images(same_images)
                 self._prompt.check_embeddings(embeddings, seen)
         elif input_ids is not None and input_ids.shape[1] == 1 and not brings_images:
             self._settle()  # the pending step is one that these rows still ran
@@ -46,6 +56,53 @@ class ForwardCache(ObservedCache):
             self._prompt.check_later(given, seen, brings_images)
             self._done = torch.zeros_like(self._done)  # a new prompt: every row goes on
         self._last = None if positions is None else positions[..., -1]
+        if seen >= len(self._prompt):
+            self._later.append(input_ids)
+
+    def check_history(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Raise a ValueError unless a conversation begins with the tokens that the cache has read; the host waits once.
+
+        Args:
+            ids: as many tokens of the conversation as the cache has read, (batch, seen).
+            mask: which of them count, bool or 0 and 1, (batch, seen): padding may be written otherwise; None: all.
+        """
+        known = self._known()
+        if known is None or len(ids) != len(known):
+            return  # embeddings, which have no ids; or rows that are refused when they arrive
+        ids = ids[:, : known.shape[1]]
+        other = known.to(ids.device) != ids
+        if mask is not None:
+            other = other & mask[:, : ids.shape[1]].to(ids.device).bool()
+        if places := other.any(0).nonzero().flatten().tolist():
+            seen = self.get_seq_length()
+            if seen < len(self._prompt):
+                raise self._prompt.other(ids, 0)
+            raise self._prompt.again(f"another token stands at position {places[0]} of the conversation", seen)
+
+    def _known(self) -> Tensor | None:
+        # The tokens that were read, (batch, token), as far as they are known: embeddings have no ids, beams change places.
+        if self._prompt.ids is None or self._moved:
+            return None
+        seen, later, held = self.get_seq_length(), self._later, self._pruned[0].keys
+        copies = 1 if held is None else len(held) // self._prompt.rows
+        known = self._prompt.ids[:, :seen].repeat_interleave(copies, dim=0)
+        if seen <= len(self._prompt) or any(ids is None for ids in later):
+            return known
+        whole = torch.cat([known, *(ids.to(known.device) for ids in later)], dim=1)
+        return whole if whole.shape[1] == seen else known
+
+    @contextmanager
+    def called(self) -> Iterator[None]:
+        """Note that a call of generate() runs on this cache, and that every attached method acts in it."""
+        for acts in self.methods:
+            acts.calls += 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+        for acts in self.methods:
+            acts.check()
 
     def _refuse_other_rows(self, given: Tensor) -> None:
         if self._moved:
@@ -76,6 +133,10 @@ class ForwardCache(ObservedCache):
                 "Fix: pruning(..., keep_kv=True) for a second turn, or reset() the cache for a run from the start."
             )
 
+    def _refuse_if_left(self) -> None:
+        if self.left is not None:
+            raise RuntimeError(self.left)
+
     def enter(self, layer: PrunableLayer, key: Tensor) -> None:
         """Let a layer begin its part of a forward, with the K of its new tokens."""
         if self._awaited is not None:
@@ -96,6 +157,7 @@ class ForwardCache(ObservedCache):
 
     def _begin(self, seen: int, key: Tensor) -> None:
         self._refuse_if_released()
+        self._refuse_if_left()
         if not self._announced:
             raise RuntimeError(
                 "cache: a forward arrived that attach() did not see coming; expected one through the model that was "
@@ -171,6 +233,7 @@ class ForwardCache(ObservedCache):
         learning = live if self.observes_only else None  # what is not pruned by itself must not learn from padding
         summary, votes, wishes = self._memory.vote(rows, table.counts, self.step, asked, learning)
         self._trace.record(summary, votes, present, table.scattered(rows) if self._wants_maps else None)
+        self._faulty = (present & ~summary[0].isfinite()).any()[None]
         if not self.observes_only and any(self._may_act(pool, left) for pool, left in enumerate(zip(*table.left, strict=True))):
             self._pending = (self.step, wishes & live)
 

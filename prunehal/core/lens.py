@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core.visual import generating
+from prunehal.core.wrapped import unwrapped
 
 __all__ = ["read_tokens"]
 
@@ -47,7 +48,7 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
     >>> information.shape, bool((information >= 0).all()), bool((certainty <= 1).all())
     (torch.Size([144]), True, True)
     """
-    decoder = generating(model)
+    model, decoder = unwrapped(model), generating(model)
     hidden, own = _last_hidden(model, decoder, inputs)
     if hidden is None or hidden.shape[:2] != visual.shape:
         found = "none" if hidden is None else f"those of {tuple(hidden.shape[:2])}"

@@ -4,6 +4,7 @@ import pandas as pd
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from prunehal.core.acting import Acts
 from prunehal.core.editing import ScoreEdit
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener
@@ -25,7 +26,10 @@ class ObservedCache(Cache):
         table: which slot holds which token; None before the first forward.
         listeners: who hears of rows and beams; see `prunehal.core.listening`.
         edits: what changes a layer's scores, by its index in the model; see `prunehal.core.editing`.
-        methods: ways of decoding that are attached; see `prunehal.decoding.base`.
+        methods: ways of decoding that are attached, with what they did; see `prunehal.core.acting`.
+        running: how many calls of generate() run on the cache now.
+        left: why nothing may follow, if the block of a method or of `pruning` has ended too early; else None.
+        same_images: whether the images of the coming forward are the attached ones, a bool tensor; None if that is not known.
         observes_only: whether the policy watches and never prunes; see `prunehal.core.drafting`.
         goes_on: whether the prompt was run before, by a `SharedPrefill`.
     """
@@ -35,7 +39,10 @@ class ObservedCache(Cache):
     table: VisualTable | None
     listeners: list[Listener]
     edits: dict[int, ScoreEdit]
-    methods: list[object]
+    methods: list[Acts]
+    running: int
+    left: str | None
+    same_images: Tensor | None
     observes_only: bool
     goes_on: bool
     _trace: AttentionTrace | None
@@ -92,7 +99,7 @@ class ObservedCache(Cache):
         return rows if self.policy.kept == "head" else [heads[0] for heads in rows]
 
     def check_observed(self) -> None:
-        """Raise a RuntimeError if no step of the attached prompt was observed; generate() did not use the cache."""
+        """Raise a RuntimeError if no step of the attached prompt was observed, or if what was observed is no number."""
         if self._awaited is not None:
             self._raise_unobserved()
         if self._trace is None or not len(self._trace):
@@ -101,6 +108,7 @@ class ObservedCache(Cache):
                 "Fix: model.generate(**inputs, **cache.options) with the attached inputs, then read the cache."
             )
         self._settle()
+        self._trace.check_finite()
 
     def _raise_unobserved(self) -> None:
         raise RuntimeError(

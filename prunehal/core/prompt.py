@@ -1,10 +1,12 @@
 """Hold the prompt that was attached, and check that generate() gets the same one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from prunehal.core.pictures import Pictures
 
 __all__ = ["Prompt"]
 
@@ -19,6 +21,7 @@ class Prompt:
         end_ids: ids that a row writes when it has ended: end of sequence and padding.
         words: embeds ids, where the model hands its prompt on as embeddings (BLIP-2 and its kin); else None.
         placeholders: ids that stand for an image in ids; none where a mask says what is visual, and words stand there.
+        pictures: marks of the images' pixels.
     """
 
     numbers: Tensor
@@ -26,6 +29,7 @@ class Prompt:
     end_ids: tuple[int, ...] = ()
     words: torch.nn.Module | None = None
     placeholders: tuple[int, ...] = ()
+    pictures: Pictures = field(default_factory=lambda: Pictures({}, {}))
 
     def __deepcopy__(self, memo: dict) -> Self:
         """Share the prompt between copies of a cache: nothing in it changes."""
@@ -40,6 +44,14 @@ class Prompt:
         """Return the number of inputs."""
         return len(self.numbers)
 
+    def check_rows(self, rows: int) -> None:
+        """Raise a ValueError unless generate() gets as many inputs as were attached; it repeats them for beams by itself."""
+        if rows != self.rows:
+            raise ValueError(
+                f"input_ids: generate() got {rows} rows, but the cache was attached to inputs of {self.rows}; expected as many. "
+                "Fix: pass the same inputs to attach() and generate(); for several sequences of one input num_return_sequences."
+            )
+
     def copies(self, batch: int) -> int:
         """Return how often generate() repeats each input, for its beams or returned sequences.
 
@@ -53,13 +65,29 @@ class Prompt:
             )
         return batch // self.rows
 
-    def check_ids(self, input_ids: Tensor, seen: int, brings_images: bool) -> None:
-        """Raise a ValueError if ids that follow ``seen`` tokens are not those of the prompt, or come without its images."""
+    def check_ids(self, input_ids: Tensor, seen: int, brings_images: bool, same_images: Tensor | None = None) -> None:
+        """Raise a ValueError if ids that follow ``seen`` tokens are not those of the prompt, or come without its images.
+
+        Args:
+            input_ids: (batch, token).
+            seen: tokens before them.
+            brings_images: whether images come with them.
+            same_images: whether these are the attached ones, a bool tensor; None if that cannot be known.
+        """
         if self.ids is None:
+            self.check_images(same_images)
             return
         expected = self._part(self.ids, input_ids, seen)
-        if not torch.equal(input_ids[:, : expected.shape[1]], expected):
-            raise self._other(input_ids, seen)
+        given = input_ids[:, : expected.shape[1]]
+        if given.shape != expected.shape:
+            raise self.other(input_ids, seen)
+        same = (given == expected).all()
+        if same_images is not None:  # read together, so that the host waits once
+            same = same + same_images.to(same.device).long()
+        if int(same) != 1 + (same_images is not None):
+            if torch.equal(given, expected):
+                raise self._other_images()
+            raise self.other(input_ids, seen)
         if input_ids.shape[1] > expected.shape[1]:
             raise ValueError(
                 f"input_ids: {seen + input_ids.shape[1]} tokens arrive at once, but the attached prompt has "
@@ -72,13 +100,18 @@ class Prompt:
                 "what was attached. Fix: generate(**inputs, **cache.options) with all that the processor returned."
             )
 
+    def check_images(self, same_images: Tensor | None) -> None:
+        """Raise a ValueError if the images are known to be others than the attached ones."""
+        if same_images is not None and not bool(same_images):
+            raise self._other_images()
+
     def check_embeddings(self, embeddings: Tensor, seen: int) -> None:
         """Raise a ValueError if embeddings (batch, token, hidden) hold other words than the prompt's; images are passed over."""
         if self.ids is None or self.words is None:
             return
         ids, text = self._part(self.ids, embeddings, seen), self._part(self.numbers, embeddings, seen) == 0
         if embeddings.shape[:2] != ids.shape or not torch.equal(embeddings[text], self.words(ids)[text]):
-            raise self._other(embeddings, seen)
+            raise self.other(embeddings, seen)
 
     def check_later(self, given: Tensor, seen: int, brings_images: bool) -> None:
         """Raise a ValueError unless a later prompt can follow ``seen`` tokens, the whole prompt among them.
@@ -113,7 +146,15 @@ class Prompt:
         part = values[:, seen : seen + given.shape[1]].to(given.device)
         return part.repeat_interleave(max(1, len(given) // len(part)), dim=0)
 
-    def _other(self, given: Tensor, seen: int) -> ValueError:
+    def _other_images(self) -> ValueError:
+        return ValueError(
+            "pixel_values: the images in generate() are others than those given to attach(), with the same tokens in the prompt; "
+            "expected the attached ones. Fix: pass the same inputs to attach() and generate(), and attach a new cache for each "
+            "image."
+        )
+
+    def other(self, given: Tensor, seen: int) -> ValueError:
+        """Return the error for a prompt that is another than the attached one."""
         return ValueError(
             f"input_ids: the prompt in generate(), {tuple(given.shape[:2])} from position {seen}, is not the one "
             f"expected from attach(), {tuple(self.ids.shape)}. Fix: pass the same inputs to attach() and "

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunehal.core.attach import IMAGE_INPUTS, attach
+from prunehal.core.attach import attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.cache import EMPTY, PrunableCache
 from prunehal.core.checks import as_count, refuse
@@ -15,8 +15,10 @@ from prunehal.core.given import Keep
 from prunehal.core.informative import Telling
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.lens import read_tokens
+from prunehal.core.pictures import IMAGE_INPUTS
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.visual import generating
+from prunehal.core.wrapped import unwrapped
 
 __all__ = ["SharedPrefill"]
 
@@ -58,6 +60,7 @@ class SharedPrefill:
                 when it comes alone (a prefix whose tokens all see each other, and a window); the prompt ends in an image.
         """
         cache = attach(model, inputs, NoPruning())
+        model = unwrapped(model)
         if any(not isinstance(layer, (PrunableLayer, *EMPTY)) for layer in cache.layers):
             raise ValueError(
                 f"model: {type(generating(model)).__name__} has layers that keep a running state instead of K and V; expected "

@@ -75,7 +75,7 @@ class AttentionTrace:
     ) -> None:
         self._layers, self._pools, self._per_image = layers, pools, per_image
         self._names = (*STATISTICS, *(["entropy"] if entropy else []))
-        self._steps = 0
+        self._steps = self._sound = 0  # recorded, and known to be finite
         self._buffer = torch.empty(0, len(self._names) + len(VOTES), len(layers), batch * pools, device=device)
         self._live = torch.empty(0, batch * pools, dtype=torch.bool, device=device)
         self._maps = None if visual is None else torch.empty(0, len(layers), batch, visual, device=device)
@@ -90,12 +90,26 @@ class AttentionTrace:
             self._buffer, self._live = _grown(self._buffer), _grown(self._live)
             self._maps = None if self._maps is None else _grown(self._maps)
         step = self._steps
+        self._sound = min(self._sound, step)  # after a search that took steps back
         self._buffer[step, : len(self._names)] = summary
         self._buffer[step, len(self._names) :] = votes
         self._live[step] = live
         if self._maps is not None:
             self._maps[step] = maps
         self._steps += 1
+
+    def check_finite(self) -> None:
+        """Raise a RuntimeError if the attention of a step that was recorded since the last check holds NaN or infinity."""
+        mass = self._buffer[self._sound : self._steps, 0]  # (step, layer, pool); a row with NaN has such a mass
+        faulty = self._live[self._sound : self._steps, None] & ~mass.isfinite()
+        if bool(faulty.any()):
+            step, layer, pool = faulty.nonzero()[0].tolist()
+            raise RuntimeError(
+                f"attention of layer {self._layers[layer]} at step {self._sound + step + 1}, row {pool // self._pools}: holds "
+                "NaN or infinity, so that no vote means anything from there on; expected finite weights. Fix: look for the first "
+                "layer whose hidden states are not finite; float16 overflows where bfloat16 and float32 do not."
+            )
+        self._sound = self._steps
 
     def frame(self) -> pd.DataFrame:
         """Return one line for each row, step and layer (and image, where each is pruned by itself).

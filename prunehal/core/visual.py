@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from prunehal.core.arguments import end_tokens
 from prunehal.core.unsupported import reason_against
+from prunehal.core.wrapped import unwrapped
 
-__all__ = ["find_visual_tokens", "generating", "other_cache", "refuse_unsupported", "visual_token_ids"]
+__all__ = ["check_cache_kind", "find_visual_tokens", "generating", "other_cache", "refuse_unsupported", "visual_token_ids"]
 
 # Model types without placeholders in the prompt, and where the image is instead.
 ELSEWHERE = {
@@ -21,9 +23,11 @@ ELSEWHERE = {
 
 def generating(model: torch.nn.Module) -> torch.nn.Module:
     """Return the model whose forward runs at each step: BLIP-2 and its kin leave generate() to their language model."""
+    model = unwrapped(model)
     if getattr(type(model), "generate", None) is GenerationMixin.generate:
         return model
     inner = (getattr(model, name, None) for name in ("language_model", "text_model"))
+    inner = [unwrapped(part) for part in inner if isinstance(part, torch.nn.Module)]
     return next((part for part in inner if isinstance(part, GenerationMixin)), model)
 
 
@@ -56,9 +60,18 @@ def refuse_unsupported(model: torch.nn.Module) -> None:
             f"attn_implementation={implementation!r}: its masks or blocks are bound to the full cache; "
             "expected 'sdpa', 'eager' or a flash attention. Fix: model.set_attn_implementation('sdpa')."
         )
-    cache = getattr(getattr(generating(model), "generation_config", None), "cache_implementation", None)
-    if cache is not None:
-        raise other_cache(cache, "generation_config.")
+    check_cache_kind(
+        getattr(getattr(generating(model), "generation_config", None), "cache_implementation", None), "generation_config."
+    )
+
+
+def check_cache_kind(kind: str | None, where: str = "") -> None:
+    """Raise a ValueError if a generation setting asks for another kind of cache than the one that generate() is given.
+
+    "hybrid" asks for none: checkpoints with sliding windows (Gemma 3) still carry it, and generate() leaves it out.
+    """
+    if kind not in (None, "hybrid"):
+        raise other_cache(kind, where)
 
 
 def other_cache(kind: str, where: str = "") -> ValueError:
@@ -134,9 +147,11 @@ def find_visual_tokens(
             "Fix: call the processor with images, and put its image token into the text."
         )
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-        raise ValueError(
-            "attention_mask: a row ends with padding; expected padding on the left, so that the last query is a token. "
-            "Fix: processor.tokenizer.padding_side = 'left'."
+        raise _padded_right("attention_mask: a row ends with padding", "")
+    if attention_mask is None and ids is not None and (rows := _rows_ending_in_padding(model, ids)):
+        raise _padded_right(
+            f"input_ids: row {rows} ends with the padding token, and no attention_mask is given",
+            " If it is a token of the text, pass attention_mask.",
         )
     if not per_image:
         return (mask > 0).long()
@@ -145,3 +160,22 @@ def find_visual_tokens(
         starts = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
         mask = starts.cumsum(1)
     return mask.masked_fill(~visual, 0)
+
+
+def _padded_right(what: str, more: str) -> ValueError:
+    return ValueError(
+        f"{what}; expected padding on the left, so that the last query is a token. "
+        f"Fix: processor.tokenizer.padding_side = 'left'.{more}"
+    )
+
+
+def _rows_ending_in_padding(model: torch.nn.Module, ids: Tensor) -> list[int]:
+    """Return the rows of a batch without mask whose last token is padding, as far as the model's settings name it."""
+    settings = (getattr(generating(model), "generation_config", None), model.config, model.config.get_text_config(decoder=True))
+    ends = set(end_tokens([getattr(place, "eos_token_id", None) for place in settings]))
+    # generate() pads with the end of text where no padding token is set. That may also end one turn of a conversation, so that it
+    # is padding only where another row goes on with text.
+    named = (end_tokens([getattr(place, "pad_token_id", None)]) for place in settings)
+    padding = next((set(tokens) for tokens in named if tokens), ends)
+    padded = torch.isin(ids[:, -1].cpu(), torch.tensor(sorted(padding), dtype=torch.long))
+    return padded.nonzero().flatten().tolist() if not (padding & ends and bool(padded.all())) else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.core.checks import plain_numbers
+from prunehal.core.wrapped import unwrapped
 from prunehal.decoding.forwards import guarding
 
 __all__ = ["Decoder"]
@@ -63,15 +65,22 @@ class Decoder:
             ValueError: the model, the inputs or the way of decoding do not suit the method; the cache is no pruning cache, was
                 attached to another model or prompt, or has a method already; inside the block, the model runs on another cache.
         """
-        name = type(self).__name__
+        model, name = unwrapped(model), type(self).__name__
         _check_cache(model, cache)
         _check_prompt(inputs, cache)
-        with _standing(self, cache), guarding(model, cache, name), self._attached(model, inputs, cache) as options:
+        with ExitStack() as block:
+            acts = block.enter_context(_standing(self, cache))
+            block.enter_context(guarding(model, cache, name))
+            options = BlockOptions(name, block.enter_context(self._attached(model, inputs, cache, acts)))
+            block.callback(options.end)
             yield options
+            _leave(cache, acts)
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
-        """Do what ``on`` says, once model, inputs and cache are known to belong together."""
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
+        """Do what ``on`` says, once model, inputs and cache are known to belong together; ``acts`` counts what it does."""
         raise NotImplementedError
         yield {}
 
@@ -109,17 +118,83 @@ def _check_prompt(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
         )
 
 
+class BlockOptions(dict):
+    """Hold what generate() takes for a method, for as long as its block lasts.
+
+    >>> options = BlockOptions("VCD", {"num_beams": 2})
+    >>> dict(**options)
+    {'num_beams': 2}
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self._name, self._ended = name, False
+
+    def end(self) -> None:
+        """Refuse every use from now on."""
+        self._ended = True
+
+    def _used(self) -> None:
+        if self._ended:
+            raise ValueError(
+                f"options: the block of {self._name}.on() that gave them has ended, and generate() would run without "
+                f"{self._name}; {_inside(self._name)}"
+            )
+
+    # What ``generate(**options)`` and ``options | {...}`` read.
+
+    def keys(self):
+        self._used()
+        return super().keys()
+
+    def __iter__(self):
+        self._used()
+        return super().__iter__()
+
+    def __getitem__(self, name: str) -> Any:
+        self._used()
+        return super().__getitem__(name)
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        self._used()
+        return super().__or__(other)
+
+
+def _inside(name: str) -> str:
+    return (
+        f"expected generate() inside it. Fix: with {name}(...).on(model, inputs, cache) as options: "
+        "ids = model.generate(**inputs, **cache.options, **options)."
+    )
+
+
+def _leave(cache: PrunableCache, acts: Acts) -> None:
+    """Refuse what would follow on a cache whose block ended before its method could act, or while generate() runs in a thread."""
+    name = acts.name
+    if cache.running:
+        cache.left = (
+            f"cache: the block of {name}.on() has ended while generate() ran on its cache in another thread; expected generate() "
+            "to end inside it. Fix: read the streamer to its end inside the block, and join the thread there."
+        )
+        raise RuntimeError(cache.left)
+    if acts.idle() and not acts.calls:
+        cache.left = (
+            f"cache: the block of {name}.on() ended before anything ran on its cache, which would now run without {name}; "
+            f"{_inside(name)}"
+        )
+
+
 @contextmanager
-def _standing(method: Decoder, cache: PrunableCache) -> Iterator[None]:
+def _standing(method: Decoder, cache: PrunableCache) -> Iterator[Acts]:
     """Note a method on the cache for as long as the block lasts, if it may stand beside those that are there."""
-    for other in cache.methods:
+    for other in (acts.method for acts in cache.methods):
         if other.alone or method.alone or other.baseline == method.baseline:
             raise ValueError(
                 f"cache: {type(other).__name__} is attached, and {type(method).__name__} would not stand beside it; expected one "
                 "method at a time (FastV goes with every other one but OPERA). Fix: leave its block first."
             )
-    cache.methods.append(method)
+    acts, cache.left = Acts(method), None
+    cache.methods.append(acts)
     try:
-        yield
+        yield acts
     finally:
-        cache.methods.remove(method)
+        cache.methods.remove(acts)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.forwards import changing_logits
 from prunehal.decoding.layers import LayerReadout, check_layers
@@ -73,7 +74,9 @@ class DeCo(Decoder):
                 raise ValueError("layers=(): expected at least one layer. For stock decoding leave the decoder out.")
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
@@ -85,7 +88,8 @@ class DeCo(Decoder):
         if self.alpha == 0 and self.p_top == 1 and self.k is None:
             yield {}
             return
-        with readout.watching(layers, cache), changing_logits(model, cache, partial(self._corrected, readout)):
+        rule = acts.counted("correction", partial(self._corrected, readout))
+        with readout.watching(layers, cache), changing_logits(model, cache, rule):
             yield {}
 
     def _corrected(self, readout: LayerReadout, logits: Tensor, tokens: Tensor | None) -> Tensor:

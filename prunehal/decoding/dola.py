@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.forwards import changing_logits
@@ -80,7 +81,9 @@ class DoLa(Decoder):
             raise ValueError(f"divergence={self.divergence!r}: expected 'released' or 'js'. Set divergence='released'.")
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
@@ -95,7 +98,7 @@ class DoLa(Decoder):
         if not layers:
             yield {}
             return
-        rule = partial(self._contrasted, readout)
+        rule = acts.counted("contrast", partial(self._contrasted, readout))
         with readout.watching(layers, cache), changing_logits(model, cache, rule), listening(cache, _NoBeams()):
             yield {}
 

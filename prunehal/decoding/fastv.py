@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.core.discard import discard
 from prunehal.core.keyword import cache_among
 from prunehal.core.layer import PrunableLayer
@@ -78,7 +79,9 @@ class FastV(Decoder):
         check_number("ratio", self.ratio, "[0, 1)", "Set ratio=0.5, the published value.")
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
@@ -91,6 +94,7 @@ class FastV(Decoder):
             yield {}
             return
         dropping = _Dropping(self, cache, len(blocks))
+        dropping.choose, dropping.mask = acts.counted("choice", dropping.choose), acts.counted("masks", dropping.mask)
         with ExitStack() as hooks, listening(cache, dropping):
             for block in blocks[self.block :]:
                 hooks.callback(block.register_forward_pre_hook(dropping.hide, with_kwargs=True).remove)
@@ -161,12 +165,13 @@ class _Dropping(Listener):
         if self._cache.step != 1:
             return
         if layer == self._setting.block - 1:
-            self._choose(weights)
+            self.choose(weights)
         if layer == self._blocks - 1:
             discard(self._cache, self._keep)
             self._masks.clear()
 
-    def _choose(self, weights: Tensor) -> None:
+    def choose(self, weights: Tensor) -> None:
+        """Choose what stays, by the newest query's weights in the block before."""
         table, block = self._cache.table, self._setting.block
         row = weights.mean((1, 2))[:, None].to(table.valid.device)  # (batch, 1, position)
         scores = table.read([row.expand(-1, table.valid.shape[2], -1)] * self._blocks)
@@ -186,9 +191,12 @@ class _Dropping(Listener):
                 "since its last token ranks the image tokens. Fix: leave prefill_chunk_size out."
             )
         flash = "flash" in (module.self_attn.config._attn_implementation or "")
-        mask = kwargs.get("attention_mask")
+        return args, kwargs | {"attention_mask": self.mask(kwargs.get("attention_mask"), states.device, flash)}
+
+    def mask(self, mask: Tensor | None, device: torch.device, flash: bool) -> Tensor:
+        """Return a block's mask with the columns of what was dropped hidden."""
         made = next((hiding for given, hiding in self._masks if given is mask), None)  # blocks share one, or one for each kind
         if made is None:
-            made = hidden_mask(mask, self._hidden.to(states.device if mask is None else mask.device), flash)
+            made = hidden_mask(mask, self._hidden.to(device if mask is None else mask.device), flash)
             self._masks.append((mask, made))
-        return args, kwargs | {"attention_mask": made}
+        return made

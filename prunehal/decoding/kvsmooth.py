@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
@@ -82,7 +83,9 @@ class KVSmooth(Decoder):
                 raise ValueError("layers=(): expected at least one block. For stock decoding leave the decoder out.")
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach to the next generate() on this cache; see ``Decoder.on``.
 
         Raises:
@@ -91,7 +94,9 @@ class KVSmooth(Decoder):
         """
         ids = inputs.get("input_ids")
         prompt = len(cache.prompt) if ids is None else ids.shape[1]
-        with listening(cache, _Smoother(self, cache, self._blocks(model, cache), prompt)):
+        smoother = _Smoother(self, cache, self._blocks(model, cache), prompt)
+        smoother.follow = acts.counted("blocks", smoother.follow)
+        with listening(cache, smoother):
             yield {}
 
     def _blocks(self, model: torch.nn.Module, cache: PrunableCache) -> tuple[int, ...]:
@@ -132,8 +137,11 @@ class _Smoother(Listener):
         self._earlier: dict[int, Tensor] = {}  # (batch, window), the oldest first
 
     def heard(self, layer: int, weights: Tensor) -> None:
-        if layer not in self._seen:
-            return
+        if layer in self._seen:
+            self.follow(layer, weights)
+
+    def follow(self, layer: int, weights: Tensor) -> None:
+        """Smooth what a block has just cached, unless it belongs to the prompt."""
         stored, setting = self._cache.layers[layer], self._setting
         new, self._seen[layer] = stored.seen - self._seen[layer], stored.seen
         if self._cache.step == 1:  # also after reset()

@@ -100,7 +100,10 @@ class LayerReadout:
             )
         self._softcap = getattr(self._model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
         self.layers = len(self._decoder.layers)
-        self.tied = getattr(self._head, "weight", None) is self._decoder.get_input_embeddings().weight
+        weights = getattr(self._head, "weight", None), self._decoder.get_input_embeddings().weight
+        self.tied = weights[0] is weights[1]
+        if any(weight is not None and weight.is_meta for weight in weights):  # on disk, where none is the other
+            self.tied = bool(getattr(self._model.config, "tie_word_embeddings", False))
         self._forget()
 
     def _forget(self) -> None:
@@ -176,7 +179,7 @@ class LayerReadout:
         return self._through_head(states, normed)  # together, so that the head's weights are read once
 
     def _through_head(self, hidden: Tensor, normed: bool) -> Tensor:
-        # Parts of a model that is spread over devices stand where they stand.
+        # Parts of a model that is spread over devices stand where they stand; the hooks of those on disk fetch their weights.
         if normed and self._norm is not None:
             hidden = self._norm(hidden.to(_device(self._norm, hidden)))
         logits = self._head(hidden.to(_device(self._head, hidden))).float()
@@ -186,4 +189,4 @@ class LayerReadout:
 
 
 def _device(module: torch.nn.Module, hidden: Tensor) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), hidden.device)
+    return next((parameter.device for parameter in module.parameters() if not parameter.is_meta), hidden.device)

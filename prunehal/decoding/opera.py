@@ -43,6 +43,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
 from prunehal.core import Bank, PrunableCache, listening
+from prunehal.core.acting import Acts
 from prunehal.core.keyword import cache_among
 from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.base import Decoder
@@ -114,7 +115,9 @@ class OPERA(Decoder):
             check_count(name, getattr(self, name), least, f"Set {name}={usual}, as published.")
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate() on this cache; see `Decoder.on`.
 
         Raises:
@@ -141,7 +144,10 @@ class OPERA(Decoder):
         _check_alone(cache)
         newest = Newest()
         with listening(cache, newest):
-            yield {"custom_generate": partial(_generate, self, cache, newest), "num_beams": self.num_beams}
+            yield {
+                "custom_generate": acts.counted("search", partial(_generate, self, cache, newest)),
+                "num_beams": self.num_beams,
+            }
 
 
 def _generate(

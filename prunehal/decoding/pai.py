@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.core.checks import as_count
 from prunehal.core.editing import editing
 from prunehal.core.visual import generating
@@ -86,18 +87,20 @@ class PAI(Decoder):
             )
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate(); see `Decoder.on`. What generate() returns as logits are contrasted."""
         if self.gamma > 1:
             check_unread(cache)
         with ExitStack() as stack:
             if self.alpha:
-                stack.enter_context(editing(cache, self._layers(model, cache), self._boost))
+                stack.enter_context(editing(cache, self._layers(model, cache), acts.counted("boost", self._boost)))
             if self.gamma > 1:
                 # The text alone goes to the decoder itself, also where the whole model insists on images.
                 decoder = generating(model)
                 branch = Branch(decoder, text_of(inputs, cache.prompt.numbers > 0), cache)
-                stack.enter_context(contrasting(decoder, cache, branch, self._contrast))
+                stack.enter_context(contrasting(decoder, cache, branch, acts.counted("contrast", self._contrast)))
             yield {}
 
     def _layers(self, model: torch.nn.Module, cache: PrunableCache) -> list[int]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from prunehal.core import PrunableCache
+from prunehal.core.acting import Acts
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.branch import Branch, check_unread, contrasting
 from prunehal.decoding.plausibility import check_beta, plausible
@@ -80,7 +81,9 @@ class VCD(Decoder):
         check_count("seed", self.seed, 0, "Set seed=0, the default.")
 
     @contextmanager
-    def _attached(self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache) -> Iterator[dict[str, Any]]:
+    def _attached(
+        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
+    ) -> Iterator[dict[str, Any]]:
         """Attach the method to the next generate(); see `Decoder.on`. What generate() returns as logits are contrasted."""
         check_unread(cache)
         names = [name for name, value in inputs.items() if PIXELS in name and value is not None]
@@ -96,7 +99,7 @@ class VCD(Decoder):
             name: noised(inputs[name], self.noise_step, self.seed, grid=inputs.get(GRIDS.get(name)), sizes=_sizes(inputs, name))
             for name in names
         }  # fmt: skip
-        with contrasting(model, cache, Branch(model, dict(inputs) | noise, cache), self._contrast):
+        with contrasting(model, cache, Branch(model, dict(inputs) | noise, cache), acts.counted("contrast", self._contrast)):
             yield {}
 
     def _contrast(self, logits: Tensor, branch: Tensor) -> Tensor:

@@ -1,0 +1,263 @@
+"""A method that is on and does nothing is an error: blocks left too early, forwards that leave out hooks, threads, NaN."""
+
+import threading
+from contextlib import contextmanager
+
+import models
+import pytest
+import torch
+from decode import SEED, difference, run
+from test_decoding_all import ALL, BATCH, OTHERS, name
+from transformers import TextIteratorStreamer
+
+import prunehal as ph
+from prunehal.decoding import OPERA, PAI, VCD, DoLa, FastV
+from prunehal.decoding.base import BlockOptions, Decoder
+
+SETTINGS = {"max_new_tokens": 4, "do_sample": False}
+
+
+@pytest.fixture
+def model():
+    return models.build("llava")
+
+
+def inputs_of(method):
+    return models.inputs_for("llava", seed=SEED) if isinstance(method, OPERA) else models.inputs_for("llava", **BATCH)
+
+
+@pytest.mark.parametrize("method", ALL, ids=name)
+def test_options_are_refused_after_their_block(model, method):
+    inputs = inputs_of(method)
+    cache = ph.attach(model, inputs)
+    with method.on(model, inputs, cache) as options:
+        pass
+    kind = type(method).__name__
+    with pytest.raises(ValueError, match=rf"block of {kind}\.on\(\) that gave them has ended.*expected generate\(\)"):
+        model.generate(**inputs, **cache.options, **options, **SETTINGS)
+    with pytest.raises(ValueError, match=r"has ended"):
+        options | {"max_new_tokens": 3}
+    with pytest.raises(ValueError, match=r"has ended"):
+        {"max_new_tokens": 3} | options
+    # Options copied in time, or none at all: the cache knows.
+    with pytest.raises(RuntimeError, match=rf"block of {kind}\.on\(\) ended before anything ran on its cache"):
+        model.generate(**inputs, **cache.options, **SETTINGS)
+    with method.on(model, inputs, cache) as options:  # the way out
+        model.generate(**inputs, **cache.options, **options, max_new_tokens=4)
+    cache.reset()
+    model.generate(**inputs, **cache.options, **SETTINGS)
+
+
+def test_options_are_those_that_the_method_gave():
+    options = BlockOptions("OPERA", {"num_beams": 5})
+    assert dict(**options) == options == {"num_beams": 5}
+    assert options | {"top_k": 3} == {"num_beams": 5, "top_k": 3}
+
+
+def test_a_setting_that_is_stock_decoding_need_not_act(model):
+    inputs = models.inputs_for("llava", **BATCH)
+    for method in (VCD(0, 0), FastV(1, 0), DoLa(()), PAI(0, 1)):
+        cache = ph.attach(model, inputs, ph.NoPruning(), exact=True)
+        with method.on(model, inputs, cache) as options:
+            ours = run(model, inputs, **cache.options, **options)[0]
+        assert difference(ours, run(model, inputs)[0]) == 0
+        with method.on(model, inputs, ph.attach(model, inputs)):
+            pass
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=name)
+def test_a_method_whose_hooks_are_left_out_is_an_error(model, method, monkeypatch):
+    inputs = models.inputs_for("llava", **BATCH)
+
+    @contextmanager
+    def nothing(*args, **kwargs):
+        yield
+
+    places = {"prunehal.decoding.branch.changing_logits", "prunehal.decoding.dola.changing_logits"}
+    places |= {"prunehal.decoding.deco.changing_logits", "prunehal.decoding.pai.editing"}
+    for place in places | {"prunehal.decoding.kvsmooth.listening"}:
+        monkeypatch.setattr(place, nothing)
+    cache = ph.attach(model, inputs)
+    kind = type(method).__name__
+    part = {"VCD": "contrast", "PAI": "boost", "DoLa": "contrast", "DeCo": "correction", "KVSmooth": "blocks"}[kind]
+    with (
+        pytest.raises(RuntimeError, match=rf"{kind}: generate\(\) has run without its {part}"),
+        method.on(model, inputs, cache) as options,
+    ):
+        model.generate(**inputs, **cache.options, **options, **SETTINGS)
+    assert cache.methods == []
+
+
+def test_fastv_without_its_masks_is_an_error(model, monkeypatch):
+    monkeypatch.setattr("prunehal.decoding.fastv._Dropping.hide", lambda self, module, args, kwargs: None)
+    inputs = models.inputs_for("llava", **BATCH)
+    cache = ph.attach(model, inputs)
+    with (
+        pytest.raises(RuntimeError, match=r"FastV: generate\(\) has run without its masks"),
+        FastV(1, 0.5).on(model, inputs, cache) as options,
+    ):
+        model.generate(**inputs, **cache.options, **options, **SETTINGS)
+
+
+def test_the_user_s_own_error_is_not_masked(model):
+    inputs = models.inputs_for("llava", **BATCH)
+    cache = ph.attach(model, inputs)
+    with pytest.raises(KeyError, match="own"), VCD().on(model, inputs, cache):
+        raise KeyError("own")
+    model.generate(**inputs, **cache.options, **SETTINGS)
+    assert issubclass(VCD, Decoder)
+
+
+class Held:
+    """Let a model's forward of one step wait until it is told to go on."""
+
+    def __init__(self, model, step):
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self._left = step
+        self._handle = model.model.language_model.register_forward_pre_hook(self._wait)
+
+    def _wait(self, *args):
+        self._left -= 1
+        if not self._left:
+            self._handle.remove()
+            self.reached.set()
+            assert self.go_on.wait(60)
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    from prunehal.testbed.scenes import scene
+
+    model, processor = ph.load()
+    inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
+    return model, processor, inputs
+
+
+@pytest.fixture
+def in_a_thread(captioner, monkeypatch):
+    """Return a function that starts generate() in a thread; gives the streamer, the thread and its errors."""
+    errors = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+
+    def start(**options):
+        model, processor, inputs = captioner
+        streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
+        thread = threading.Thread(target=model.generate, kwargs={**inputs, "streamer": streamer, "max_new_tokens": 12, **options})
+        thread.start()
+        return streamer, thread, errors
+
+    return start
+
+
+def test_a_streamer_is_read_inside_the_block(captioner, in_a_thread):
+    model, processor, inputs = captioner
+    with ph.pruning(model, ph.PruneHal()) as block:
+        ids = model.generate(**inputs, max_new_tokens=12)
+        streamer, thread, errors = in_a_thread()
+        said = "".join(streamer)
+        thread.join()
+    assert said == processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :])
+    assert len(block.caches[1].events) == len(block.caches[0].events) > 0
+    assert errors == []
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_block_that_ends_while_a_thread_generates_is_an_error(captioner, in_a_thread, step):
+    model = captioner[0]
+    held = Held(model, step)
+    match = r"a generate\(\) of it runs in another thread.*read the streamer to its end inside"
+    with pytest.raises(RuntimeError, match=match), ph.pruning(model, ph.PruneHal()):  # noqa: PT012
+        streamer, thread, errors = in_a_thread()
+        assert held.reached.wait(60)
+    held.go_on.set()
+    list(streamer)  # ends: no reader waits for ever
+    thread.join(60)
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [RuntimeError]
+    assert "runs in another thread" in str(errors[0])
+    assert "generate" not in model.__dict__
+
+
+def test_a_thread_that_begins_after_the_block_is_an_error(captioner, in_a_thread):
+    model = captioner[0]
+    with ph.pruning(model) as block:
+        model.generate(**captioner[2], max_new_tokens=2)
+        late = model.generate
+    streamer = TextIteratorStreamer(captioner[1].tokenizer, timeout=60)
+    with pytest.raises(RuntimeError, match=r"the block has ended"):
+        late(**captioner[2], streamer=streamer, max_new_tokens=2)
+    assert list(streamer) == [""]
+    assert block.calls == 2
+
+
+def test_a_call_that_fails_in_a_thread_reaches_the_reader(captioner, in_a_thread):
+    model = captioner[0]
+    with pytest.raises(RuntimeError, match=r"failed in another thread.*use_cache=False"), ph.pruning(model):  # noqa: PT012
+        streamer, thread, errors = in_a_thread(use_cache=False)
+        assert "".join(streamer) == ""
+        thread.join()
+    assert [type(error) for error in errors] == [ValueError]
+
+
+def test_a_decoder_s_block_that_ends_while_a_thread_generates_is_an_error(captioner, in_a_thread):
+    model, _, inputs = captioner
+    cache, held = ph.attach(model, inputs, ph.NoPruning()), Held(model, 4)
+    match = r"block of DoLa\.on\(\) has ended while generate\(\) ran on its cache in another thread"
+    with pytest.raises(RuntimeError, match=match), DoLa((0, 2)).on(model, inputs, cache) as options:  # noqa: PT012
+        _, thread, errors = in_a_thread(**cache.options, **options)
+        assert held.reached.wait(60)
+    held.go_on.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert "has ended while generate() ran" in str(errors[0]), "and not one greedy word"
+
+
+def with_nan(model, layer, step, value):
+    """Hook a value into the queries of a layer at one step; returns the handle."""
+    steps = 0
+
+    def hook(module, args, output):
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            output = output.clone()
+            output[1] = value
+        return output
+
+    return model.model.language_model.layers[layer].self_attn.q_proj.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize(
+    "policy", [ph.PruneHal(factor=1.0), ph.TopK(4), ph.NoPruning(), ph.Bank(factor=1.0)], ids=lambda policy: type(policy).__name__
+)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("step", [1, 3])
+def test_attention_that_is_no_number_is_named_by_layer_and_step(model, policy, options, step):
+    inputs = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    cache, handle = ph.attach(model, inputs, policy), with_nan(model, 2, step, torch.nan)
+
+    def generate_and_read():
+        model.generate(**inputs, **cache.options, max_new_tokens=6, do_sample=False, **options)
+        return cache.events
+
+    try:
+        with pytest.raises(RuntimeError, match=rf"attention of layer 2 at step {step}, row 1: holds NaN or infinity"):
+            generate_and_read()
+    finally:
+        handle.remove()
+    for read in (lambda: cache.events, lambda: cache.trace, lambda: cache.kept(0)):
+        with pytest.raises(RuntimeError, match="holds NaN"):
+            read()
+
+
+def test_numbers_are_no_error_in_rows_that_have_ended(model):
+    inputs = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    words = run(model, inputs, steps=4)[0].sequences[:, -4:]
+    end = int(words[1, 1])
+    assert end not in words[0].tolist()
+    cache, handle = ph.attach(model, inputs, ph.NoPruning(), end_ids=[end]), with_nan(model, 0, 4, torch.nan)
+    try:
+        run(model, inputs, eos_token_id=end, steps=5, **cache.options)
+    finally:
+        handle.remove()
+    assert cache.trace.frame().groupby("row")["step"].max().tolist() == [5, 2]
