@@ -85,7 +85,7 @@ def load(
     except ValueError as error:
         raise ValueError(
             f"model {source!r} cannot be loaded as an image-text-to-text model: {error}; expected a multimodal LLM such as "
-            "LLaVA or Qwen2.5-VL; a text-only model has no visual tokens to prune"
+            f"LLaVA or Qwen2.5-VL; {_reason_against(source)}"
         ) from error
     except SafetensorError as error:
         raise OSError(
@@ -121,6 +121,12 @@ def load(
         )
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
+
+
+def _reason_against(source: str) -> str:
+    if "qwen-vl" in source.lower():
+        return "the code of Qwen-VL comes with its weights and is not run here; use Qwen2-VL, e.g. Qwen/Qwen2-VL-7B-Instruct"
+    return "a text-only model has no visual tokens to prune"
 
 
 def _model_of(source: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -204,6 +204,17 @@ def test_phi4_multimodal_is_loaded_and_a_model_of_sound_alone_is_refused(tmp_pat
         ph.load(tmp_path / "sound")
 
 
+def test_qwen_vl_is_refused_and_qwen2_vl_named(tmp_path):
+    folder = tmp_path / "Qwen-VL-Chat"
+    folder.mkdir()
+    code = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen", "visual": {"image_start_id": 61}, "auto_map": code}))
+    with pytest.raises(
+        ValueError, match=r"(?s)Qwen-VL-Chat' cannot be loaded.*is not run here; use Qwen2-VL, e\.g\. Qwen/Qwen2-VL"
+    ):
+        ph.load(folder)
+
+
 def test_code_of_a_repository_runs_only_when_asked(folder, tmp_path):
     # A configuration that names code of its own; were it run, it would leave a file.
     ran = tmp_path / "ran"
