@@ -1,6 +1,9 @@
 """Families in which an image becomes tokens of a codebook, or its raw patches are projected without a tower."""
 
+import inspect
+
 import torch
+import transformers
 from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
@@ -58,6 +61,12 @@ def fuyu() -> PreTrainedModel:
     text = {name: size for name, size in TEXT.items() if name != "num_key_value_heads"}
     text = PersimmonConfig(**text, bos_token_id=None, eos_token_id=None)
     return FuyuForCausalLM(FuyuConfig(text_config=text, patch_size=4, image_size=16, image_token_id=IMAGE))
+
+
+def other_name() -> str:
+    """Return what hinders Fuyu: before transformers 5.21 its pixels had a name of their own."""
+    named = "pixel_values" in inspect.signature(FuyuForCausalLM.forward).parameters
+    return "" if named else f"transformers {transformers.__version__} calls Fuyu's pixels image_patches"
 
 
 def raw_patches(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -120,8 +129,8 @@ CODEBOOKS = [
         remark="an image becomes tokens of a codebook",
     ),
     Family(
-        "fuyu", "Fuyu", fuyu, (IMAGE,) * 16, raw_patches, lacks=("chunks", "copies"), unread=UNREAD, newer=True,
-        remark="raw patches, without a tower; stock generate() has no beams for it",
+        "fuyu", "Fuyu", fuyu, (IMAGE,) * 16, raw_patches, lacks=("chunks", "copies"), unread=UNREAD,
+        hindrance=other_name, newer=True, remark="raw patches, without a tower; stock generate() has no beams for it",
     ),
     Family(
         "gemma4_unified", "Gemma 4 Unified", gemma4_unified, ONE, placed_patches, lacks=("chunks",), newer=True,
