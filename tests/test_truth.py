@@ -263,12 +263,12 @@ COCO = {
         {"image_id": 2, "category_id": 6},
     ],
 }
-REFERENCES = {"annotations": [{"image_id": 1, "caption": "A puppy on a bed"}, {"image_id": 3, "caption": "Men by a stop sign"}]}
+REFERENCES = {"annotations": [{"image_id": 1, "caption": "A cat on a bed"}, {"image_id": 3, "caption": "Men by a stop sign"}]}
 
 
 def test_ground_truth_unites_instances_and_captions(tmp_path):
     assert ground_truth_from_coco(COCO) == {1: {"dog"}, 2: {"bus"}, 3: set()}
-    united = {1: {"dog", "bed"}, 2: {"bus"}, 3: {"person", "stop sign"}}
+    united = {1: {"dog", "cat", "bed"}, 2: {"bus"}, 3: {"person", "stop sign"}}
     assert ground_truth_from_coco(COCO, REFERENCES) == united
     (tmp_path / "instances.json").write_text(json.dumps(COCO))
     (tmp_path / "captions.json").write_text(json.dumps(REFERENCES))
