@@ -69,8 +69,11 @@ def images_needed(
         raise ValueError(f"power is {power}, expected a fraction above alpha = {alpha} and below 1; 0.8 is customary")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no solution above 2 images: 2 are enough
-        found = TTestPower().solve_power(effect, power=power, alpha=alpha / 2, alternative="larger")
-    n = max(2, math.ceil(found - 1e-4)) if np.isfinite(found) else 2
+        solved = TTestPower().solve_power(effect, power=power, alpha=alpha / 2, alternative="larger")
+    about = float(np.squeeze(solved))  # statsmodels 0.14 returns an array of one number
+    n = max(2, math.ceil(about - 1e-4)) if np.isfinite(about) else 2
+    while n > 2 and _power(effect, n - 1, alpha) >= power:  # statsmodels 0.14 gives its first guess, 10, where it finds nothing
+        n -= 1
     while _power(effect, n, alpha) < power:  # the solver comes near, and no nearer
         n += 1
     return n

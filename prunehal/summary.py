@@ -150,7 +150,7 @@ def answers() -> str:
     table = polled.compare(rows, N_RESAMPLES)
     lines = [f"| background tiles | absent objects | accuracy | {' | '.join(shown)} |", "|---" * (3 + len(shown)) + "|"]
     for (tiles, clutter, kind), part in table.groupby(["tiles", "clutter", "kind"], sort=False):
-        cell, where = part.set_index("rule"), f"{tiles} {_TILES[clutter]}" if tiles else "0"
+        cell, where = part.set_index("rule"), f"{tiles} {_TILES[int(clutter)]}" if tiles else "0"
         changes = [f"{line['d_accuracy']:+.1f} [{line['low']:.1f}, {line['high']:.1f}]" for _, line in cell.loc[shown].iterrows()]
         lines.append(f"| {where} | {kind} | {cell.loc['no pruning', 'accuracy']:.1f} | {' | '.join(changes)} |")
     n = rows.groupby(["tiles", "clutter", "kind"])["question_id"].nunique().iloc[0]

@@ -43,6 +43,11 @@ def test_the_lowest_environment_has_the_lower_bound_of_everything_that_is_listed
     assert newest == [f"torch=={lowest['torch']}"]
 
 
+def test_the_wheel_is_built_by_what_the_tests_build_it_with():
+    (backend,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert backend in {str(requirement) for requirement in compat.requirements()}
+
+
 def test_torch_has_the_lower_bound_that_the_tests_run_with():
     bound = next(compat.lower_bound(item.specifier, "torch") for item in compat.requirements() if item.name == "torch")
     assert compat.pins()["torch"].startswith(f"{bound}.")
@@ -60,9 +65,10 @@ def imported(folder):
                     yield module, {canonicalize_name(name) for name in installed[module]}
 
 
-@pytest.mark.parametrize(
-    ("folder", "extras"), [("prunehal", {"notebooks", "cluster"}), ("tests", {"notebooks", "cluster", "dev"})]
-)
+OPTIONAL = {"adapters", "notebooks", "cluster"}
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("prunehal", OPTIONAL), ("tests", OPTIONAL | {"dev"})])
 def test_what_is_imported_is_declared(folder, extras):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]

@@ -56,7 +56,7 @@ def llava(decoder: PreTrainedConfig) -> LlavaForConditionalGeneration:
 def vipllava() -> VipLlavaForConditionalGeneration:
     vision, decoder = CLIPVisionConfig(**TOWER), LlamaConfig(**TEXT)
     return VipLlavaForConditionalGeneration(
-        VipLlavaConfig(vision_config=vision, text_config=decoder, image_token_id=IMAGE, vision_feature_layer=(-2, -1))
+        VipLlavaConfig(vision_config=vision, text_config=decoder, image_token_id=IMAGE, vision_feature_layers=(-2, -1))
     )
 
 
