@@ -108,6 +108,16 @@ def test_rows_of_other_lineages(lines):
         assert (report.settings["joined_by"], report.settings["compared"]) == (by, ["label", "question"][rows is llava :])
 
 
+def test_text_is_the_question_where_another_key_holds_the_answer(lines):
+    asked = lines([DOG])
+    for text in (DOG["text"], f"USER: {DOG['text']} Answer yes or no."):
+        report = score_files(asked, lines([{"question_id": 1, "text": text, "response": "No"}]))
+        assert (report.metrics["tn"], report.settings["compared"]) == (1, ["question"])
+    for text, message in ((CAT["text"], "text is 'Is there a cat"), ("Yes", "response is 'No' and text is 'Yes'")):
+        given = lines([{"question_id": 1, "text": text, "response": "No"}])
+        refused(lambda **options: score_files(asked, given, **options), message)  # noqa: B023
+
+
 def test_question_files_of_other_lineages(lines):
     hub = {"question_id": "1", "image": None, "image_source": "a", "question": DOG["text"], "answer": "No", "category": "popular"}
     given = lines([{"question_id": 1, "ans": "No", "image": "a.jpg"}])
