@@ -52,6 +52,17 @@ def emu3() -> PreTrainedModel:
     return Emu3ForConditionalGeneration(config)
 
 
+def apertus() -> PreTrainedModel:
+    drawn = DRAWN | dict(codebook_size=8, attn_resolutions=[], resolution=16)
+    sound = dict(codebook_size=8, codebook_dim=8, hidden_size=8, num_filters=2, num_lstm_layers=1, upsampling_ratios=[2])
+    text = TEXT | dict(pad_token_id=PAD, bos_token_id=None, eos_token_id=None)
+    config = transformers.Apertus1p5Config(
+        vision_config=drawn, text_config=text, audio_config=sound, image_token_id=IMAGE, audio_token_id=93,
+        image_token_offset=60, audio_token_offset=68, tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.Apertus1p5ForConditionalGeneration(config)
+
+
 def sized_squares(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return n square pictures of 16 x 16, and their sizes in pixels."""
     return square_pixels(n, generator, ids) | {"image_sizes": torch.tensor([[16, 16]] * n)}
@@ -126,6 +137,11 @@ CODEBOOKS = [
     ),
     Family(
         "emu3", "Emu3", emu3, (IMAGE,) * 20, sized_squares, decoder=lambda model: model.model.text_model.layers, newer=True,
+        remark="an image becomes tokens of a codebook",
+    ),
+    Family(
+        "apertus1p5", "Apertus 1.5", apertus, (IMAGE,) * 16, sized_squares, functions=("eager",),
+        needs="Apertus1p5Config", newer=True,
         remark="an image becomes tokens of a codebook",
     ),
     Family(

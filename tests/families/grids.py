@@ -8,6 +8,8 @@ from transformers import (
     Cosmos3EdgeForConditionalGeneration,
     Cosmos3OmniConfig,
     Cosmos3OmniForConditionalGeneration,
+    DeepseekOcr2Config,
+    DeepseekOcr2ForConditionalGeneration,
     Exaone4_5_Config,
     Exaone4_5_ForConditionalGeneration,
     Exaone4Config,
@@ -122,6 +124,25 @@ def janus() -> PreTrainedModel:
     return JanusForConditionalGeneration(config)
 
 
+def deepseek_ocr2() -> PreTrainedModel:
+    sam = dict(hidden_size=32, output_channels=16, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=4)
+    sam |= dict(window_size=2, global_attn_indexes=[1], downsample_channels=[16, 32], initializer_range=0.02, mlp_ratio=1.5)
+    encoder = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+    text = TEXT | dict(moe_intermediate_size=32, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, n_group=1)
+    text |= dict(topk_group=1, mlp_layer_types=["dense", *["sparse"] * 3], bos_token_id=None, eos_token_id=None)
+    config = DeepseekOcr2Config(
+        vision_config=dict(sam_config=sam, encoder_config=encoder | dict(vocab_size=8)), text_config=text, image_token_id=IMAGE
+    )
+    model = DeepseekOcr2ForConditionalGeneration(config)
+    model.model.vision_tower.query_768_resolution = torch.nn.Embedding(15, 32)  # 144 in the code, whatever the configuration
+    return model
+
+
+def large_pixels(n: int, generator: torch.Generator, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return n square pictures of 64 x 64."""
+    return {"pixel_values": torch.randn(n, 3, 64, 64, generator=generator)}
+
+
 def minicpmv4_7() -> PreTrainedModel:
     marks = dict(image_start_id=START, image_end_id=END, slice_start_id=93, slice_end_id=92, newline_id=91)
     config = MiniCPMV4_7Config(
@@ -159,6 +180,10 @@ GRIDS = [
         remark="DeepStack",
     ),
     Family("hyperclovax_vision_v2", "HyperCLOVA X Vision", hyperclovax, ONE, grids, FILM, film_grids, spread=0.18, newer=True),
+    Family(
+        "deepseek_ocr2", "DeepSeek-OCR 2", deepseek_ocr2, (IMAGE,) * 16, large_pixels, spread=0.18, newer=True,
+        remark="learned queries stand for the image, and a word ends it; mixture of experts",
+    ),
     Family("janus", "Janus", janus, (START, *(IMAGE,) * 16, END), square_pixels, spread=0.18, newer=True),
     Family(
         "minicpmv4_7", "MiniCPM-V 4.7", minicpmv4_7, CROPS, typed(packed(3), 1), (START, *(VIDEO,) * 4, END) * 4,
