@@ -22,6 +22,8 @@ from transformers import (
     IdeficsForVisionText2Text,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    Kosmos2_5Config,
+    Kosmos2_5ForConditionalGeneration,
     Kosmos2Config,
     Kosmos2ForConditionalGeneration,
     LlamaConfig,
@@ -120,6 +122,13 @@ def git() -> PreTrainedModel:
 def kosmos2() -> PreTrainedModel:
     text = dict(vocab_size=VOCAB, embed_dim=48, layers=2, ffn_dim=64, attention_heads=6, pad_token_id=PAD)
     return Kosmos2ForConditionalGeneration(Kosmos2Config(text_config=text, vision_config=TOWER, latent_query_num=8))
+
+
+def kosmos2_5() -> PreTrainedModel:
+    text = dict(vocab_size=VOCAB, embed_dim=48, layers=2, ffn_dim=64, attention_heads=6, pad_token_id=PAD)
+    vision = dict(hidden_size=32, patch_embed_hidden_size=48, intermediate_size=48, head_dim=8, num_hidden_layers=1)
+    vision |= dict(num_attention_heads=4, max_num_patches=64)
+    return Kosmos2_5ForConditionalGeneration(Kosmos2_5Config(text_config=text, vision_config=vision, latent_query_num=8))
 
 
 def deepseek() -> PreTrainedModel:
@@ -250,6 +259,10 @@ REFUSED = [
     ),
     Refused(
         "Kosmos-2 without `visual_mask`", kosmos2, "its configuration names no placeholder",
+        r"names no image_token_id.*pass visual_mask",
+    ),
+    Refused(
+        "Kosmos-2.5 without `visual_mask`", kosmos2_5, "its configuration names no placeholder",
         r"names no image_token_id.*pass visual_mask",
     ),
     Refused("a text-only model", lambda: LlamaForCausalLM(LlamaConfig(**SMALL)), "there is no image", "is a text-only model"),
