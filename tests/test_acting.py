@@ -250,6 +250,19 @@ def test_attention_that_is_no_number_is_named_by_layer_and_step(model, policy, o
             read()
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("step", [1, 3])
+def test_generate_stops_before_it_prunes_by_what_is_no_number(model, options, step):
+    inputs = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
+    cache, handle = ph.attach(model, inputs, ph.PruneHal(factor=1.0, t=9)), with_nan(model, 2, step, torch.nan)
+    try:
+        with pytest.raises(RuntimeError, match=rf"layer 2 at step {step}, row 1: holds NaN"):
+            model.generate(**inputs, **cache.options, max_new_tokens=9, do_sample=False, **options)
+    finally:
+        handle.remove()
+    assert cache.step == step
+
+
 def test_numbers_are_no_error_in_rows_that_have_ended(model):
     inputs = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
     words = run(model, inputs, steps=4)[0].sequences[:, -4:]
