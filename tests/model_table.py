@@ -16,6 +16,7 @@ BEGIN, END = "<!-- models: begin, written by `python tests/model_table.py --writ
 COLUMNS = "model | transformers class | visual tokens in the test | positions | attention | several images | video | remark"
 KINDS = {"conv": "convolution", "linear_attention": "linear", "full_attention": "full"}
 KINDS |= {"sliding_attention": "sliding window", "chunked_attention": "chunks"}
+NO_ATTENTION = ("mlp", "moe")  # layers of their own in some decoders
 
 
 def models_section() -> str:
@@ -59,7 +60,7 @@ def _attention(text: object, sinks: bool) -> str:
     # A window at least as wide as the longest sequence is none.
     window = getattr(text, "sliding_window", None)
     plain = "full_attention" if window is None or window >= text.max_position_embeddings else "sliding_attention"
-    kinds = dict.fromkeys(getattr(text, "layer_types", None) or [plain])
+    kinds = [kind for kind in dict.fromkeys(getattr(text, "layer_types", None) or [plain]) if kind not in NO_ATTENTION]
     return ", ".join([KINDS[kind] for kind in kinds] + ["sinks"] * sinks)
 
 
