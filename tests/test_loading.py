@@ -250,15 +250,23 @@ def test_an_image_that_is_missing_is_named(loaded, tmp_path):
         loaded[1](images=str(tmp_path / "photo.png"), text=build_prompt(), return_tensors="pt")
 
 
-def test_as_many_images_as_placeholders(loaded):
-    image = scene("test", 0).image()
-    for images, prompt, match in (
-        ([image, image], build_prompt(1), r"1 <image> tokens? and 2 images"),
-        ([image], build_prompt(2), r"2 <image> tokens? and 1 images"),
-        (None, build_prompt(1), r"no images were passed"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            loaded[1](images=images, text=prompt, return_tensors="pt")
+# The processor counts; before transformers 5.23 it did not, and the model or the cache refuses before the first token.
+@pytest.mark.parametrize(
+    ("n_images", "n_placeholders", "match"),
+    [
+        (2, 1, r"1 <image> tokens? and 2 images|Image features and image tokens do not match"),
+        (1, 2, r"2 <image> tokens? and 1 images|Image features and image tokens do not match|^$"),
+        (0, 1, r"no images were passed|arrives without its images"),
+    ],
+)
+def test_as_many_images_as_placeholders(loaded, n_images, n_placeholders, match):
+    def caption(model, processor):
+        images = [scene("test", 0).image()] * n_images or None
+        inputs = processor(images=images, text=build_prompt(n_placeholders), return_tensors="pt")
+        return model.generate(**inputs, **ph.attach(model, inputs, ph.PruneHal()).options, max_new_tokens=1)
+
+    with pytest.raises((ValueError, StopIteration), match=match):  # an old processor's StopIteration has no text
+        caption(*loaded)
 
 
 def test_images_of_other_modes_and_sizes_are_taken(loaded):

@@ -1,6 +1,7 @@
 """Families whose attention is not plain and causal: windows, whole images, shared K and V, softcaps, attention sinks."""
 
 import functools
+import inspect
 
 import torch
 import transformers
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionConfig,
 )
+from transformers.models.paligemma import modeling_paligemma
 
 from families.base import END, IMAGE, PAD, START, VIDEO, VOCAB, Family
 
@@ -58,6 +60,11 @@ def paligemma(text: GemmaConfig | Gemma2Config) -> PreTrainedModel:
 
 def paligemma1() -> PreTrainedModel:
     return paligemma(GemmaConfig(**TEXT))
+
+
+# Before transformers 5.23 the model leaves the softcap of its logits out, and reading them out is refused.
+CAPPED = "final_logit_softcapping" in inspect.getsource(modeling_paligemma)
+UNCAPPED = "" if CAPPED else "its LM head and final norm give logits that differ"
 
 
 def paligemma2() -> PreTrainedModel:
@@ -160,7 +167,7 @@ MASKS = [
     ),
     Family(
         "paligemma2", "PaliGemma 2", paligemma2, ONE, squares(16, token_type_ids=0), functions=EAGER,
-        unshared="last token of the prompt differently alone", remark="softcap",
+        unshared="last token of the prompt differently alone", unread=UNCAPPED, remark="softcap",
     ),
     Family("gemma4", "Gemma 4", gemma4, ONE, patches, FILM, frames, remark="last layers share K and V"),
     Family(
