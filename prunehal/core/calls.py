@@ -15,10 +15,12 @@ from transformers import GenerationMixin
 from prunehal.core.cache import PrunableCache
 from prunehal.core.keyword import cache_among
 
-__all__: list[str] = []
+__all__ = ["watched"]
 
 
-def _watched(stock: Callable) -> Callable:
+def watched(stock: Callable) -> Callable:
+    """Return transformers' generate(), which compares a call on a pruning cache with what was attached before it runs."""
+
     @functools.wraps(stock)
     def generate(self, inputs=None, *args, **kwargs):
         cache = cache_among(kwargs)
@@ -57,7 +59,7 @@ def _compare(cache: PrunableCache, ids: Tensor, arguments: Mapping[str, object])
 
 def _install() -> None:
     if not getattr(GenerationMixin.generate, "_prunehal_watched", False):
-        GenerationMixin.generate = _watched(GenerationMixin.generate)
+        GenerationMixin.generate = watched(GenerationMixin.generate)
 
 
 _install()

@@ -16,7 +16,7 @@ from prunehal.core.checks import plain_numbers
 from prunehal.core.wrapped import unwrapped
 from prunehal.decoding.forwards import guarding
 
-__all__ = ["Decoder"]
+__all__ = ["BlockOptions", "Decoder"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class BlockOptions(dict):
     # What ``generate(**options)`` and ``options | {...}`` read.
 
     def keys(self):
+        """Return the names of the options, as ``**options`` asks for them."""
         self._used()
         return super().keys()
 
