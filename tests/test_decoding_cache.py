@@ -6,6 +6,7 @@ import reference
 import reference_cache as slow
 import torch
 from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run, second_turn
+from families.base import SLICES
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK, attach
 from prunehal.core.keyword import as_option
@@ -98,6 +99,7 @@ def test_a_beam_equals_its_sequence_alone(family, policy):
         assert (beams.logits[step][row] - alone.logits[step][0]).abs().max() <= TOLERANCE, step
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 def test_after_a_shared_prefill_and_a_prompt_in_chunks():
     model, inputs = models.build("llava"), models.inputs_for("llava", **BATCH)
     decoder = KVSmooth(ref=0.5, radius=0.5)
@@ -121,6 +123,7 @@ def test_a_second_turns_prompt_is_not_smoothed():
     assert torch.equal(cache.layers[3].keys, stock.layers[3].keys)
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_second_turns_prompt_in_chunks_is_not_smoothed(size):
     model, inputs, decoder = models.build("llava"), models.inputs_for("llava", seed=SEED), KVSmooth(ref=0.9, radius=0.1)

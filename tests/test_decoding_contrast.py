@@ -8,6 +8,7 @@ import pytest
 import reference_contrast as reference
 import torch
 from decode import SEED, TOLERANCE, difference, forcing, paddings, run
+from families.base import SLICES
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.core.editing import editing
@@ -376,6 +377,7 @@ def test_the_boost_does_not_depend_on_the_attention_function():
             assert masses.tolist() == pytest.approx(seen.tolist(), abs=1e-5)
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 def test_a_prompt_in_chunks_is_boosted_and_contrasted_once():
     inputs = prompt("llava", rows=1)
     whole, _ = decoded(BOTH, "llava", inputs=inputs)

@@ -9,6 +9,7 @@ import reference
 import reference_cache as slow
 import torch
 from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run
+from families.base import SLICES
 
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.core.discard import discard
@@ -251,6 +252,7 @@ def test_what_does_not_suit_fastv_is_refused(family, decoder, policy, message):
         decode(models.build(family), models.inputs_for(family), decoder, policy)
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 def test_fastv_refuses_a_prompt_in_parts():
     model, inputs = models.build("llava"), models.inputs_for("llava")
     with pytest.raises(ValueError, match="prefill_chunk_size: a part of the prompt, 7 tokens"):

@@ -8,6 +8,7 @@ import pytest
 import reference_layers as slow
 import torch
 from decode import SEED, difference, run
+from families.base import SLICES
 
 import prunehal as ph
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
@@ -135,6 +136,7 @@ def test_beside_pruning_rows_equal_rows_alone(family, decoder):
         same(out, row, tokens(alone), [step[0] for step in alone.scores])
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 @pytest.mark.parametrize("decoder", [DoLa("low"), DeCo()], ids=repr)
 def test_after_a_shared_prefill_and_a_prompt_in_chunks(decoder):
     model, inputs = models.build("llava"), models.inputs_for("llava", **BATCH)

@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 from decode import SEED, TOLERANCE, Accumulated, compare, difference, forcing, masked, paddings, run
+from families.base import SLICES
 
 from prunehal.core import NoPruning, PruneHal, TopK, attach
 
@@ -101,6 +102,7 @@ def test_controls_do_not_depend_on_the_batch(selection):
         assert not torch.equal(cache.kept(0)[0] - 3, cache.kept(0)[1] - 6)
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk", [1, 7, 8, 23])
 def test_chunked_prefill(family, chunk):
