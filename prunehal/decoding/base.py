@@ -64,7 +64,7 @@ class Decoder:
         Raises:
             ValueError: the model, the inputs or the way of decoding do not suit the method; the cache is no pruning cache, was
                 attached to another model or prompt, or has a method already; inside the block, the model runs on another cache.
-            RuntimeError: generate() has ended without a part of the method; the block ends while generate() runs in another thread.
+            RuntimeError: generate() has ended without a part of the method; the block ends while it runs in another thread.
                 Options used after the block are a ValueError, and a cache on which nothing ran inside it takes no forward.
         """
         model, name = unwrapped(model), type(self).__name__
