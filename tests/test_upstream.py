@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import models
+import peft
 import pytest
 import transformers
 from transformers import cache_utils, masking_utils
@@ -134,6 +135,10 @@ LEANS_ON = {
         lambda: parameters(GenerationMixin._update_model_kwargs_for_generation)[1:3], ["outputs", "model_kwargs"]),
     "prepare_inputs_for_generation takes input_ids and next_sequence_length": (
         lambda: parameters(GenerationMixin.prepare_inputs_for_generation)[1:3], ["input_ids", "next_sequence_length"]),
+    "generate() begins with self, inputs, generation_config": (
+        lambda: parameters(GenerationMixin.generate)[:3], ["self", "inputs", "generation_config"]),
+    "wrappers of PEFT have get_base_model and active_peft_config": (
+        lambda: [hasattr(peft.PeftModel, name) for name in ("get_base_model", "active_peft_config")], [True, True]),
     "logits_to_keep is asked for by _supports_logits_to_keep()": (
         lambda: models.build("llava")._supports_logits_to_keep(), True),
 }  # fmt: skip
