@@ -8,12 +8,13 @@
 # make rows        make the stored rows that the notebooks read and that are missing (about two hours on 2 cores for all)
 # make bench       speed and memory against stock generate(), in build/bench.json (about 3 hours on 2 cores; resumable)
 # make mutants     plant bugs in the engine, and write which test catches each (about 10 minutes on 2 cores)
+# make chaos       kill sweeps, runs and trainings at random moments, and compare what they give in the end (30 kills; about 10 minutes)
 # make clean       remove what these targets made
 
 PYTHON ?= python3
-# make test ENV=build/compat/lowest runs the same with other versions.
-ENV ?= .venv
-BIN := $(ENV)/bin
+# make test VENV=build/compat/lowest runs the same with other versions.
+VENV ?= .venv
+BIN := $(VENV)/bin
 # A file of tests, or a notebook, on each core.
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 SUITE := $(PARALLEL) --doctest-modules prunehal tests
@@ -31,12 +32,12 @@ compat-%: export PRUNEHAL_ALL_CASES = 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: notebooks test compat compat-lowest compat-newest wheel audit lab rows bench mutants clean
+.PHONY: notebooks test compat compat-lowest compat-newest wheel audit lab rows bench mutants chaos clean
 
-notebooks: $(ENV)/installed
+notebooks: $(VENV)/installed
 	$(BIN)/python notebooks/report.py --out build $(NOTEBOOKS)
 
-test: $(ENV)/installed
+test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest $(SUITE)
@@ -47,7 +48,7 @@ compat: compat-lowest compat-newest
 compat-lowest compat-newest: compat-%: build/compat/%/installed
 	build/compat/$*/bin/pytest $(SUITE)
 
-wheel: $(ENV)/installed
+wheel: $(VENV)/installed
 	rm -rf dist build/bare
 	$(BIN)/python -m build --wheel --no-isolation
 	$(PYTHON) -m venv build/bare
@@ -60,19 +61,19 @@ audit:
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
-lab: $(ENV)/installed
+lab: $(VENV)/installed
 	$(BIN)/jupyter lab notebooks
 
-rows: $(ENV)/installed
+rows: $(VENV)/installed
 	$(BIN)/python -m prunehal sweep $(wildcard data/grids/*.toml) --store data/results --resume
 	test -e data/results/interventions.csv.gz || $(BIN)/python -m prunehal causal
 	test -e data/results/evidence.csv.gz || $(BIN)/python -m prunehal evidence
 	test -e data/results/polled.csv.gz || $(BIN)/python -m prunehal poll
 
-bench: $(ENV)/installed
+bench: $(VENV)/installed
 	$(BIN)/python -m prunehal bench
 
-mutants: $(ENV)/installed
+mutants: $(VENV)/installed
 	$(BIN)/python tests/mutants.py --write
 
 # Made anew only when its inputs change.
@@ -94,6 +95,9 @@ build/compat/%/installed: pyproject.toml constraints.txt tests/compat.py
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 	  -c $(@D)/constraints.txt -e '.[dev]'
 	@touch $@
+
+chaos: $(VENV)/installed
+	$(BIN)/python tests/chaos.py --kills 30
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

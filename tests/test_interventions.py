@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_named(made, tmp_path):
 def test_make_rows_makes_them_where_they_are_missing():
     assert Experiment(split="test", n_images=400) == CAPTIONED
     makefile = (data_path().parent / "Makefile").read_text()
-    rows = makefile.split("\nrows: .venv")[1].split("\n\n")[0]
+    rows = makefile.split("\nrows: $(VENV)/installed")[1].split("\n\n")[0]
     assert f"test -e data/results/{FILE} || $(BIN)/python -m prunehal causal" in rows
     assert f"test -e data/results/{evidence.FILE} || $(BIN)/python -m prunehal evidence" in rows
     assert f"test -e data/results/{polled.FILE} || $(BIN)/python -m prunehal poll" in rows

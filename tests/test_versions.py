@@ -122,7 +122,7 @@ def test_the_two_commands_run_on_every_python_and_on_the_lowest_and_newest_versi
     matrix, project = job["strategy"]["matrix"], tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [step["run"] for step in job["steps"] if "run" in step] == ["make test", "make notebooks"]
     assert matrix["versions"] == ["lowest", "newest"]
-    assert job["env"]["ENV"] == "build/compat/${{ matrix.versions }}"
+    assert job["env"]["VENV"] == "build/compat/${{ matrix.versions }}"
     admitted = SpecifierSet(project["requires-python"])
     assert matrix["python"][0] == compat.lower_bound(admitted, "Python")
     assert all(version in admitted for version in matrix["python"])
