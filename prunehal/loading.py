@@ -65,6 +65,8 @@ def load(
     source = str(name)
     looks_local = isinstance(name, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     folder = Path(source).expanduser()
+    if folder.is_file():
+        raise OSError(f"model {source!r} is a file; expected a folder written by save_pretrained; give {str(folder.parent)!r}")
     if folder.is_dir():
         source = str(folder)
         if (folder / ADAPTER).is_file():

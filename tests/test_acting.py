@@ -134,15 +134,21 @@ def captioner():
 
 
 @pytest.fixture
-def in_a_thread(captioner, monkeypatch):
+def in_a_thread(captioner):
     """Return a function that starts generate() in a thread; gives the streamer, the thread and its errors."""
     errors = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
 
     def start(**options):
         model, processor, inputs = captioner
         streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
-        thread = threading.Thread(target=model.generate, kwargs={**inputs, "streamer": streamer, "max_new_tokens": 12, **options})
+
+        def generate():
+            try:
+                model.generate(**inputs, streamer=streamer, max_new_tokens=12, **options)
+            except BaseException as error:  # which a thread would only print
+                errors.append(error)
+
+        thread = threading.Thread(target=generate)
         thread.start()
         return streamer, thread, errors
 

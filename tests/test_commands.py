@@ -46,7 +46,7 @@ def test_without_a_name_the_device_is_what_there_is():
 
 
 def test_a_model_or_a_readme_that_is_not_there_is_named(tmp_path):
-    assert "model 'nonexist' is no folder here and no hub name; expected" in failing("card", "nonexist")
+    assert "model folder nonexist holds no config.json; expected one that training wrote" in failing("card", "nonexist")
     absent = tmp_path / "missing.md"
     assert failing("readme", absent) == (
         f"Error: {absent}: cannot be used (No such file or directory); expected a path that can be read or written so; check it"

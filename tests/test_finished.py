@@ -163,7 +163,7 @@ def test_what_a_result_does_not_hold_is_counted(tmp_path, capsys):
     assert (
         f"{path}: the image folder holds files of other formats, which were left out: 2 .tif, 1 .webp, 1 without suffix" in said
     )
-    assert f"{path}: 1 items, 1 others left out" in said
+    assert f"{path}: 1 items, 1 left out" in said
     kept = json.loads((tmp_path / "out/settings.json").read_text())["free"]
     assert (kept["items"], kept["left_out"]) == (1, {".tif": 2, ".webp": 1, "without suffix": 1})
 

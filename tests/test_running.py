@@ -505,7 +505,7 @@ def test_pope_answers_can_be_scored(scenes, tmp_path):
 def test_a_limit_takes_the_first_and_a_later_call_the_rest(scenes, tmp_path, capsys):
     done = run(settings("embedded", scenes, tmp_path, limit=2))
     assert [json.loads(line)["image_id"] for line in done.read_text().splitlines()] == [300000000, 300000001]
-    assert "captions.jsonl: 2 items, 3 others left out" in capsys.readouterr().err
+    assert "captions.jsonl: 2 items, 3 left out" in capsys.readouterr().err
     run(settings("embedded", scenes, tmp_path, batch_size=1))
     assert len(done.read_text().splitlines()) == len(rows_of(tmp_path)) == 5
     assert json.loads((tmp_path / "settings.json").read_text())["free"]["limit"] is None

@@ -42,8 +42,8 @@ from prunehal.reading import convert, reading
 from prunehal.resources import written
 
 __all__ = [
-    "VERDICT", "judge_prompts", "question_key", "questions", "read_judgement", "read_results", "results", "score", "score_file",
-    "with_verdicts", "write_results",
+    "VERDICT", "Filled", "judge_prompts", "question_key", "questions", "read_judgement", "read_results", "results", "score",
+    "score_file", "with_verdicts", "write_results",
 ]  # fmt: skip
 
 _PROMPT = (

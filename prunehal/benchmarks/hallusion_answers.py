@@ -17,7 +17,7 @@ from prunehal.benchmarks.files import BadInput, Record, read_records, read_shipp
 from prunehal.benchmarks.replies import REPLY_KEYS, refuse_another_question, reply
 from prunehal.reading import convert
 
-__all__ = ["PLACE", "VERDICT", "answers", "key_of", "question_key", "questions", "read_judgement", "result_records"]
+__all__ = ["PLACE", "VERDICT", "Result", "answers", "key_of", "question_key", "questions", "read_judgement", "result_records"]
 
 VERDICT = "gpt4v_output_gpt_check"  # the entry of the official files, whichever judge and model
 PLACE = ("category", "subcategory", "set_id", "figure_id", "question_id")

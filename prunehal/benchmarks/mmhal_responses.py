@@ -18,7 +18,7 @@ from prunehal.benchmarks.replies import refuse_another_question
 from prunehal.reading import convert
 from prunehal.resources import data_path, written
 
-__all__ = ["N", "absent", "as_index", "judge_prompts", "questions", "read_responses", "responses", "write_responses"]
+__all__ = ["N", "Response", "absent", "as_index", "judge_prompts", "questions", "read_responses", "responses", "write_responses"]
 
 N = 96  # questions
 

@@ -25,7 +25,7 @@ from prunehal.benchmarks.replies import check_rule, refuse_unreadable, unreadabl
 from prunehal.reading import convert, reading
 from prunehal.resources import written
 
-__all__ = ["CAPABILITIES", "PROMPT", "judge_prompts", "read_grade", "read_predictions", "score", "write_predictions"]
+__all__ = ["CAPABILITIES", "PROMPT", "Question", "judge_prompts", "read_grade", "read_predictions", "score", "write_predictions"]
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 

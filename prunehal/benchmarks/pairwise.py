@@ -21,7 +21,7 @@ from prunehal.benchmarks.files import BadInput, Report, read_records, some
 from prunehal.benchmarks.replies import refuse_unreadable, reply, unreadable_counts
 from prunehal.reading import convert, reading
 
-__all__ = ["CRITERIA", "PROMPT", "parse", "prompts", "score", "score_file"]
+__all__ = ["CRITERIA", "PROMPT", "Judgement", "parse", "prompts", "score", "score_file"]
 
 CRITERIA = ("correctness", "detailedness")
 

@@ -111,7 +111,10 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
         return scores
     if mask.shape[1] not in (1, scores.shape[1]):
         mask = mask.reshape(*scores.shape[:3], -1)
-    return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if mask.dtype != torch.bool:
+        return scores + mask
+    # Not -inf: padding that is read alone sees nothing at all, and would leave NaN in K and V of the next layers.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
 def _softmax(scores: Tensor, s_aux: Tensor | None) -> Tensor:

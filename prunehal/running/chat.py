@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ def check_template(template: str | None) -> None:
     if template is not None and "{prompt}" not in template:
         raise ValueError(
             f"template={template!r}: has no {{prompt}}; expected one, and {{image}} where the image stands, e.g. {_LLAVA!r}"
+        )
+    if template is not None and (strange := set(re.findall(r"\{\w+\}", template)) - {"{prompt}", "{image}"}):
+        raise ValueError(
+            f"template={template!r}: has {', '.join(sorted(strange))}; expected no other names in braces than {{prompt}} and "
+            f"{{image}}, e.g. {_LLAVA!r}. Fix: write {{image}} where the image stands."
         )
 
 

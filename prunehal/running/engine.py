@@ -26,7 +26,7 @@ from prunehal.running.tasks import BENCHMARKS, Item
 if TYPE_CHECKING:
     from prunehal.running.loop import Run
 
-__all__ = ["SEARCHES", "Engine", "Row"]
+__all__ = ["SEARCHES", "Engine", "Prune", "Row"]
 
 # What generate() gets; what a checkpoint may set otherwise is named. Decoders search greedily, but for what they set themselves.
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}

@@ -247,7 +247,7 @@ def _remarks(files: Mapping[str, int], others: int, texts: Mapping[int | str, st
         counted = ", ".join(f"{count} {suffix}" for suffix, count in files.items())
         yield f"the image folder holds files of other formats, which were left out: {counted}; expected .jpg, .jpeg or .png"
     if others:
-        yield f"{len(texts)} items, {others} others left out"
+        yield f"{len(texts)} items, {others} left out"
     if empty := sum(not text for text in texts.values()):
         yield f"{empty} of {len(texts)} texts are empty; see whether the model knows such a prompt"
 

@@ -1,5 +1,7 @@
 """Families for videos, whose frames are pooled, merged or taken whole; each reads pictures too."""
 
+import inspect
+
 import torch
 from torch import Generator, Tensor
 from transformers import (
@@ -61,13 +63,21 @@ def merged_frames(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor
     }
 
 
+def renamed_pixels(n: int, generator: Generator, ids: Tensor) -> dict[str, Tensor]:
+    """Return n pictures under the name that Video-LLaVA gives them: pixel_values_images before transformers 5.23."""
+    known = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+    return {
+        "pixel_values" if "pixel_values" in known else "pixel_values_images": square_pixels(n, generator, ids)["pixel_values"]
+    }
+
+
 FILMS = [
     Family(
         "llava_next_video", "LLaVA-NeXT-Video", llava_next_video, ANYRES, anyres_pixels, (VIDEO,) * 12, video_frames(12),
         newer=True, remark="a frame's patches are pooled",
     ),
     Family(
-        "video_llava", "Video-LLaVA", video_llava, (IMAGE,) * 16, square_pixels, (VIDEO,) * 34, video_frames(2),
+        "video_llava", "Video-LLaVA", video_llava, (IMAGE,) * 16, renamed_pixels, (VIDEO,) * 34, video_frames(2),
         newer=True, remark="a frame keeps its class token; pictures and frames have a tower each",
     ),
     Family(
