@@ -146,6 +146,26 @@ def test_one_query_is_computed_explicitly_and_agrees_with_sdpa():
     assert torch.allclose(weights.sum(-1), torch.ones(2, 2, 3))
 
 
+def test_a_query_that_sees_nothing_gives_numbers():
+    """So it is with padding on the left that is read alone: a prompt in chunks of one token."""
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[0] = False
+    (output, _), weights, _ = call(sdpa_attention_forward, mask=mask)
+    assert output.isfinite().all()
+    assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_prompts_in_chunks_of_one_token_equal_stock_behind_padding(family):
+    model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
+    settings = {"max_new_tokens": 4, "do_sample": False, "prefill_chunk_size": 1}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    stock = model.generate(**inputs, **settings)
+    ours = model.generate(**inputs, **attach(model, inputs, NoPruning()).options, **settings)
+    assert torch.equal(ours.sequences, stock.sequences)
+    assert max((a - b).abs().max() for a, b in zip(ours.logits, stock.logits, strict=True)) <= TOLERANCE
+
+
 def test_unknown_keywords_reach_the_stock_function():
     seen = {}
 
