@@ -308,6 +308,21 @@ def test_a_second_turn_goes_on_behind_a_row_that_ended_early():
     assert torch.equal(*answers)
 
 
+def test_embeddings_of_another_prompt_are_refused():
+    model, inputs = models.build("llava"), models.inputs_for("llava", (3, 6), (5, 4))
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    mask, settings = inputs["attention_mask"], {"max_new_tokens": 3, "do_sample": False}
+    cache = attach(model, inputs, TopK(4))
+    stock = model.generate(inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=1, do_sample=False)
+    ours = model.generate(inputs_embeds=embeddings, attention_mask=mask, **cache.options, **settings)
+    assert torch.equal(ours[:, :1], stock)  # images may be anything, the words are the same
+    assert len(cache.events) == 2
+    other = embeddings.clone()
+    other[1, -1] = embeddings[1, -2]
+    with pytest.raises(ValueError, match=r"the prompt in generate\(\).*is not the one expected from attach\(\)"):
+        model.generate(inputs_embeds=other, attention_mask=mask, **attach(model, inputs, TopK(4)).options, **settings)
+
+
 def test_the_table_does_not_depend_on_the_default_device():
     numbers = torch.tensor([[0, 1, 1, 2, 0], [1, 0, 2, 2, 2]])
     torch.set_default_device("meta")

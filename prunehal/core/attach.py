@@ -117,11 +117,11 @@ def attach(
     policy.check_prompt(numbers)
     listen(model)
     decoder = generating(model)
-    words = None if decoder is model else decoder.get_input_embeddings()
     ids = inputs.get("input_ids")
     standing = () if ids is None else sorted(set(ids[numbers.to(ids.device) > 0].tolist()) & set(visual_token_ids(model.config)))
     attached = None if ids is None else ids.clone()  # so that a change in place is noticed
-    prompt = Prompt(numbers, attached, _end_ids(decoder, end_ids), words, tuple(standing), Pictures.of(inputs))
+    words, ends = decoder.get_input_embeddings(), _end_ids(decoder, end_ids)
+    prompt = Prompt(numbers, attached, ends, words, tuple(standing), Pictures.of(inputs), handed_on=decoder is not model)
     if isinstance(policy, Telling) and readings is None:
         readings = read_tokens(model, inputs, numbers > 0)
     shape = (2, *numbers.shape)

@@ -19,9 +19,10 @@ class Prompt:
         numbers: in which pool each position is, from 1; 0 is text; (batch, prompt), on the CPU.
         ids: input_ids, (batch, prompt); None where the model gets embeddings.
         end_ids: ids that a row writes when it has ended: end of sequence and padding.
-        words: embeds ids, where the model hands its prompt on as embeddings (BLIP-2 and its kin); else None.
+        words: embeds ids, for prompts that arrive as embeddings; None where there is no such layer.
         placeholders: ids that stand for an image in ids; none where a mask says what is visual, and words stand there.
         pictures: marks of the images' pixels.
+        handed_on: whether the model hands its prompt on as embeddings to a decoder inside (BLIP-2 and its kin).
     """
 
     numbers: Tensor
@@ -30,6 +31,7 @@ class Prompt:
     words: torch.nn.Module | None = None
     placeholders: tuple[int, ...] = ()
     pictures: Pictures = field(default_factory=lambda: Pictures({}, {}))
+    handed_on: bool = False
 
     def __deepcopy__(self, memo: dict) -> Self:
         """Share the prompt between copies of a cache: nothing in it changes."""
