@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["data_path", "written"]
+__all__ = ["data_path", "file_name", "written"]
 
 _HERE = Path(__file__).resolve().parent
 # A wheel holds data/ inside the package; a checkout (editable install) holds it beside the package.
 _ROOTS = (_HERE / "data", _HERE.parent / "data")
+_PREFIX = ".part-"  # of the folder in which a file is written first
 _STREAMS = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
 
 
@@ -42,8 +43,24 @@ def data_path(*parts: str, must_exist: bool = True) -> Path:
     return path
 
 
+def file_name(path: Path | str) -> Path:
+    """Return the path of a file to write, whether it is there or not.
+
+    Raises:
+        OSError: it is a folder, or is written like one (``out/``).
+
+    >>> file_name("new/out.json").name
+    'out.json'
+    """
+    name = str(path)
+    path = Path(path)
+    if not path.name or path.is_dir() or name.endswith(os.sep):
+        raise IsADirectoryError(f"{name!r} is a folder; expected the name of a file to write; give one")
+    return path
+
+
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def written(path: Path | str) -> Iterator[Path]:
     """Yield a path to write to, and put what was written in the place of ``path`` at the end: readers never see half a file.
 
     Only a regular file is replaced. Of a symbolic link, the file that it leads to is replaced, and the link stays; a device
@@ -59,15 +76,13 @@ def written(path: Path) -> Iterator[Path]:
     ...     (Path(folder) / "new" / "rows.txt").read_text(), len(list(Path(folder).rglob("*.txt*")))
     ('whole', 1)
     """
-    path = Path(path)
-    if not path.name or path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; expected the name of a file to write; give one")
+    path = file_name(path)
     with _named(path):
         if _receives(path):
             with tempfile.TemporaryDirectory() as folder:
                 part = Path(folder) / path.name
                 yield part
-                # To append is to truncate nothing; and what is open has its own place to go on from.
+                # Opened to append, so that nothing is truncated; an open file goes on from its own position.
                 given = _open_already(path)
                 with part.open("rb") as source, open(path if given is None else os.dup(given), "ab") as receiver:
                     shutil.copyfileobj(source, receiver)
@@ -81,15 +96,11 @@ def written(path: Path) -> Iterator[Path]:
             raise OSError(
                 f"the folder of {path} cannot be made ({error.strerror}); expected a folder; choose another place"
             ) from error
-        part = target.with_name(f"{target.name}.part")
-        try:
-            if part.is_symlink() or (part.exists() and not part.is_file()):
-                part.unlink()  # to write to it would be to write to what it leads to
+        # A folder of this call alone, beside the target: no name of the user's or of another process, and one file system.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=_PREFIX) as folder:
+            part = Path(folder) / f"{target.name}.part"
             yield part
             os.replace(part, target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
 
 def _receives(path: Path) -> bool:
@@ -100,17 +111,17 @@ def _receives(path: Path) -> bool:
 def _open_already(path: Path) -> int | None:
     """Return the number of the open file that a path such as ``/dev/stdout`` stands for."""
     name = _STREAMS.get(str(path), str(path))
-    found = re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d+)", name)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d+)", name)
+    return int(match[1]) if match else None
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the path, not the part that is written first, in errors of the system such as a full disk."""
+    """Name the path itself, not the temporary file beside it, in errors of the system such as a full disk."""
     try:
         yield
     except OSError as error:
-        part = str(error.filename).endswith(f"{path.name}.part")
+        part = _PREFIX in str(error.filename)
         if error.errno is None or not (error.filename is None or part):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -177,7 +177,7 @@ def test_judgement_files_of_all_shapes_give_the_same(tmp_path):
         ([{"text": "a"}] * 95, "95 judgements; expected 96"),
         ([{"text": "a"}] * 97, "97 judgements; expected 96"),
         ([{"text": "a"}] * 95 + [{"score": 3}], "line 96: no text; expected a reply under one of the keys judgement"),
-        ([{"text": "a"}] * 95 + [{"text": "a", "index": 95}], "some judgements have an index and some have none"),
+        ([{"text": "a"}] * 95 + [{"text": "a", "index": 95}], "some judgements have an index or an image and some have none"),
         (
             [{"text": "a", "index": max(i, 1)} for i in range(96)],
             r"question 1 is judged twice(.|\n)*no judgement for 1 question\(s\): 0",

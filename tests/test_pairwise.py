@@ -151,7 +151,7 @@ def test_nothing_readable_is_an_error_and_no_number():
     [
         ([], "there are none"),
         ([{"text": "a"}], "judgement 0: no image_id; expected it"),
-        ([{"image_id": [1], "text": "a"}], r"judgement 0: image_id is \[1\]; expected a whole number or text"),
+        ([{"image_id": [1], "text": "a"}], r"judgement 0: image_id is \[1\]; expected a number or text"),
         ([{"image_id": 1, "order": "a", "text": "a"}], "judgement 0: order 'a'; expected 'ab' or 'ba'"),
         ([{"image_id": 1}], "judgement 0: no text"),
         ([*JUDGEMENTS, JUDGEMENTS[1]], "judgement 6: image 1 is judged twice in order 'ba'"),

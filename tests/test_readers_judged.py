@@ -14,6 +14,8 @@ MM_VET = {
     "v1_1": {"question": "Who?", "answer": "Nobody", "capability": ["rec"], "imagename": "v1_1.png"},
 }
 
+GOOD = "\nDetailedness: 7 7"
+
 
 def called(*words):
     return CliRunner().invoke(app, list(map(str, words)))
@@ -214,6 +216,7 @@ def test_judge_prompts_of_nothing_or_of_a_part_are_refused(tmp_path, lines):
     results = hallusion.results(["Yes."] * 1129)
     questions, out = tmp_path / "mm-vet.json", tmp_path / "prompts.jsonl"
     questions.write_text(json.dumps(MM_VET))
+    shifted = [row | {"question": results[i - 1]["question"]} for i, row in enumerate(results)]
     for words, rows, message in (
         (["mmhal"], [], "no record for 96 question(s): 0, 1"),
         (["mmhal"], filled[1:], "no record for 1 question(s): 0"),
@@ -225,6 +228,12 @@ def test_judge_prompts_of_nothing_or_of_a_part_are_refused(tmp_path, lines):
         (["hallusion"], results[:-1], "VD_video_19_2_3: no record"),
         (["hallusion"], [*results, results[0]], "VS_chart_0_0_0 is answered twice"),
         (["hallusion"], [results[0] | {"model_prediction": 5}, *results[1:]], "line 1: model_prediction is 5; expected text"),
+        (["mmhal"], [filled[0] | {"image_content": ["cat"]}, *filled[1:]], "line 1: image_content is ['cat']; expected"),
+        (["mmhal"], [row | {"model_answer": " "} for row in filled], "no response has a model_answer"),
+        (["hallusion"], shifted, "as in VS_chart_0_0_1; Fix: give each reply the id of its own question"),
+        (["hallusion"], [*results, results[0] | {"set_id": "99"}], "VS_chart_99_0_0 is none of the 1129 questions"),
+        (["hallusion"], hallusion.results([" "] * 1129), "all answers are empty (1129); expected a word in at least one"),
+        (["mmvet", questions], [{"v1_0": "", "v1_1": "\n"}], "all answers are empty (2); expected a word in at least one"),
         (["mmvet", questions], [], "0 objects; expected one object"),
         (["mmvet", questions], [{"v1_0": "x"}], "'v1_1': no prediction"),
         (["mmvet", questions], [{"v1_0": "x", "v1_1": ["x"]}], "'v1_1': ['x']; expected text"),
@@ -238,3 +247,106 @@ def test_judge_prompts_of_nothing_or_of_a_part_are_refused(tmp_path, lines):
     done = called("judge-prompts", "hallusion", path, path)
     assert (done.exit_code, len(path.read_text().splitlines())) == (2, 1129)
     assert "is a file that is read" in done.stderr
+    done = called("judge-prompts", "hallusion", path, f"{out}/")
+    assert (done.exit_code, out.exists()) == (2, False)
+    assert "is a folder; expected the name of a file to write" in done.stderr
+
+
+# Rows with more than one entry that could be the verdict.
+
+MM_VET_ROWS = [{"id": "v1_0", "text": "1 dog", "grade": 0.0}, {"id": "v1_1", "text": "0 cats", "grade": 1.0}]
+
+
+def test_the_answer_is_not_taken_for_the_verdict(tmp_path, lines, score):
+    (tmp_path / "mm-vet.json").write_text(json.dumps(MM_VET))
+    mmvet = ["mmvet", tmp_path / "mm-vet.json"]
+    cases = (
+        (mmvet, MM_VET_ROWS, "grade", "line 1: text '1 dog' and grade 0.0 could both be the verdict, and differ"),
+        (
+            ["mmhal"],
+            [{"index": i, "text": "It is red. Rating: 6", "gpt": "Rating: 0"} for i in range(96)],
+            "gpt",
+            "gpt 'Rating: 0'",
+        ),
+        (["mmhal"], [{"judgement": "Rating: 5", "rating": 1, "reply": "Rating: 2"}] * 96, "reply", "'Rating: 5' and rating 1"),
+        (["mmhal"], [{"text": "It is red.", "response": "Rating: 3"}] * 96, "response", "'It is red.' and response 'Rating: 3'"),
+        (
+            ["hallusion"],
+            [{"key": key, "text": "Yes, that is correct.", "verdict": "incorrect"} for key in KEYS],
+            "verdict",
+            "text 'Yes, that is correct.' and verdict 'incorrect'",
+        ),
+        (
+            ["hallusion"],
+            [{"key": key, hallusion.VERDICT: "1", "llava_output_gpt_check": "0"} for key in KEYS],
+            "llava_output_gpt_check",
+            "gpt4v_output_gpt_check '1' and llava_output_gpt_check '0' could both be the verdict",
+        ),
+        (
+            ["pairwise"],
+            [{"image_id": 1, "text": f"Accuracy: 9 1{GOOD}", "response": f"Accuracy: 2 4{GOOD}"}],
+            "response",
+            "could both be the verdict, and differ",
+        ),
+    )
+    metrics = []
+    for words, rows, key, message in cases:
+        said = refused(*words, lines(rows))
+        assert message in said
+        assert "expected one; Fix: name it with --judgement-key" in said
+        metrics.append(score(*words, lines(rows), "--judgement-key", key))
+    assert metrics[0]["official"]["total"] == 50.0
+    assert [one["average"] for one in metrics[1:4]] == [0, 2, 3]
+    assert [one["correct"]["question"]["all"] for one in metrics[4:6]] == [0, 0]
+    assert (metrics[6]["correctness"]["a"], metrics[6]["correctness"]["b"]) == (2, 4)
+
+
+def test_entries_that_agree_or_hold_no_verdict_are_no_obstacle(tmp_path, lines, score):
+    (tmp_path / "mm-vet.json").write_text(json.dumps(MM_VET))
+    rows = [{"id": key, "judgement": "0.5 | as", "grade": 0.5, "score": None, "response": "A dog."} for key in MM_VET]
+    assert score("mmvet", tmp_path / "mm-vet.json", lines(rows))["total"] == 50.0
+    rows = [{"judgement": "Rating: 5", "rating": 5, "gpt": "Rating: 5, fine", "response": "It is red."}] * 96
+    assert score("mmhal", lines(rows))["average"] == 5
+    rows = [{"key": key, "judgement": "correct", "verdict": 1.0, "x_gpt_check": "1", "response": "A dog."} for key in KEYS]
+    assert score("hallusion", lines(rows))["correct"]["question"]["all"] == 1129
+
+
+@pytest.mark.parametrize("name", [hallusion.VERDICT, "judgement"])
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_verdicts_that_are_numbers_are_read(lines, score, name, kind):
+    rows = [{"key": key, name: kind(i % 2)} for i, key in enumerate(KEYS)]
+    metrics = score("hallusion", lines(rows))
+    assert (metrics["correct"]["question"]["all"], metrics.get("unreadable", 0)) == (564, 0)
+    strict = score("hallusion", lines(rows), "--rule", "strict")
+    assert (strict["correct"]["question"]["all"], strict.get("unreadable", 0)) == (564, 0)
+    assert "line 1" in refused("hallusion", lines([rows[0] | {hallusion.VERDICT: 0.5}, *rows[1:]]))
+
+
+def test_mmhal_judgements_are_joined_by_their_image(lines, score):
+    rows = [row | {"judgement": f"Rating: {i % 7}"} for i, row in enumerate(judged.responses(["Yellow."] * 96))]
+    by_index = score("mmhal", lines([{"index": i, "judgement": row["judgement"]} for i, row in enumerate(rows)]))
+    assert len(set(by_index["types"].values())) > 1
+    for kept in (list(rows[0]), ["image_src", "judgement"], ["image_id", "judgement"]):
+        assert score("mmhal", lines([{key: row[key] for key in kept} for row in reversed(rows)])) == by_index
+    assert "question 5 is judged twice" in refused("mmhal", lines([*rows[:4], rows[5], *rows[5:]]))
+    assert "line 1: question is" in refused("mmhal", lines([rows[0] | {"question": rows[1]["question"]}, *rows[1:]]))
+    assert "line 1: image_id 'x'; expected" in refused("mmhal", lines([{"image_id": "x", "judgement": "?"}, *rows[1:]]))
+
+
+def test_one_unreadable_reply_beside_number_grades_counts(tmp_path, lines):
+    (tmp_path / "mm-vet.json").write_text(json.dumps(MM_VET))
+    metrics = mmvet.score(tmp_path / "mm-vet.json", {"v1_0": "no idea", "v1_1": 1.0}).metrics
+    assert (metrics["total"], metrics["unreadable"], metrics["unreadable_share"], metrics["n_empty"]) == (50.0, 1, 0.5, 0)
+    assert "unreadable" not in mmvet.score(tmp_path / "mm-vet.json", {"v1_0": 0.5, "v1_1": 1.0}).metrics
+
+
+def test_pairwise_images_are_one_under_all_their_names(lines, score):
+    def row(image, order, first, second):
+        return {"image_id": image, "order": order, "judgement": f"Accuracy: {first} {second}{GOOD}"}
+
+    for a, b in ((1, "1"), (1.0, 1), ("COCO_val2014_000000000001.jpg", 1), ("val2014/000000000001.jpg", "1.png")):
+        metrics = score("pairwise", lines([row(a, "ab", 8, 6), row(b, "ba", 7, 7)]))
+        assert (metrics["n"], metrics["n_both"], metrics["correctness"]["a"]) == (1, 1, 7.5)
+        assert "is judged twice in order 'ab'" in refused("pairwise", lines([row(a, "ab", 8, 6), row(b, "ab", 7, 7)]))
+    assert score("pairwise", lines([row("cat.jpg", "ab", 8, 6), row("dog.jpg", "ba", 7, 7)]))["n"] == 2
+    assert "image_id 1.5; expected a whole number" in refused("pairwise", lines([row(1.5, "ab", 8, 6)]))

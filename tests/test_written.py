@@ -87,9 +87,9 @@ def test_a_full_disk_is_named(tmp_path):
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
     path = tmp_path / "out.json"
     path.write_text("old")
-    for filename in (None, f"{path}.part"):  # a write() names no file, an open() the part
-        with pytest.raises(OSError, match="No space left") as caught, written(path):
-            raise OSError(errno.ENOSPC, "No space left on device", filename)
+    for names_part in (False, True):  # a write() names no file, an open() the part
+        with pytest.raises(OSError, match="No space left") as caught, written(path) as part:
+            raise OSError(errno.ENOSPC, "No space left on device", str(part) if names_part else None)
         assert caught.value.filename == str(path)
     with pytest.raises(OSError, match="other") as caught, written(path):
         raise OSError(errno.ENOENT, "No such file or directory", "other.json")
@@ -97,9 +97,41 @@ def test_a_full_disk_is_named(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
-    path, elsewhere = tmp_path / "out.json", tmp_path / "elsewhere"
+def test_neighbours_stay_whatever_their_names(tmp_path):
+    path, part, elsewhere, link = (tmp_path / name for name in ("out.json", "out.json.part", "elsewhere", "link.json.part"))
     elsewhere.write_text("not mine")
-    (tmp_path / "out.json.part").symlink_to(elsewhere)
+    part.write_text("the user's")
+    link.symlink_to(elsewhere)
     write(path)
-    assert (path.read_text(), elsewhere.read_text(), path.is_symlink()) == ("new", "not mine", False)
+    write(tmp_path / "link.json", "newer")
+    with pytest.raises(TypeError), written(path) as begun:
+        begun.write_text(b"no text")
+    texts = {name.name: name.read_text() for name in tmp_path.iterdir()}
+    assert texts == {
+        "out.json": "new", "out.json.part": "the user's", "elsewhere": "not mine", "link.json.part": "not mine",
+        "link.json": "newer",
+    }  # fmt: skip
+    assert link.is_symlink()
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "out.json"
+    with written(path) as first, written(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"  # the last one that ended
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_new_file_has_the_mode_that_the_user_asks_for(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write(tmp_path / "out.json")
+    assert (tmp_path / "out.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_name_that_ends_in_a_slash_is_a_folder(tmp_path):
+    for name in (f"{tmp_path}/a.out/", f"{tmp_path}/", "/"):
+        with pytest.raises(IsADirectoryError, match="is a folder; expected the name of a file to write"), written(name):
+            pytest.fail("nothing is to be written")
+    assert list(tmp_path.iterdir()) == []

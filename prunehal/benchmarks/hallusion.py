@@ -30,6 +30,7 @@ from prunehal.benchmarks.hallusion_answers import (
     PLACE,
     VERDICT,
     answers,
+    carried,
     key_of,
     question_key,
     questions,
@@ -37,7 +38,7 @@ from prunehal.benchmarks.hallusion_answers import (
     result_records,
 )
 from prunehal.benchmarks.hallusion_failures import has_same, pair_failures, question_failures
-from prunehal.benchmarks.replies import check_rule, refuse_unreadable, reply, unreadable_counts
+from prunehal.benchmarks.replies import check_rule, refuse_another_question, refuse_unreadable, reply, unreadable_counts
 from prunehal.reading import convert, reading
 from prunehal.resources import written
 
@@ -89,7 +90,7 @@ def write_results(path: Path | str, predictions: Sequence[str] | Mapping[str, st
     1129
     """
     filled = results(predictions)
-    with written(Path(path)) as part:
+    with written(path) as part:
         part.write_text(json.dumps(filled) + "\n", encoding="utf-8")
 
 
@@ -104,7 +105,7 @@ def read_results(path: Path | str) -> list[dict[str, Any]]:
 
 
 class Filled(msgspec.Struct):
-    """What the judge is shown of one record."""
+    """The entries of a record that the judge's prompt contains."""
 
     question: str
     gt_answer_details: str
@@ -119,7 +120,8 @@ def judge_prompts(filled: Sequence[Mapping[str, Any]], whole: bool = False) -> l
         whole: whether it is an error that one of the 1129 questions has no record.
 
     Raises:
-        BadInput: a record lacks one of these entries; there are no records, or not all with ``whole``.
+        BadInput: a record lacks one of these entries, or has the question or image of another one than its key names; there
+            are no records, or not all with ``whole``.
 
     >>> print(judge_prompts(results(["No."] * 1129))[0]["prompt"][-68:])
     with the highest import value in 2018?
@@ -127,11 +129,16 @@ def judge_prompts(filled: Sequence[Mapping[str, Any]], whole: bool = False) -> l
     Output:
     """
     asked: dict[str, str] = {}
+    known = {question_key(question): question for question in questions()}
     problems = [] if filled else ["there are none; expected one for each question"]
     for record in filled:
         try:
             key = key_of(record)
             parts = convert(record, Filled, key)
+            if key in known:
+                refuse_another_question(record, carried(known[key]), key)
+            elif whole:
+                raise ValueError(f"{key} is none of the {len(known)} questions")
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -139,7 +146,7 @@ def judge_prompts(filled: Sequence[Mapping[str, Any]], whole: bool = False) -> l
             problems.append(f"{key} is answered twice; expected one record for each question")
         asked[key] = _PROMPT.format(question=parts.question, reference=parts.gt_answer_details, prediction=parts.model_prediction)
     if whole and not problems:
-        problems = [f"{key}: no record" for key in map(question_key, questions()) if key not in asked]
+        problems = [f"{key}: no record" for key in known if key not in asked]
     if problems:
         raise BadInput("HallusionBench results", problems, "Fill the records in with `results` or write_results.")
     return [{"key": key, "prompt": prompt} for key, prompt in asked.items()]
@@ -198,8 +205,8 @@ def score(
         A report; metrics: ``percent`` (rounded to 4 decimals as in the official tables), ``correct`` and ``total``
         (the exact fractions), each by table (see the module) and by all, VD and VS; ``figures`` (correct, inconsistent and
         wrong figures, and the mean share of right answers); ``failures`` (counts of language hallucination LH, visual
-        illusion VI and Mix, by question, and by pair with ``same``); of replies also ``unreadable`` (none of the three
-        words, or by the strict rule not the first), ``unreadable_share`` and ``n_empty``; ``n``. A percentage without a
+        illusion VI and Mix, by question, and by pair with ``same``); of replies also ``unreadable`` (without the three
+        words, or by the strict rule not at the beginning), ``unreadable_share`` and ``n_empty``; ``n``. A percentage without a
         question is None. Items: key, verdict, correct.
 
     Raises:

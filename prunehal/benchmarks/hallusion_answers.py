@@ -1,7 +1,7 @@
-"""The questions of HallusionBench, and the verdict that each has: read from result files, or from the replies of a judge.
+"""Read the questions of HallusionBench, and the verdict on each answer, from result files or from the replies of a judge.
 
-The published verdicts stand in the entry `VERDICT` of a result file ("0" incorrect, "1" correct, "2" unclear). A judge of
-one's own gives rows with the key of the question, as its prompt had it, and the reply; or a result file with the replies added.
+The published verdicts stand in the entry `VERDICT` of a result file ("0" incorrect, "1" correct, "2" unclear). Replies of
+the user's own judge come as rows with the question's key, as it was exported with the prompt; or added to a result file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 
 from prunehal.benchmarks.files import BadInput, Record, read_records, read_shipped
-from prunehal.benchmarks.replies import REPLY_KEYS, refuse_another_question, reply
+from prunehal.benchmarks.replies import REPLY_KEYS, refuse_another_question, refuse_other_verdicts, reply
 from prunehal.reading import convert
 
-__all__ = ["PLACE", "VERDICT", "Result", "answers", "key_of", "question_key", "questions", "read_judgement", "result_records"]
+__all__ = [
+    "PLACE", "VERDICT", "Result", "answers", "carried", "key_of", "question_key", "questions", "read_judgement", "result_records",
+]  # fmt: skip
 
 VERDICT = "gpt4v_output_gpt_check"  # the entry of the official files, whichever judge and model
 PLACE = ("category", "subcategory", "set_id", "figure_id", "question_id")
@@ -48,7 +50,7 @@ def question_key(record: Mapping[str, Any]) -> str:
 
 
 class Result(msgspec.Struct):
-    """The entries of a row that are read, where they are there; all others are left aside."""
+    """The entries of a row that are read, each of which may be missing; all others are ignored."""
 
     category: str | None = None
     subcategory: str | None = None
@@ -82,16 +84,19 @@ def result_records(path: Path | str) -> list[Record]:
 
 
 def read_judgement(text: str, rule: str = "official") -> int | None:
-    """Return what a reply says: 0 incorrect, 1 correct, 2 unclear.
+    """Return the verdict of a reply: 0 incorrect, 1 correct, 2 unclear.
 
     By the official rule a reply with neither "incorrect" nor "correct" is unclear. By the strict one a reply must begin with
-    one of the three words, alone or in quotes or bold, and is None otherwise.
+    one of the three words, alone or in quotes or bold, and is None otherwise. A reply that is nothing but 0, 1 or 2 (or 1.0, as
+    tables write it) is that verdict by both.
 
     >>> [read_judgement(text) for text in ("Incorrect.", "Correct", "unclear", "not correct", "I cannot say")]
     [0, 1, 2, 1, 2]
     >>> [read_judgement(text, rule="strict") for text in ("**Correct**", "not correct", "I cannot say")]
     [1, None, None]
     """
+    if (number := _number(text)) is not None:
+        return number
     lower = text.lower()
     if rule == "strict":
         first = re.match(r"[\W_]*([a-z]+)", lower)
@@ -105,10 +110,10 @@ def answers(
     rule: str = "official",
     judgement_key: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return what the rules need of each question, in the order of the questions.
+    """Return the verdict on each question, and what the summaries need besides, in the order of the questions.
 
     Args:
-        given: rows, each with what problems call it.
+        given: rows, each with its name in error messages, such as ``line 7``.
         against: the questions.
         rule: "official" or "strict", for replies (see `read_judgement`); an unreadable one is incorrect by the strict rule.
         judgement_key: the key that holds the verdict or the reply; None takes the one that is there.
@@ -118,7 +123,8 @@ def answers(
         verdict) and readable.
 
     Raises:
-        BadInput: rows of no question or of the same one, without a verdict, or of another question than their key names.
+        BadInput: a row belongs to no question, or to one that has a row already; it has no verdict, or the text or image of
+            another question than its key names; a question has no row.
     """
     asked = {question_key(question): question for question in against}
     judged: dict[str, dict[str, Any]] = {}
@@ -130,7 +136,7 @@ def answers(
                 raise ValueError(f"{key} is none of the {len(asked)} questions")
             if key in judged:
                 raise ValueError(f"{key} is answered twice")
-            refuse_another_question(record, _carried(asked[key]), key, [asked[key].get("question", "")])
+            refuse_another_question(record, carried(asked[key]), key, [asked[key].get("question", "")])
             place = {part: str(asked[key][part]) for part in (*PLACE, "visual_input")}
             judged[key] = place | {"same": record.get("same")}
             verdict = _verdict(record, key, rule, judgement_key)
@@ -149,19 +155,34 @@ def _verdict(record: Mapping[str, Any], key: str, rule: str, judgement_key: str 
     taken = judgement_key or (VERDICT if VERDICT in record else None)
     replies = [name for name in REPLY_KEYS if name in record]
     if taken == VERDICT or (taken is None and not replies):
-        verdict = str(record.get(VERDICT))
-        if verdict not in ("0", "1", "2"):
+        number = _number(str(record.get(VERDICT)))
+        if number is None:
             raise ValueError(f"{key} has {VERDICT} {record.get(VERDICT)!r}; expected 0, 1 or 2")
+        verdict = str(number)
+        if judgement_key is None:
+            refuse_other_verdicts(record, VERDICT, verdict, _held)
         if judgement_key is None and replies and str(read_judgement(reply(record))) != verdict:
             raise ValueError(
                 f"{VERDICT} {verdict!r} and {replies[0]} {reply(record)[:40]!r} differ; expected one verdict; "
                 "Fix: name the one to take with --judgement-key"
             )
         return {"verdict": verdict, "reply": None, "readable": True}
-    text = reply(record, judgement_key)
+    text = reply(record, judgement_key, _held)
     read = read_judgement(text, rule)
-    readable = read is not None if rule == "strict" else any(word in text.lower() for word in _WORDS)
+    readable = (read if rule == "strict" else _held(text)) is not None
     return {"verdict": "0" if read is None else str(read), "reply": text, "readable": readable}
+
+
+def _number(text: str) -> int | None:
+    """Return the verdict that a number stands for: 0, 1 or 2, also as 1.0."""
+    number = re.fullmatch(r"\s*([012])(?:\.0+)?\s*", text)
+    return int(number[1]) if number else None
+
+
+def _held(text: str) -> int | None:
+    """Return the verdict that a reply holds, or None where it has neither a number nor one of the words."""
+    is_verdict = _number(text) is not None or any(word in text.lower() for word in _WORDS)
+    return read_judgement(text) if is_verdict else None
 
 
 def key_of(record: Mapping[str, Any]) -> str:
@@ -184,7 +205,11 @@ def key_of(record: Mapping[str, Any]) -> str:
     raise ValueError(f"no {', '.join(missing)}; expected the five parts of a question's key, or the key")
 
 
-def _carried(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row may carry of its question. The authors' result files have other references and visual inputs in part."""
-    carried = {name: question[name] for name in ("question", "filename") if question.get(name) is not None}
-    return carried | ({"image": carried["filename"]} if "filename" in carried else {})
+def carried(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a question that a row may repeat; not those that differ in some of the authors' result files.
+
+    >>> list(carried(questions()[0]))
+    ['question']
+    """
+    parts = {name: question[name] for name in ("question", "filename") if question.get(name) is not None}
+    return parts | ({"image": parts["filename"]} if "filename" in parts else {})

@@ -19,10 +19,13 @@ from typing import Any
 
 from prunehal.benchmarks.files import BadInput, Report, read_records
 from prunehal.benchmarks.mmhal_responses import (
+    COMPARED,
     N,
     absent,
     as_index,
     judge_prompts,
+    place_of,
+    places,
     questions,
     read_responses,
     responses,
@@ -47,7 +50,7 @@ __all__ = [
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 
 _HALLUCINATED_BELOW = 3
-_FIX = f"Give one judgement for each of the {N} questions, in their order or with their index."
+_FIX = f"Give one judgement for each of the {N} questions, in their order, or with their index or image_src."
 
 
 def rating(text: str, rule: str = "official") -> int | None:
@@ -67,11 +70,18 @@ def rating(text: str, rule: str = "official") -> int | None:
     return held[0] if len(held) == 1 else None
 
 
+def _verdict(text: str) -> float | None:
+    """Return what is compared with other entries of a row: the rating, or a number that stands alone."""
+    alone = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", text)
+    return float(alone[1]) if alone else rating(text)
+
+
 def read_judgements(path: Path | str, judgement_key: str | None = None) -> list[str]:
     """Read the replies from a file, in the order of the questions.
 
     Taken are the list of chat completions that eval_gpt4.py writes (``--evaluation``), and objects with ``judgement`` or
-    ``text``, in order or with ``index`` (or ``id``), as a JSON list or JSON lines.
+    ``text``, as a JSON list or JSON lines: with ``index`` (or ``id``), with the ``image_src`` or ``image_id`` of their
+    question, or in order.
 
     Args:
         path: the file.
@@ -107,8 +117,8 @@ def score(judgements: Sequence[Any], rule: str = "official", judgement_key: str 
     """Score the replies of a judge.
 
     Args:
-        judgements: 96 replies, each in one of the shapes of `replies.reply`, in the order of the questions or with ``index``
-            (or ``id``).
+        judgements: 96 replies, each in one of the shapes of `replies.reply`, in the order of the questions, or with ``index``
+            (or ``id``), or with the ``image_src`` or ``image_id`` of their question.
         rule: "official", or "strict": a rating is a whole number (see `rating`).
         judgement_key: the key that holds the reply; None takes the one that is there.
 
@@ -161,14 +171,17 @@ def _in_order(given: Sequence[tuple[str, Any]], judgement_key: str | None) -> tu
     problems: list[str] = []
     texts: dict[int, str] = {}
     asked = questions()
+    by_image = places(asked)
     # A chat completion has an "id" of its own, which is no index.
-    indexed = [isinstance(r, Mapping) and ("index" in r or ("id" in r and "choices" not in r)) for _, r in given]
+    named = [isinstance(r, Mapping) and ("index" in r or ("id" in r and "choices" not in r)) for _, r in given]
+    pictured = [isinstance(r, Mapping) and ("image_src" in r or "image_id" in r) for _, r in given]
+    indexed = [index or picture for index, picture in zip(named, pictured, strict=True)]
     if any(indexed) and not all(indexed):
-        problems.append("some judgements have an index and some have none; expected all or none")
+        problems.append("some judgements have an index or an image and some have none; expected all or none")
     for place, (where, record) in enumerate(given):
         try:
-            index = _index_of(record) if indexed[place] else place
-            text = reply(record, judgement_key)
+            index = _index_of(record) if named[place] else place_of(record, by_image) if pictured[place] else place
+            text = reply(record, judgement_key, _verdict)
             if index < N:
                 refuse_another_question(record, _carried(asked[index]), f"question {index}", [asked[index]["question"]])
             if index in texts:
@@ -185,7 +198,7 @@ def _in_order(given: Sequence[tuple[str, Any]], judgement_key: str | None) -> tu
 
 def _carried(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row may carry of its question; an ``image`` may be the name of its file."""
-    kept = {key: question[key] for key in ("image_id", "image_src", "question", "gt_answer", "question_type")}
+    kept = {key: question[key] for key in COMPARED}
     return kept | {"image": question["image_src"]}
 
 

@@ -1,4 +1,4 @@
-"""The questions of MMHal-Bench with a model's answers, and what the judge reads of them.
+"""Read and write the questions of MMHal-Bench with a model's answers, and make the judge's prompts from them.
 
 Layout and judge prompt follow MMHal-Bench-eval/eval_gpt4.py of llava-rlhf/LLaVA-RLHF (commit 5fcdf4d; the prompt is
 data/mmhal/judge_prompt.txt).
@@ -18,9 +18,13 @@ from prunehal.benchmarks.replies import refuse_another_question
 from prunehal.reading import convert
 from prunehal.resources import data_path, written
 
-__all__ = ["N", "Response", "absent", "as_index", "judge_prompts", "questions", "read_responses", "responses", "write_responses"]
+__all__ = [
+    "COMPARED", "N", "Response", "absent", "as_index", "judge_prompts", "place_of", "places", "questions", "read_responses",
+    "responses", "write_responses",
+]  # fmt: skip
 
 N = 96  # questions
+COMPARED = ("image_id", "image_src", "image_content", "question", "gt_answer", "question_type")  # what a row may carry
 
 
 def questions() -> list[dict[str, Any]]:
@@ -68,6 +72,10 @@ def responses(answers: Sequence[str] | Mapping[int | str, str]) -> list[dict[str
 def write_responses(path: Path | str, answers: Sequence[str] | Mapping[int | str, str]) -> None:
     """Write the response file that the official eval_gpt4.py reads: the template with ``model_answer`` filled in.
 
+    Args:
+        path: the file.
+        answers: as for `responses`.
+
     Raises:
         BadInput: see `responses`.
         OSError: the file cannot be written.
@@ -79,12 +87,12 @@ def write_responses(path: Path | str, answers: Sequence[str] | Mapping[int | str
     'Yellow.'
     """
     filled = responses(answers)
-    with written(Path(path)) as part:
+    with written(path) as part:
         part.write_text(json.dumps(filled, indent=2) + "\n", encoding="utf-8")
 
 
 class Response(msgspec.Struct):
-    """What the judge is shown of one record of a response file."""
+    """The entries of a record that the judge's prompt contains."""
 
     image_content: list[str]
     question: str
@@ -95,10 +103,10 @@ class Response(msgspec.Struct):
 def read_responses(path: Path | str) -> list[dict[str, Any]]:
     """Read the response file that eval_gpt4.py reads, and return its records in the order of the questions.
 
-    A record is of the question that has its ``image_src`` (or ``image_id``) and question, wherever it stands in the file.
+    A record belongs to the question with its ``image_src`` (or ``image_id``), wherever it stands in the file.
 
     Raises:
-        BadInput: lines that cannot be read, a record of no question, or of the same one as another; questions without one.
+        BadInput: a line cannot be read, a record belongs to no question, two belong to one, or a question has none.
         OSError: the file cannot be read.
 
     >>> import tempfile
@@ -109,19 +117,14 @@ def read_responses(path: Path | str) -> list[dict[str, Any]]:
     """
     records, problems = read_records(path)
     asked = questions()
-    places = {question[key]: index for index, question in enumerate(asked) for key in ("image_id", "image_src")}
+    by_image = places(asked)
     by_index: dict[int, dict[str, Any]] = {}
     for record in records:
         value = record.value
         try:
             convert(value, Response)
-            named = [key for key in ("image_src", "image_id") if key in value]
-            index = places.get(str(value[named[0]])) if named else None
-            if index is None:
-                shown = f"{named[0]} {value[named[0]]!r}" if named else "no image_src or image_id"
-                raise ValueError(f"{shown}; expected that of one of the {N} questions")
-            compared = ("image_id", "image_src", "question", "gt_answer", "question_type")
-            refuse_another_question(value, {key: asked[index][key] for key in compared}, f"question {index}")
+            index = place_of(value, by_image)
+            refuse_another_question(value, {key: asked[index][key] for key in COMPARED}, f"question {index}")
             if index in by_index:
                 raise ValueError(f"question {index} is answered twice; expected one record for each")
             by_index[index] = value
@@ -136,7 +139,7 @@ def read_responses(path: Path | str) -> list[dict[str, Any]]:
 def judge_prompts(filled: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return ``{"index", "prompt"}`` for each response: the published prompt, to be sent alone as one user message.
 
-    The official script asks gpt-4-0314 at temperature 0.
+    The judge of the official script is gpt-4-0314 at temperature 0.
 
     Args:
         filled: the records of all questions in their order, with image_content, question, gt_answer and model_answer, as
@@ -161,7 +164,7 @@ def judge_prompts(filled: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             problems.append(str(error))
     if len(filled) != N:
         problems.append(f"{len(filled)} responses; expected {N}, one for each question in their order")
-    if not problems and not any(row.model_answer for row in rows):
+    if not problems and not any(row.model_answer.strip() for row in rows):
         problems.append("no response has a model_answer; expected the template filled in")
     if problems:
         raise BadInput("MMHal-Bench responses", problems, "Fill the template in with `responses` or write_responses.")
@@ -174,14 +177,36 @@ def judge_prompts(filled: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def places(asked: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the index of the question that each image_id and each image_src belongs to; no two questions share an image."""
+    return {question[key]: index for index, question in enumerate(asked) for key in ("image_id", "image_src")}
+
+
+def place_of(record: Mapping[str, Any], by_image: Mapping[str, int]) -> int:
+    """Return the index of the question whose image a record names.
+
+    Raises:
+        ValueError: it names no image, or that of no question.
+
+    >>> place_of({"image_id": questions()[7]["image_id"]}, places(questions()))
+    7
+    """
+    named = [key for key in ("image_src", "image_id") if key in record]
+    index = by_image.get(str(record[named[0]])) if named else None
+    if index is None:
+        shown = f"{named[0]} {record[named[0]]!r}" if named else "no image_src or image_id"
+        raise ValueError(f"{shown}; expected that of one of the {N} questions")
+    return index
+
+
 def as_index(value: Any) -> int | None:
-    """Return the index of a question that a number or its digits give, or None."""
+    """Return the index of a question, given as a number or as its digits; None if it is no such index."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < N else None
 
 
 def absent(given: Mapping[Any, Any], what: str) -> list[str]:
-    """Return the problem that some questions have nothing, or no problem."""
+    """Return one problem that lists the questions without an entry, or an empty list if all have one."""
     missing = [index for index in range(N) if index not in given]
     return [f"no {what} for {len(missing)} question(s): {', '.join(map(str, missing[:10]))}"] if missing else []

@@ -78,7 +78,7 @@ def write_predictions(path: Path | str, predictions: Mapping[str, str]) -> None:
     problems = [f"{key!r}: {text!r}; expected text" for key, text in predictions.items() if not isinstance(text, str)]
     if problems or not predictions:
         raise BadInput("MM-Vet predictions", problems or ["there are none; expected a text for each question"], _FIX)
-    with written(Path(path)) as part:
+    with written(path) as part:
         part.write_text(json.dumps(dict(predictions), indent=4) + "\n", encoding="utf-8")
 
 

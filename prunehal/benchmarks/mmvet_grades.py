@@ -1,7 +1,7 @@
-"""The grades of MM-Vet: of each question one from 0 to 1 in each run, from grade files or from the replies of a judge.
+"""Read the grades of MM-Vet, from 0 to 1 for each question and run, from grade files or from the replies of a judge.
 
-Read are the evaluator's ``*-grade-*runs.json``, an object of id -> grade (a number, or the judge's reply), and rows with id
-and the reply.
+Three layouts are read: the evaluator's ``*-grade-*runs.json``, an object of id -> grade (a number, or the judge's reply), and
+rows with the id and the reply.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Grades:
 
     Attributes:
         runs: id -> grade in each run, in the order of the file.
-        texts: the replies that grades were read from; none where the file gives numbers.
-        readable: whether each reply was read.
+        texts: the replies that grades were read from, numbers among them as their digits; none where no entry is a reply.
+        readable: whether each reply could be read.
     """
 
     runs: dict[str, list[float]] = field(default_factory=dict)
@@ -39,7 +39,9 @@ class Grades:
 def read_grade(text: str, rule: str = "official") -> float | None:
     """Return the grade that a reply begins with, or None when it is no number from 0 to 1.
 
-    By the strict rule the reply must be the number and nothing more.
+    Args:
+        text: the reply.
+        rule: ``official``; or ``strict``: the reply must be the number and nothing more.
 
     >>> read_grade("0.5 | because"), read_grade("1"), read_grade("Correctness: 0.5"), read_grade("1.5")
     (0.5, 1.0, None, None)
@@ -71,8 +73,8 @@ def read_grades(
         judgement_key: the key that holds the reply in rows; None takes the one that is there.
 
     Raises:
-        BadInput: what cannot be read; ids without their other half; grades outside 0 to 1; unequal runs; a row whose
-            question, prompt or image is not that of its id.
+        BadInput: a line cannot be read, a question has no grade or a grade no question, a grade is not from 0 to 1, questions
+            have different numbers of runs, or a row's question, prompt or image is not that of its id.
         OSError: the file cannot be read.
     """
     grades = Grades()
@@ -80,6 +82,7 @@ def read_grades(
     entries, problems = _entries(source, questions, judgement_key)
     problems += [f"{key!r}: no grade" for key in questions if key not in entries]
     problems += [f"{key!r}: a grade without a question in mm-vet.json" for key in entries if key not in questions]
+    numbers: list[str] = []
     for key, entry in entries.items():
         values = entry.get("score") if isinstance(entry, Mapping) else [entry]
         if isinstance(entry, str):
@@ -91,10 +94,14 @@ def read_grades(
             problems.append(f"{key!r}: {repr(entry)[:80]}; expected a grade from 0 to 1, or a list of such grades under score")
         else:
             grades.runs[key] = values
+            numbers += [] if isinstance(entry, str) else [str(entry)]
     if len(counts := {len(values) for values in grades.runs.values()}) > 1:
         problems.append(f"the numbers of runs are {sorted(counts)}; expected the same number of grades for each question")
     if problems:
         raise BadInput(name, problems, _FIX)
+    if grades.texts:  # an entry that is a number was read, and counts beside the replies
+        grades.texts += numbers
+        grades.readable += [True] * len(numbers)
     return grades
 
 
@@ -125,7 +132,7 @@ def _rows(
                 raise ValueError(f"id {key!r}; expected that of a question, such as v1_0")
             if key in entries:
                 raise ValueError(f"{key} is graded twice; expected one row for each question")
-            entries[key] = reply(row, judgement_key)
+            entries[key] = reply(row, judgement_key, read_grade)
             if key in questions:
                 question = questions[key]
                 carried = {name: question[name] for name in ("question", "imagename") if name in question}

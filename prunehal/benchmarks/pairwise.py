@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput, Report, read_records, some
 from prunehal.benchmarks.replies import refuse_unreadable, reply, unreadable_counts
 from prunehal.reading import convert, reading
@@ -147,8 +148,8 @@ def score(judgements: Sequence[Mapping[str, Any]], judgement_key: str | None = N
     ``n_both`` says how many images have both.
 
     Args:
-        judgements: objects with image_id, order ("ab" or "ba"; "ab" when absent) and the reply under judgement, text or as a
-            chat completion (choices).
+        judgements: objects with image_id (a number, or a file name: of a name with COCO's number the number counts), order
+            ("ab" or "ba"; "ab" when absent) and the reply under judgement, text or as a chat completion (choices).
         judgement_key: the key that holds the reply; None takes the one that is there.
 
     Returns:
@@ -206,7 +207,7 @@ def _scored(given: Sequence[tuple[str, Any]], judgement_key: str | None, problem
 class Judgement(msgspec.Struct):
     """What names the prompt that a row answers."""
 
-    image_id: int | str
+    image_id: float | str
     order: str = "ab"
 
 
@@ -218,10 +219,11 @@ def _by_image(given: Sequence[tuple[str, Any]], judgement_key: str | None, probl
             named = convert(judgement, Judgement)
             if named.order not in ("ab", "ba"):
                 raise ValueError(f"order {named.order!r}; expected 'ab' or 'ba'")
-            text = reply(judgement, judgement_key)
-            if named.order in by_image.get(named.image_id, {}):
-                raise ValueError(f"image {named.image_id!r} is judged twice in order {named.order!r}")
-            by_image.setdefault(named.image_id, {})[named.order] = text
+            image = _image(judgement["image_id"])
+            text = reply(judgement, judgement_key, parse)
+            if named.order in by_image.get(image, {}):
+                raise ValueError(f"image {image!r} is judged twice in order {named.order!r}")
+            by_image.setdefault(image, {})[named.order] = text
         except ValueError as error:
             problems.append(f"{where}: {error}")
     if not given:
@@ -229,6 +231,16 @@ def _by_image(given: Sequence[tuple[str, Any]], judgement_key: str | None, probl
     if problems:
         raise BadInput("the judgements", problems, "Give one judgement for each prompt, with its image_id and order.")
     return by_image
+
+
+def _image(given: int | float | str) -> int | str:
+    """Return what an image is called here: its number, also where that stands in a text or a file name; else the name."""
+    if isinstance(given, str):
+        number = image_number(given)
+        return given if number is None else number
+    if not float(given).is_integer():
+        raise ValueError(f"image_id {given!r}; expected a whole number or a file name")
+    return int(given)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""The replies of a judge: which key of a row holds the reply, whether it is of the question that the row names, what is readable.
+"""Find a judge's reply in a row, check that it is about the question that the row names, and count what cannot be read.
 
 MMHal-Bench, HallusionBench, MM-Vet and the pairwise judgement all read rows that a judge's program wrote: the exported row
 (an id and the prompt) with the reply added, or a part of it.
@@ -6,29 +6,38 @@ MMHal-Bench, HallusionBench, MM-Vet and the pairwise judgement all read rows tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from prunehal.benchmarks.files import BadInput, some
 
-__all__ = ["REPLY_KEYS", "RULES", "check_rule", "refuse_another_question", "refuse_unreadable", "reply", "unreadable_counts"]
+__all__ = [
+    "REPLY_KEYS", "RULES", "check_rule", "refuse_another_question", "refuse_other_verdicts", "refuse_unreadable", "reply",
+    "unreadable_counts",
+]  # fmt: skip
 
 REPLY_KEYS = ("judgement", "judgment", "text", "choices")
 RULES = ("official", "strict")
 
+# Other entries under which rows in use have a verdict, or the reply that it was read from; and any *_gpt_check.
+_VERDICTS = ("score", "grade", "rating", "verdict", "reply", "response", "gpt")
+_CHECK = "_gpt_check"
+
 _IMAGES = ("image", "filename", "imagename", "image_src")  # entries that name a file, in whichever folder
 
 
-def reply(record: Any, key: str | None = None) -> str:
-    """Return the text of a judge's reply: the text itself, or what a row holds; a number stands for its digits.
+def reply(record: Any, key: str | None = None, read: Callable[[str], Any] | None = None) -> str:
+    """Return the text of a judge's reply: the text itself, or what a row holds; a number is returned as its digits.
 
     Args:
         record: a text, a row with the reply under one of `REPLY_KEYS`, or a chat completion.
         key: the key that holds the reply; None takes the one of `REPLY_KEYS` that is there.
+        read: from a text to the verdict that it holds, or None; with it, and without a key, other entries of the row are
+            compared (see `refuse_other_verdicts`).
 
     Raises:
-        ValueError: no such key, several that differ, or no text there.
+        ValueError: no such key, several that differ, no text there, or another entry with another verdict.
 
     >>> reply({"choices": [{"message": {"content": "Rating: 3"}}]}), reply({"id": "v1_0", "judgement": 0.5}), reply("correct")
     ('Rating: 3', '0.5', 'correct')
@@ -47,20 +56,56 @@ def reply(record: Any, key: str | None = None) -> str:
         raise ValueError(
             f"{' and '.join(texts)} could both be the reply, and differ; expected one; Fix: name it with --judgement-key"
         )
-    return next(iter(texts.values()))
+    if key is None and read is not None:
+        refuse_other_verdicts(record, there[0], texts[there[0]], read)
+    return texts[there[0]]
+
+
+def refuse_other_verdicts(record: Mapping[str, Any], taken: str, text: str, read: Callable[[str], Any]) -> None:
+    """Compare the verdict that is taken with those that a row may have under other keys.
+
+    Other keys are score, grade, rating, verdict, reply, response, gpt and any ``*_gpt_check``. Beside ``text``, which is the
+    model's own answer in many files, each of them must hold the same verdict; beside other keys, each that holds one at all.
+
+    Args:
+        record: the row.
+        taken: the key that is taken.
+        text: what it holds.
+        read: from a text to the verdict that it holds, or None.
+
+    Raises:
+        ValueError: an entry holds another verdict.
+
+    >>> refuse_other_verdicts({"text": "1 dog", "grade": 0.0}, "text", "1 dog", lambda text: float(text[0]))
+    Traceback (most recent call last):
+    ValueError: text '1 dog' and grade 0.0 could both be the verdict, and differ; expected one; Fix: name it with --judgement-key
+    """
+    verdict = read(text)
+    for name, value in record.items():
+        if name == taken or value is None or not (name in _VERDICTS or name.endswith(_CHECK)):
+            continue
+        try:
+            other = read(_text(value, name))
+        except ValueError:
+            other = None
+        if other != verdict and (other is not None or taken == "text"):
+            raise ValueError(
+                f"{taken} {text[:40]!r} and {name} {repr(value)[:40]} could both be the verdict, and differ; expected one; "
+                "Fix: name it with --judgement-key"
+            )
 
 
 def refuse_another_question(record: Any, question: Mapping[str, Any], name: str, in_prompt: Sequence[str] = ()) -> None:
-    """Compare all that a row carries of its question with the question that its id, or its place, names.
+    """Refuse a row in which an entry of its question is not that of the question which its id, or its place, names.
 
     Args:
         record: the row; entries that it does not have are not compared.
         question: what the question's entries are.
-        name: what the question is called.
-        in_prompt: texts that the row's ``prompt`` holds where it is of this question.
+        name: the question's name in error messages.
+        in_prompt: texts that the row's ``prompt``, if it has one, must contain.
 
     Raises:
-        ValueError: an entry is another one.
+        ValueError: an entry differs from that of the question.
 
     >>> refuse_another_question({"id": "v1_0", "question": "Who?"}, {"question": "What is x?"}, "v1_0")
     Traceback (most recent call last):
@@ -103,7 +148,7 @@ def refuse_unreadable(what: str, texts: Sequence[str], readable: Sequence[bool],
     """
     if texts and not any(readable):
         problem = f"none of the {len(texts)} replies can be read, such as {texts[0][:60]!r}; expected {expected}"
-        raise BadInput(what, [problem], "Check the key that holds the replies (--judgement-key), and what the judge was asked.")
+        raise BadInput(what, [problem], "Check the key that holds the replies (--judgement-key), and the judge's prompt.")
 
 
 def _text(value: Any, name: str) -> str:

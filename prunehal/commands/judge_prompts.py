@@ -14,16 +14,22 @@ from typing import Annotated, Any
 import typer
 
 from prunehal.commands.errors import named_errors
-from prunehal.reading import reading
-from prunehal.resources import written
+from prunehal.reading import BadInput, reading
+from prunehal.resources import file_name, written
 
 __all__ = ["app", "hallusion", "mmhal", "mmvet", "pairwise"]
 
 app = typer.Typer(help="Write the published prompts for the judge of a benchmark.", no_args_is_help=True)
 
-Prompts = tuple[list[dict[str, Any]], list[str]]  # the rows to write, and the answers that they show
+Prompts = tuple[list[dict[str, Any]], dict[Path, list[str]]]  # the rows to write, and the answers of each file
 
-Out = Annotated[Path, typer.Argument(help="JSON lines to write.")]
+
+@named_errors()
+def _out(name: str) -> Path:
+    return file_name(name)
+
+
+Out = Annotated[Path, typer.Argument(help="JSON lines to write.", parser=_out, metavar="OUT")]
 
 
 @app.command()
@@ -33,7 +39,7 @@ def mmhal(responses: Annotated[Path, typer.Argument(help="The response file that
 
     def prompts() -> Prompts:
         filled = judged.read_responses(responses)
-        return judged.judge_prompts(filled), [record["model_answer"] for record in filled]
+        return judged.judge_prompts(filled), {responses: [record["model_answer"] for record in filled]}
 
     _write(out, prompts, responses)
 
@@ -45,7 +51,7 @@ def hallusion(results: Annotated[Path, typer.Argument(help="HallusionBench's res
 
     def prompts() -> Prompts:
         filled = benchmark.read_results(results)
-        return benchmark.judge_prompts(filled, whole=True), [record["model_prediction"] for record in filled]
+        return benchmark.judge_prompts(filled, whole=True), {results: [record["model_prediction"] for record in filled]}
 
     _write(out, prompts, results)
 
@@ -61,7 +67,7 @@ def mmvet(
 
     def prompts() -> Prompts:
         texts = benchmark.read_predictions(predictions)
-        return benchmark.judge_prompts(questions, texts), list(texts.values())
+        return benchmark.judge_prompts(questions, texts), {predictions: list(texts.values())}
 
     _write(out, prompts, questions, predictions)
 
@@ -82,19 +88,23 @@ def pairwise(
     def prompts() -> Prompts:
         paths = (captions_a, captions_b)
         a, b = (read_captions(path, caption_key=caption_key, image_key=image_key)[0] for path in paths)
-        return benchmark.prompts(a, b, swap=not one_order), [*a.values(), *b.values()]
+        return benchmark.prompts(a, b, swap=not one_order), {captions_a: list(a.values()), captions_b: list(b.values())}
 
     _write(out, prompts, captions_a, captions_b)
 
 
 def _write(out: Path, prompts: Callable[[], Prompts], *inputs: Path) -> None:
-    """Write the prompts, and print how many there are, and how many answers hold nothing (an empty answer is one)."""
+    """Write the prompts, and print how many there are and how many of the answers are empty."""
     with named_errors():
         if out.resolve() in [path.resolve() for path in inputs]:
             raise ValueError(f"OUT {out} is a file that is read; expected another one; choose another name")
         with reading(inputs[-1]):
-            rows, texts = prompts()
+            rows, answers = prompts()
+        for path, texts in answers.items():
+            if not any(text.strip() for text in texts):
+                problem = f"all answers are empty ({len(texts)}); expected a word in at least one"
+                raise BadInput(path, [problem], "Check the model's prompt, and what its answers were written from.")
         with written(out) as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    n_empty = sum(not text.strip() for text in texts)
+    n_empty = sum(not text.strip() for texts in answers.values() for text in texts)
     typer.echo(f"written: {out}, {len(rows)} prompts, {n_empty} empty answers")
