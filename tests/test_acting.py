@@ -1,6 +1,9 @@
 """A method that is on and does nothing is an error: blocks left too early, forwards that leave out hooks, threads, NaN."""
 
+import copy
+import gc
 import threading
+import weakref
 from contextlib import contextmanager
 
 import models
@@ -11,6 +14,7 @@ from test_decoding_all import ALL, BATCH, OTHERS, name
 from transformers import TextIteratorStreamer
 
 import prunehal as ph
+from prunehal.core import StepTopK
 from prunehal.decoding import OPERA, PAI, VCD, DoLa, FastV
 from prunehal.decoding.base import BlockOptions, Decoder
 
@@ -39,7 +43,7 @@ def test_options_are_refused_after_their_block(model, method):
         options | {"max_new_tokens": 3}
     with pytest.raises(ValueError, match=r"has ended"):
         {"max_new_tokens": 3} | options
-    # Options copied in time, or none at all: the cache knows.
+    # Options copied before the block ended, or none at all: the cache refuses its use.
     with pytest.raises(RuntimeError, match=rf"block of {kind}\.on\(\) ended before anything ran on its cache"):
         model.generate(**inputs, **cache.options, **SETTINGS)
     with method.on(model, inputs, cache) as options:  # the way out
@@ -109,7 +113,7 @@ def test_the_user_s_own_error_is_not_masked(model):
 
 
 class Held:
-    """Let a model's forward of one step wait until it is told to go on."""
+    """Let a model's forward of one step wait until the test lets it go on."""
 
     def __init__(self, model, step):
         self.reached, self.go_on = threading.Event(), threading.Event()
@@ -205,6 +209,43 @@ def test_a_call_that_fails_in_a_thread_reaches_the_reader(captioner, in_a_thread
     assert [type(error) for error in errors] == [ValueError]
 
 
+def refused(captioner, case):
+    """Return options of a call that is refused before a forward runs."""
+    model, _, inputs = captioner
+    cache = ph.attach(model, inputs, ph.NoPruning())
+    if case == "block left":
+        with VCD().on(model, inputs, cache) as options:
+            given = dict(**options)
+        return given | cache.options, RuntimeError, "ended before anything ran on its cache"
+    if case == "other image":
+        other = inputs["pixel_values"].flip(-1)
+        return cache.options | {"pixel_values": other}, ValueError, "the images in generate"
+    if case == "other rows":
+        return cache.options | {"input_ids": inputs["input_ids"].repeat(2, 1)}, ValueError, "got 2 rows"
+    return cache.options | {"prompt_lookup_num_tokens": 2}, ValueError, "prompt_lookup_num_tokens"
+
+
+@pytest.mark.parametrize("case", ["block left", "other image", "other rows", "assisted"])
+def test_a_reader_does_not_wait_for_a_call_that_is_refused(captioner, case):
+    model, processor, inputs = captioner
+    options, kind, message = refused(captioner, case)
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
+    with pytest.raises(kind, match=message):
+        model.generate(**inputs | {"streamer": streamer, "max_new_tokens": 4} | options)
+    assert streamer.text_queue.qsize() <= 2, "ended once: the last text, and the sign of the end"
+    assert "".join(streamer) == ""
+
+
+def test_a_reader_does_not_wait_for_a_call_in_a_pruning_block_that_is_refused(captioner):
+    model, processor, inputs = captioner
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
+    options, _, message = refused(captioner, "other image")
+    with pytest.raises(ValueError, match=message), ph.pruning(model):
+        model.generate(**inputs | {"streamer": streamer} | options)
+    assert streamer.text_queue.qsize() == 2
+    assert "".join(streamer) == ""
+
+
 def test_a_decoder_s_block_that_ends_while_a_thread_generates_is_an_error(captioner, in_a_thread):
     model, _, inputs = captioner
     cache, held = ph.attach(model, inputs, ph.NoPruning()), Held(model, 4)
@@ -269,6 +310,31 @@ def test_generate_stops_before_it_prunes_by_what_is_no_number(model, options, st
     assert cache.step == step
 
 
+def queries_of_nan(model):
+    """Return a copy of a model whose second layer has queries that are no numbers."""
+    broken = copy.deepcopy(model)
+    broken.model.language_model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
+    return broken
+
+
+@pytest.mark.parametrize("policy", [ph.NoPruning(), StepTopK(4, step=9), ph.TopK(4)], ids=lambda policy: type(policy).__name__)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"max_new_tokens": 1}], ids=str)
+def test_generate_does_not_end_with_attention_that_is_no_number(model, policy, options):
+    model, inputs = queries_of_nan(model), models.inputs_for("llava", **BATCH)
+    cache = ph.attach(model, inputs, policy)
+    with pytest.raises(RuntimeError, match=r"attention of layer 1 at step 1, row 0: holds NaN or infinity"):
+        model.generate(**inputs, **cache.options, **SETTINGS | options)
+
+
+@pytest.mark.parametrize("method", ALL, ids=name)
+def test_no_method_goes_on_with_what_is_no_number(model, method):
+    model, inputs = queries_of_nan(model), inputs_of(method)
+    cache = ph.attach(model, inputs, ph.NoPruning())
+    match = r"(attention of layer 1 at step 1, row|logits of row) 0: holds? NaN or infinity"
+    with pytest.raises(RuntimeError, match=match), method.on(model, inputs, cache) as options:
+        model.generate(**inputs, **cache.options, **options, max_new_tokens=4)
+
+
 def test_numbers_are_no_error_in_rows_that_have_ended(model):
     inputs = models.inputs_for("llava", (3, 6), (5, 4), seed=SEED)
     words = run(model, inputs, steps=4)[0].sequences[:, -4:]
@@ -280,3 +346,39 @@ def test_numbers_are_no_error_in_rows_that_have_ended(model):
     finally:
         handle.remove()
     assert cache.trace.frame().groupby("row")["step"].max().tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("method", [None, *ALL], ids=name)
+def test_k_and_v_go_with_the_last_reference_to_the_cache(model, method):
+    inputs = inputs_of(method)
+    gc.collect()
+    gc.disable()
+    try:
+        cache = ph.attach(model, inputs)
+        if method is None:
+            model.generate(**inputs, **cache.options, **SETTINGS)
+        else:
+            with method.on(model, inputs, cache) as options:
+                model.generate(**inputs, **cache.options, **options, max_new_tokens=4)
+            del options
+        seen, keys = weakref.ref(cache), weakref.ref(cache.layers[0].keys)
+        del cache
+        assert seen() is None
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
+def test_opera_s_options_that_were_copied_in_time_are_refused_after_the_block(model):
+    opera = next(method for method in ALL if isinstance(method, OPERA))
+    inputs = inputs_of(opera)
+    cache = ph.attach(model, inputs, ph.NoPruning())
+    with opera.on(model, inputs, cache) as options:
+        copied = dict(**options)
+        first = model.generate(**inputs, **cache.options, **copied, max_new_tokens=4)
+    cache.reset()
+    with pytest.raises(ValueError, match=r"options: the block of OPERA\.on\(\) that gave them has ended"):
+        model.generate(**inputs, **cache.options, **copied, max_new_tokens=4)
+    cache.reset()
+    with opera.on(model, inputs, cache) as options:
+        assert torch.equal(model.generate(**inputs, **cache.options, **options, max_new_tokens=4), first)

@@ -97,6 +97,31 @@ def test_what_does_not_belong_together_is_refused(method):
         pass
 
 
+@each(ALL)
+def test_other_pixels_or_padding_than_those_of_attach_and_generate_are_refused(method):
+    model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)
+    cache, pixels = attach(model, inputs, NoPruning()), inputs["pixel_values"]
+    for other in (pixels.flip(-1), pixels + 1):
+        with (
+            pytest.raises(ValueError, match=r"pixel_values: the images in on\(\) are others than those given to attach"),
+            method.on(model, inputs | {"pixel_values": other}, cache),
+        ):
+            pass
+    mask = inputs["attention_mask"].clone()
+    mask[0, :2] = 0
+    length = mask.shape[1]
+    given = models.inputs_for("llava", seed=SEED)
+    with (
+        pytest.raises(ValueError, match=rf"row 0, .*on\(\) got one with {length - 2} tokens .*generate\(\) one with {length}"),
+        method.on(model, inputs | {"attention_mask": mask}, cache) as options,
+    ):
+        run(model, given, steps=3, **cache.options, **options)
+    del given["attention_mask"]  # every token counts
+    with method.on(model, inputs | {"pixel_values": pixels.clone()}, cache) as options:
+        one, _ = run(model, given, steps=3, **cache.options, **options)
+    assert difference(one, decode(model, inputs, method, steps=3)[0]) == 0
+
+
 @pytest.mark.parametrize("pair", list(itertools.product(ALL, ALL)), ids=lambda pair: "-".join(map(name, pair)))
 def test_one_method_at_a_time(pair):
     model, inputs = models.build("llava"), models.inputs_for("llava", seed=SEED)

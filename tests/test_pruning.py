@@ -3,6 +3,7 @@
 import copy
 
 import models
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, pipeline
@@ -117,12 +118,54 @@ def test_nothing_is_left_behind_after_an_exception(model, inputs):
     assert torch.equal(model.generate(**inputs, **SETTINGS), expected)
 
 
-def test_a_cache_is_of_no_use_once_its_model_no_longer_listens(model, inputs):
+def two_turns(model, inputs):
+    """Give what an attached cache's first generate() returns, and its second."""
+    cache = ph.attach(model, inputs, ph.TopK(4))
+    ids = model.generate(**inputs, **cache.options, **SETTINGS)
+    yield ids
+    longer = torch.cat([ids, torch.tensor([[5, 6], [7, 8]])], dim=1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 10, dtype=torch.long)], dim=1)
+    yield model.generate(input_ids=longer, attention_mask=mask, **cache.options, **SETTINGS)
+
+
+def test_a_cache_attached_in_a_block_goes_on_after_it(model, inputs):
+    expected = list(two_turns(model, inputs))
+    model._forward_pre_hooks.clear()
     with ph.pruning(model):
         model.generate(**inputs, **SETTINGS)
+        turns = two_turns(model, inputs)
+        first = next(turns)
+    assert torch.equal(first, expected[0])
+    assert torch.equal(next(turns), expected[1])
+    with ph.pruning(model):
+        model.generate(**inputs, **SETTINGS)
+    assert not untouched(model), "a hook that is there before the block stays"
+
+
+def test_a_hook_goes_with_its_block_where_no_cache_of_attach_is_left(model, inputs):
+    with ph.pruning(model, ph.TopK(4)) as run:
+        model.generate(**inputs, **SETTINGS)
         cache = ph.attach(model, inputs)
-    with pytest.raises(RuntimeError, match=r"did not see coming.*Fix: attach"):
         model.generate(**inputs, **cache.options, **SETTINGS)
+        del cache
+    assert len(run.caches) == 1
+    assert untouched(model)
+
+
+def test_a_cache_is_of_no_use_without_the_hook(model, inputs):
+    cache = ph.attach(model, inputs)
+    model._forward_pre_hooks.clear()
+    with pytest.raises(RuntimeError, match=r"without the hook that attach.*Fix: attach"):
+        model.generate(**inputs, **cache.options, **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["exact", "maps", "entropy", "per_image", "keep_kv"])
+def test_an_option_that_is_neither_true_nor_false_is_refused_on_entry(model, inputs, name):
+    with pytest.raises(ValueError, match=f"{name}='no': expected True or False"), ph.pruning(model, **{name: "no"}):
+        pytest.fail("the block must not begin")
+    with ph.pruning(model, **{name: np.bool_(True)}) as run:
+        model.generate(**inputs, **SETTINGS)
+    assert (run.caches[0].layers[0].keys is None) == (name != "keep_kv")
 
 
 @pytest.mark.parametrize("how", ["keyword", "config"])

@@ -8,7 +8,7 @@ import torch
 from decode import SEED, difference, run, second_turn
 
 import prunehal as ph
-from prunehal.core.pictures import marks
+from prunehal.core.pictures import Pictures, marks
 
 POLICIES = [ph.NoPruning(), ph.PruneHal(), ph.Informative(grid=4), ph.Keep()]
 SETTINGS = {"max_new_tokens": 3, "do_sample": False}
@@ -152,6 +152,51 @@ def test_a_shared_prefill_compares_the_whole_prompt(model, inputs):
     other["input_ids"][0, 5] = (other["input_ids"][0, 5] + 1) % 90
     with pytest.raises(ValueError, match="is not the one expected from attach"):
         model.generate(**other, **shared.attach(ph.NoPruning()).options, **SETTINGS)
+
+
+@pytest.mark.parametrize("kind", [ph.SharedPrefill, ph.FirstToken])
+def test_a_cache_that_goes_on_from_a_prompt_takes_the_inputs_without_pixels(model, inputs, kind):
+    shared = kind(model, inputs)
+    match = r"pixel_values: this cache goes on from a prompt.*model\.generate\(\*\*shared\.inputs, \*\*cache\.options\)"
+    cache = shared.attach(ph.TopK(4))
+    with pytest.raises(ValueError, match=match):
+        model.generate(**inputs, **cache.options, **SETTINGS)
+    ours = model.generate(**shared.inputs, **cache.options, **SETTINGS)  # what was refused left the cache as it was
+    assert torch.equal(ours, model.generate(**shared.inputs, **shared.attach(ph.TopK(4)).options, **SETTINGS))
+
+
+@pytest.mark.parametrize("listed", [list, lambda pixels: [[image] for image in pixels], tuple], ids=["list", "rows", "tuple"])
+def test_pixels_in_a_list_are_compared(model, inputs, listed):
+    pixels = inputs["pixel_values"]
+    for given in (inputs, inputs | {"pixel_values": listed(pixels)}):
+        cache = ph.attach(model, given)
+        assert torch.equal(cache.prompt.pictures.marks["pixel_values"], marks(pixels))
+        for other in (pixels + 1, listed(pixels.flip(0))):
+            assert not cache.prompt.pictures.same({"pixel_values": other})
+        for same in (pixels, listed(pixels)):
+            assert cache.prompt.pictures.same({"pixel_values": same})
+    with pytest.raises(ValueError, match=OTHER):
+        model.generate(**inputs | {"pixel_values": pixels + 1}, **cache.options, **SETTINGS)
+
+
+def test_listed_images_of_different_sizes_are_compared():
+    generator = torch.Generator().manual_seed(0)
+    wide, high = torch.rand(3, 4, 6, generator=generator), torch.rand(3, 5, 2, generator=generator)
+    known = Pictures.of({"pixel_values": [wide, high]})
+    changed = high.clone()
+    changed[2, 4, 1] += 1
+    assert known.same({"pixel_values": [[wide.clone()], [high.clone()]]})
+    for other in ([high, wide], [wide, changed], [wide.reshape(3, 6, 4), high], [wide, high, high], [wide]):
+        assert not known.same({"pixel_values": other})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_zero_has_one_mark_whatever_its_sign(dtype):
+    pixels = torch.tensor([[0.0, 1.0, -2.0], [0.0, 0.0, 3.0]], dtype=dtype)
+    signed = torch.tensor([[-0.0, 1.0, -2.0], [-0.0, 0.0, 3.0]], dtype=dtype)
+    assert signed.signbit()[:, 0].all()
+    assert torch.equal(marks(pixels), marks(signed))
+    assert not (marks(pixels) == marks(-pixels)).any(), "the sign of other values counts"
 
 
 def test_a_later_prompt_must_begin_behind_the_last_position(model):

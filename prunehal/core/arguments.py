@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def check_inputs(inputs: object, visual_mask: object) -> None:
 def check_flags(**flags: object) -> None:
     """Raise a ValueError unless every option is True or False."""
     for name, value in flags.items():
-        if not isinstance(value, bool):
+        if not isinstance(value, bool | np.bool_):
             raise refuse(name, value, "True or False", f"Fix: {name}=False, the default.")
 
 

@@ -1,6 +1,7 @@
 """Check what arrives in a model's forward on a pruning cache, by a hook, before the forward runs."""
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -11,17 +12,34 @@ from prunehal.core.keyword import cache_among
 from prunehal.core.pictures import IMAGE_INPUTS
 from prunehal.core.visual import generating
 
-__all__ = ["listen"]
+__all__ = ["listen", "relied_on"]
 
-AT_EVERY_STEP = {"image_pixel_values"}  # Phi-4 multimodal: generate() goes on passing them, they count where placeholders stand
+AT_EVERY_STEP = {"image_pixel_values"}  # Phi-4 multimodal: passed at every step; they count only where placeholders are
+
+_users: weakref.WeakKeyDictionary[torch.nn.Module, weakref.WeakSet[PrunableCache]] = weakref.WeakKeyDictionary()
 
 
-def listen(model: torch.nn.Module) -> RemovableHandle | None:
-    """Let the model tell a pruning cache what goes in; return the new hook's handle, or None if there is one already."""
+def listen(model: torch.nn.Module, cache: PrunableCache | None = None) -> RemovableHandle | None:
+    """Hook the model, so that each forward's inputs reach its pruning cache first; return the handle, None if hooked already.
+
+    Args:
+        model: whose forwards are checked.
+        cache: a new one, which relies on it; held weakly. None: only the hook is wanted.
+    """
     decoder = generating(model)
-    if _announce in decoder._forward_pre_hooks.values():
-        return None
-    return decoder.register_forward_pre_hook(_announce, with_kwargs=True)
+    handle = None
+    if _announce not in decoder._forward_pre_hooks.values():
+        handle = decoder.register_forward_pre_hook(_announce, with_kwargs=True)
+        _users[decoder] = weakref.WeakSet()
+    if cache is not None:
+        _users.setdefault(decoder, weakref.WeakSet()).add(cache)  # a copied model has the hook already
+    return handle
+
+
+def relied_on(model: torch.nn.Module, apart: Collection[PrunableCache]) -> bool:
+    """Return whether a cache that still exists relies on the model's hook, those of ``apart`` left out."""
+    left_out = set(map(id, apart))
+    return any(id(cache) not in left_out for cache in _users.get(generating(model), ()))
 
 
 def _announce(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:

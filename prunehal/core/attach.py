@@ -115,7 +115,6 @@ def attach(
     if seeds is not None:
         check_seeds(seeds, len(numbers))
     policy.check_prompt(numbers)
-    listen(model)
     decoder = generating(model)
     ids = inputs.get("input_ids")
     standing = () if ids is None else sorted(set(ids[numbers.to(ids.device) > 0].tolist()) & set(visual_token_ids(model.config)))
@@ -131,7 +130,9 @@ def attach(
             f"finite; expected finite numbers of shape {shape}, as read_tokens() returns them for these inputs. "
             "Fix: leave them out."
         )
-    return _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, readings=readings, **options)
+    cache = _kind_of_cache(policy)(model.config, prompt, policy, seeds=seeds, keep=keep, readings=readings, **options)
+    listen(model, cache)
+    return cache
 
 
 def _kind_of_cache(policy: Policy) -> type[PrunableCache]:

@@ -93,7 +93,11 @@ class ForwardCache(ObservedCache):
 
     @contextmanager
     def called(self) -> Iterator[None]:
-        """Note that a call of generate() runs on this cache, and that every attached method acts in it."""
+        """Count a call of generate() on this cache while it runs, and check afterwards that every attached method has acted.
+
+        Raises:
+            RuntimeError: at its end, a part of a method has not acted, or the attention that was observed holds NaN or infinity.
+        """
         for acts in self.methods:
             acts.calls += 1
         self.running += 1
@@ -103,6 +107,8 @@ class ForwardCache(ObservedCache):
             self.running -= 1
         for acts in self.methods:
             acts.check()
+        if self._trace is not None:
+            self._trace.check_finite()  # the one host read of a call
 
     def _refuse_other_rows(self, given: Tensor) -> None:
         if self._moved:
@@ -160,8 +166,8 @@ class ForwardCache(ObservedCache):
         self._refuse_if_left()
         if not self._announced:
             raise RuntimeError(
-                "cache: a forward arrived that attach() did not see coming; expected one through the model that was "
-                "attached. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
+                "cache: a forward arrived without the hook that attach() puts on the model; expected one through the model "
+                "that attach() was given. Fix: attach() the very object whose generate() runs, and anew after a pruning() block."
             )
         self._announced = False
         held = len(self._pruned[0].keys) if self._pruned[0].is_initialized else len(key)

@@ -1,8 +1,8 @@
-"""Mark what an image's tensors hold, so that generate() on another image than the attached one is noticed."""
+"""Hash the pixels of the attached images, so that generate() on other images is noticed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["IMAGE_INPUTS", "Pictures", "marks"]
 
 IMAGE_INPUTS = ("pixel_values", "patches", "mm_encoder_outputs")  # parts of the names under which images arrive
-_PIXELS = IMAGE_INPUTS[:2]  # of these, those that hold pixels: what a tower made of them is not compared
+_PIXELS = IMAGE_INPUTS[:2]  # of these, those that hold pixels: features that a tower made are not compared
 _WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _AT_ONCE = 2**22  # values whose integers are held at once: 32 MB
 
@@ -54,9 +54,16 @@ class Pictures:
             same.append((given == expected).all())
         return torch.stack([one.to(same[0].device) for one in same]).all() if same else None
 
+    @staticmethod
+    def among(arguments: Mapping[str, object]) -> bool:
+        """Return whether there are pixels among arguments."""
+        return bool(_pixels(arguments))
+
 
 def marks(values: Tensor) -> Tensor:
     """Return an integer for each entry of the first axis, which changes with any bit of it: a hash, exact on every device.
+
+    Only -0.0 counts as 0.0.
 
     >>> pixels = torch.rand(3, 3, 4, 4)
     >>> torch.equal(marks(pixels)[1:], marks(pixels[1:])), torch.equal(marks(pixels), marks(pixels + 1e-6))
@@ -67,6 +74,9 @@ def marks(values: Tensor) -> Tensor:
     width = max(1, _AT_ONCE // max(1, len(bits)))
     for start in range(0, bits.shape[1], width):
         part = bits[:, start : start + width].long()
+        part = part.masked_fill(part == torch.iinfo(bits.dtype).min, 0)  # the sign alone: -0.0
+        if bits.dtype == torch.int64:  # whose highest bit, times any odd number, is the same: two changed signs would cancel
+            part = part ^ ((part >> 32) & 0xFFFFFFFF)
         total += (part * _factors(start, start + part.shape[1], bits.device)).sum(1)  # modulo 2^64, in any order
     return total
 
@@ -79,8 +89,27 @@ def _factors(start: int, end: int, device: torch.device) -> Tensor:
 
 
 def _pixels(named: Mapping[str, object]) -> dict[str, Tensor]:
-    return {
-        name: value
-        for name, value in named.items()
-        if any(part in name for part in _PIXELS) and isinstance(value, Tensor) and value.is_floating_point() and value.numel()
-    }
+    whole = {name: _whole(value) for name, value in named.items() if any(part in name for part in _PIXELS)}
+    return {name: value for name, value in whole.items() if value is not None and value.is_floating_point() and value.numel()}
+
+
+def _whole(value: object) -> Tensor | None:
+    # Images may come as a list, or in a list for each row; those of one size are what a tensor of them is.
+    if isinstance(value, Tensor):
+        return value
+    images = list(_images(value))
+    if not images or not all(isinstance(image, Tensor) and image.dtype == images[0].dtype for image in images):
+        return None
+    images = [image.detach().to(images[0].device) for image in images]
+    if all(image.shape == images[0].shape for image in images):
+        return torch.stack(images)
+    sized = [torch.cat([image.new_tensor(image.shape), image.flatten()]) for image in images]
+    return torch.nn.utils.rnn.pad_sequence(sized, batch_first=True)
+
+
+def _images(value: object) -> Iterator[object]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _images(part)
+    else:
+        yield value

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from prunehal.core.arguments import check_model
-from prunehal.core.arriving import listen
+from prunehal.core.arguments import check_flags, check_model
+from prunehal.core.arriving import listen, relied_on
 from prunehal.core.attach import attach
 from prunehal.core.cache import PrunableCache
+from prunehal.core.calls import ending
 from prunehal.core.checks import refuse
 from prunehal.core.keyword import KEYWORD, cache_among
 from prunehal.core.policy import Policy
@@ -66,7 +67,8 @@ def pruning(
     Raises:
         RuntimeError: the block stands inside another one for the same model, a call left its cache unused, or the block ends
             without any call of this model's generate(), so that nothing was pruned, or while one still runs in another thread.
-        ValueError: the policy is none; a call brings another cache, or its inputs cannot be used; see :func:`prunehal.attach`.
+        ValueError: the policy is none, or an option neither True nor False; a call brings another cache, or its inputs cannot be
+            used; see :func:`prunehal.attach`.
 
     Example:
         >>> import prunehal as ph
@@ -82,6 +84,7 @@ def pruning(
     if policy is not None and not isinstance(policy, Policy):
         fix = "Fix: pruning(model, PruneHal(r=0.4, t=3))."
         raise refuse("policy", policy, "PruneHal(...), TopK(k), NoPruning() or None", fix)
+    check_flags(exact=exact, maps=maps, entropy=entropy, per_image=per_image, keep_kv=keep_kv)
     check_model(model)
     model = unwrapped(model)
     stock = model.generate
@@ -98,7 +101,8 @@ def pruning(
         yield run
     finally:
         cut_off = block.end(run.caches)
-        if hook is not None and not keep_kv:  # a second turn after the block is to be seen too
+        # A second turn after the block is to be seen too, and so is a cache of attach() that found this block's hook.
+        if hook is not None and not keep_kv and not relied_on(model, run.caches):
             hook.remove()
         if replaced is None:
             del model.generate
@@ -108,8 +112,8 @@ def pruning(
         raise RuntimeError(cut_off)
     if block.failure is not None:
         raise RuntimeError(
-            f"pruning({type(model).__name__}): a generate() of the block has failed in another thread, so that what its streamer "
-            f"gave is not whole: {block.failure}"
+            f"pruning({type(model).__name__}): a generate() of the block has failed in another thread, so that its streamer "
+            f"ended before the text was whole: {block.failure}"
         ) from block.failure
     if not run.calls:
         raise RuntimeError(
@@ -121,7 +125,7 @@ def pruning(
 
 
 class _Block:
-    """Know which calls of generate() run in a block, in whatever thread."""
+    """Count the calls of generate() that run in a block, in whatever thread."""
 
     def __init__(self, name: str) -> None:
         self._name, self._thread, self._lock = name, threading.get_ident(), threading.Lock()
@@ -134,13 +138,12 @@ class _Block:
         with self._lock:
             self._running += 1
         try:
-            self.refuse_if_ended()
-            yield
+            with ending(streamer):
+                self.refuse_if_ended()
+                yield
         except BaseException as error:
-            if streamer is not None:
-                streamer.end()
-                if threading.get_ident() != self._thread:
-                    self.failure = error
+            if streamer is not None and threading.get_ident() != self._thread:
+                self.failure = error
             raise
         finally:
             with self._lock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -63,7 +64,8 @@ class Decoder:
 
         Raises:
             ValueError: the model, the inputs or the way of decoding do not suit the method; the cache is no pruning cache, was
-                attached to another model or prompt, or has a method already; inside the block, the model runs on another cache.
+                attached to another model, prompt or image, or has a method already; inside the block, the model runs on another
+                cache or with another attention_mask.
             RuntimeError: generate() has ended without a part of the method; the block ends while it runs in another thread.
                 Options used after the block are a ValueError, and a cache on which nothing ran inside it takes no forward.
         """
@@ -72,6 +74,7 @@ class Decoder:
         _check_prompt(inputs, cache)
         with ExitStack() as block:
             acts = block.enter_context(_standing(self, cache))
+            acts.mask = inputs.get("attention_mask")
             block.enter_context(guarding(model, cache, name))
             options = BlockOptions(name, block.enter_context(self._attached(model, inputs, cache, acts)))
             block.callback(options.end)
@@ -82,7 +85,7 @@ class Decoder:
     def _attached(
         self, model: torch.nn.Module, inputs: Mapping[str, Tensor], cache: PrunableCache, acts: Acts
     ) -> Iterator[dict[str, Any]]:
-        """Do what ``on`` says, once model, inputs and cache are known to belong together; ``acts`` counts what it does."""
+        """Attach the method, once model, inputs and cache are known to belong together; ``acts`` counts what its parts do."""
         raise NotImplementedError
         yield {}
 
@@ -102,6 +105,16 @@ def _check_cache(model: torch.nn.Module, cache: PrunableCache) -> None:
 
 def _check_prompt(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
     """Refuse inputs that are not the cache's prompt, or on a cache that has read it, no longer conversation."""
+    _check_ids(inputs, cache)
+    same_images = cache.prompt.pictures.same(inputs)
+    if same_images is not None and not bool(same_images):
+        raise ValueError(
+            "pixel_values: the images in on() are others than those given to attach(); expected the attached ones. "
+            "Fix: pass the same inputs to attach(), on() and generate()."
+        )
+
+
+def _check_ids(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
     ids, attached, seen = inputs.get("input_ids"), cache.prompt.ids, cache.get_seq_length()
     if ids is None or attached is None:
         return
@@ -121,7 +134,7 @@ def _check_prompt(inputs: Mapping[str, Tensor], cache: PrunableCache) -> None:
 
 
 class BlockOptions(dict):
-    """Hold what generate() takes for a method, for as long as its block lasts.
+    """Hold the options of generate() for a method; to use them after its block has ended is an error.
 
     >>> options = BlockOptions("VCD", {"num_beams": 2})
     >>> dict(**options)
@@ -129,24 +142,20 @@ class BlockOptions(dict):
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        super().__init__(options)
-        self._name, self._ended = name, False
+        self._block = _Lasting(name)
+        super().__init__({key: self._block.bound(value) if callable(value) else value for key, value in options.items()})
 
     def end(self) -> None:
-        """Refuse every use from now on."""
-        self._ended = True
+        """Refuse every use from now on, copies that were made in time included where they hold a function."""
+        self._block.ended = True
 
     def _used(self) -> None:
-        if self._ended:
-            raise ValueError(
-                f"options: the block of {self._name}.on() that gave them has ended, and generate() would run without "
-                f"{self._name}; {_inside(self._name)}"
-            )
+        self._block.check()
 
     # What ``generate(**options)`` and ``options | {...}`` read.
 
     def keys(self):
-        """Return the names of the options, as ``**options`` asks for them."""
+        """Return the names of the options, which ``**options`` reads."""
         self._used()
         return super().keys()
 
@@ -161,6 +170,30 @@ class BlockOptions(dict):
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
         self._used()
         return super().__or__(other)
+
+
+class _Lasting:
+    """Know whether a block still lasts; apart from its options, which hold functions that ask."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self.ended = name, False
+
+    def check(self) -> None:
+        if self.ended:
+            raise ValueError(
+                f"options: the block of {self._name}.on() that gave them has ended, and generate() would run without "
+                f"{self._name}; {_inside(self._name)}"
+            )
+
+    def bound(self, function: Callable) -> Callable:
+        """Return the function, which is refused when the block has ended."""
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            self.check()
+            return function(*args, **kwargs)
+
+        return inside
 
 
 def _inside(name: str) -> str:

@@ -93,8 +93,7 @@ class FastV(Decoder):
         if self.ratio == 0:
             yield {}
             return
-        dropping = _Dropping(self, cache, len(blocks))
-        dropping.choose, dropping.mask = acts.counted("choice", dropping.choose), acts.counted("masks", dropping.mask)
+        dropping = _Dropping(self, cache, len(blocks), acts)
         with ExitStack() as hooks, listening(cache, dropping):
             for block in blocks[self.block :]:
                 hooks.callback(block.register_forward_pre_hook(dropping.hide, with_kwargs=True).remove)
@@ -155,8 +154,10 @@ def hidden_mask(mask: Tensor | None, hidden: Tensor, flash: bool) -> Tensor:
 
 
 class _Dropping(Listener):
-    def __init__(self, setting: FastV, cache: PrunableCache, blocks: int) -> None:
+    def __init__(self, setting: FastV, cache: PrunableCache, blocks: int, acts: Acts) -> None:
         self._setting, self._cache, self._blocks = setting, cache, blocks
+        # Unbound, so that nothing here holds itself, and with it K and V.
+        self._choose, self._mask = acts.counted("choice", _Dropping.choose), acts.counted("masks", _Dropping.mask)
         self._keep: Tensor | None = None  # (layer, pool, head, visual)
         self._hidden: Tensor | None = None  # (batch, position)
         self._masks: list[tuple[Tensor | None, Tensor]] = []  # of the prompt: as given, and with columns hidden
@@ -165,7 +166,7 @@ class _Dropping(Listener):
         if self._cache.step != 1:
             return
         if layer == self._setting.block - 1:
-            self.choose(weights)
+            self._choose(self, weights)
         if layer == self._blocks - 1:
             discard(self._cache, self._keep)
             self._masks.clear()
@@ -191,7 +192,8 @@ class _Dropping(Listener):
                 "since its last token ranks the image tokens. Fix: leave prefill_chunk_size out."
             )
         flash = "flash" in (module.self_attn.config._attn_implementation or "")
-        return args, kwargs | {"attention_mask": self.mask(kwargs.get("attention_mask"), states.device, flash)}
+        mask = self._mask(self, kwargs.get("attention_mask"), states.device, flash)
+        return args, kwargs | {"attention_mask": mask}
 
     def mask(self, mask: Tensor | None, device: torch.device, flash: bool) -> Tensor:
         """Return a block's mask with the columns of what was dropped hidden."""

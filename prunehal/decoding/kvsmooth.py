@@ -94,8 +94,7 @@ class KVSmooth(Decoder):
         """
         ids = inputs.get("input_ids")
         prompt = len(cache.prompt) if ids is None else ids.shape[1]
-        smoother = _Smoother(self, cache, self._blocks(model, cache), prompt)
-        smoother.follow = acts.counted("blocks", smoother.follow)
+        smoother = _Smoother(self, cache, self._blocks(model, cache), prompt, acts)
         with listening(cache, smoother):
             yield {}
 
@@ -131,14 +130,15 @@ def smoothing_weight(entropy: Tensor, earlier: Tensor, ref: float, radius: float
 
 
 class _Smoother(Listener):
-    def __init__(self, setting: KVSmooth, cache: PrunableCache, layers: tuple[int, ...], prompt: int) -> None:
+    def __init__(self, setting: KVSmooth, cache: PrunableCache, layers: tuple[int, ...], prompt: int, acts: Acts) -> None:
         self._setting, self._cache, self._prompt = setting, cache, prompt
+        self._follow = acts.counted("blocks", _Smoother.follow)  # unbound, so that nothing here holds itself, and with it K and V
         self._seen = {index: cache.layers[index].seen for index in layers}
         self._earlier: dict[int, Tensor] = {}  # (batch, window), the oldest first
 
     def heard(self, layer: int, weights: Tensor) -> None:
         if layer in self._seen:
-            self.follow(layer, weights)
+            self._follow(self, layer, weights)
 
     def follow(self, layer: int, weights: Tensor) -> None:
         """Smooth what a block has just cached, unless it belongs to the prompt."""

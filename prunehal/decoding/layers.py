@@ -6,6 +6,7 @@ position is kept, so that a head costs (batch, vocabulary) and never (batch, pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -102,7 +103,7 @@ class LayerReadout:
         self.layers = len(self._decoder.layers)
         weights = getattr(self._head, "weight", None), self._decoder.get_input_embeddings().weight
         self.tied = weights[0] is weights[1]
-        if any(weight is not None and weight.is_meta for weight in weights):  # on disk, where none is the other
+        if any(weight is not None and weight.is_meta for weight in weights):  # on disk, where tied weights are two objects
             self.tied = bool(getattr(self._model.config, "tie_word_embeddings", False))
         self._forget()
 
@@ -122,6 +123,7 @@ class LayerReadout:
 
         Raises:
             ValueError: the LM head and the final norm do not give the model's own logits again: it scales them otherwise.
+            RuntimeError: the model's own logits hold NaN or infinity.
         """
         self._forget()
 
@@ -159,8 +161,15 @@ class LayerReadout:
         if self._checked:
             return
         again, self._last = self._through_head(self._last, normed=True), None
-        apart, size = (again - self.logits).abs().max().item(), max(1.0, self.logits.abs().max().item())
-        if not apart <= (1e-3 if output.logits.dtype in (torch.float32, torch.float64) else 0.1) * size:
+        apart, size = torch.stack([(again - self.logits).abs().max(), self.logits.abs().max()]).tolist()
+        if not math.isfinite(size):
+            row = int((~self.logits.isfinite()).any(1).nonzero()[0])
+            raise RuntimeError(
+                f"logits of row {row}: hold NaN or infinity, so that no layer can be compared with the last; expected finite "
+                "numbers. Fix: look for the first layer whose hidden states are not finite; float16 overflows where bfloat16 and "
+                "float32 do not."
+            )
+        if not apart <= (1e-3 if output.logits.dtype in (torch.float32, torch.float64) else 0.1) * max(1.0, size):
             raise ValueError(
                 f"model={type(self._model).__name__}: its LM head and final norm give logits that differ by {apart:.2g} from its "
                 "own; expected the same, or early layers cannot be compared with the last. Fix: use a model that does not scale "
@@ -179,7 +188,7 @@ class LayerReadout:
         return self._through_head(states, normed)  # together, so that the head's weights are read once
 
     def _through_head(self, hidden: Tensor, normed: bool) -> Tensor:
-        # Parts of a model that is spread over devices stand where they stand; the hooks of those on disk fetch their weights.
+        # Parts of a model that is spread over devices stay where they are; the hooks of parts on disk fetch their weights.
         if normed and self._norm is not None:
             hidden = self._norm(hidden.to(_device(self._norm, hidden)))
         logits = self._head(hidden.to(_device(self._head, hidden))).float()
