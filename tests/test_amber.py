@@ -253,7 +253,7 @@ def test_an_empty_caption_is_a_caption(nltk_data):
         ({True: "A car."}, {}, "unknown id True"),
         ({1005: "A car."}, {}, "id 1005 is discriminative; expected a generative id, from 1 to 1004"),
         ({1: None}, {}, "response to id 1 is None; expected text"),
-        ({1: " \n", 2: ""}, {}, "all 2 captions are empty; expected a word in one at least"),
+        ({1: " \n", 2: ""}, {}, "all 2 captions are empty; expected a word in at least one"),
         ({1: "A car."}, {"similarity": "exakt"}, "unknown similarity 'exakt'; expected exact, spacy, or a JSON file"),
         ({1: "A car."}, {"threshold": float("nan")}, "threshold=nan: expected a number from -1 to 1"),
         ({1: "A car."}, {"threshold": 80}, "threshold=80: expected"),

@@ -29,7 +29,7 @@ def test_written_responses_are_read_back(tmp_path):
     assert report.items == score_captions({3: 'A "car"\nby a lake', 1: "A dog"}).items
     assert report.settings == {
         "benchmark": "AMBER generative", "similarity": "exact", "threshold": 0.8, "responses": str(path), "answer_key": None,
-        "n_bad": 0, "n_other": 1, "compared": [],
+        "n_bad": 0, "n_missing": 1002, "n_other": 1, "compared": [], "n_distinct_captions": 2, "n_without_noun": 0,
     }  # fmt: skip
     amber.write_responses(path, {3: "A car", 1: "A dog", 1006: "", 1007: "No"})
     assert score_discriminative(path).settings["n_other"] == 2
@@ -43,7 +43,7 @@ def test_written_responses_are_read_back(tmp_path):
 GOOD = {"id": 1, "response": "A lake and a car."}
 BAD = {
     "id as other text": ({"id": "two", "response": "A"}, "line 2: unknown id 'two'; expected a number from 1 to 15220"),
-    "id as a number with a point": ({"id": 2.0, "response": "A"}, "line 2: unknown id 2.0"),
+    "id as a fraction": ({"id": 2.5, "response": "A"}, "line 2: unknown id 2.5"),
     "id as truth value": ({"id": True, "response": "A"}, "line 2: unknown id True"),
     "id as list": ({"id": [2], "response": "A"}, "line 2: unknown id [2]"),
     "no id": ({"response": "A"}, "line 2: no id; expected the keys id and response, found ['response']"),

@@ -45,7 +45,7 @@ BAD = """{"image_id": 1, "caption": "A dog."}
 {"caption": "A bus."}
 {"image_id": 2, "words": "A bus."}
 {"image_id": true, "caption": "A bus."}
-{"image_id": 2, "caption": ["A bus."]}
+{"image_id": 2, "caption": ["A bus.", "A car."]}
 {"image_id": 2, "caption": "A bus."
 {"image_id": 2, "caption": "A bus."}
 """
@@ -56,7 +56,7 @@ PROBLEMS = {
     5: "no image; expected one of the keys image_id, image, file_name, found 'caption'",
     6: "no caption; expected one of the keys caption, text, answer, response, prediction, output, ",
     7: "image_id is True",
-    8: "caption is \"['A bus.']\"",
+    8: "caption is \"['A bus.', 'A car.']\"",
     9: "no JSON",
 }
 
@@ -108,6 +108,8 @@ LAYOUTS = {
     "id to caption": {"42": "A dog.", "7": "Two\ncats."},
     "name to caption": {"COCO_val2014_000000000042.jpg": "A dog.", "val2014/COCO_val2014_000000000007.jpg": "Two\ncats."},
     "id to row": {"42": {"caption": "A dog."}, "7": {"text": "Two\ncats."}},
+    "id to a list of one caption": {"42": ["A dog."], "7": ["Two\ncats."]},
+    "id to a list of one row": {"42": [{"caption": "A dog."}], "7": [{"image_id": 7, "caption": ["Two\ncats."]}]},
     "a script's result": {
         "sentences": [
             {"image_id": 42, "caption": "A dog.", "mscoco_gt_words": ["dog"], "metrics": {"CHAIRs": 0}},
@@ -141,6 +143,8 @@ def test_names_of_images_without_numbers_are_keys_too(file):
         ({"imgToEval": {"42": {"Bleu_1": 0.5}}}, r"imgToEval\['42'\]: no caption; expected one of the keys caption, text"),
         ({"42": "A dog.", "43": None}, "'43': caption is 'None'; expected text"),
         ({"42": "A dog.", "042": "A cat."}, "'042': image 42 again, first on line 1, '42'"),
+        ({"42": ["A dog.", "A cat."]}, "'42': caption is .*; expected text"),
+        ({"42": []}, "'42': caption is .*; expected text"),
         ({"sentences": [{"caption": "A dog."}]}, r"sentences\[0\]: no image"),
         ('{"42": "A dog.", "42": "A cat."}', "key '42' stands twice"),
     ],

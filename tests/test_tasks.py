@@ -66,7 +66,9 @@ def test_two_images_of_one_number_are_named(tmp_path):
         "[9, 100]",
         '["COCO_val2014_000000000009.jpg", "100"]',
         "9\n100\n",
-        "COCO_val2014_000000000009.jpg\n\n100\n9\n".replace("\n\n", "\n"),
+        "COCO_val2014_000000000009.jpg\n\n \n100\n\n9\n",
+        "\nimage_id\n9\n\n100\n",
+        "File_Name\r\nCOCO_val2014_000000000009.jpg\r\n100\r\n",
         '{"image_id": 9, "caption": "a"}\n{"image_id": 100, "caption": "b"}\n',
         '[{"image_id": 9}, {"image": 100}]',
         '{"image_id": 9}\n{"image_id": 100}',
@@ -88,8 +90,22 @@ def test_a_listed_image_that_is_missing_is_named_as_coco_names_it(tmp_path):
     with pytest.raises(BadInput, match=r"COCO_val2014_000000000008\.jpg is missing"):
         images_of(items, tmp_path)
     (tmp_path / "list.json").write_text('[9, null, true, ""]')
-    with pytest.raises(BadInput, match=r"(?s)3 problems.*None is no image id.*True is no image id"):
+    with pytest.raises(
+        BadInput, match=r"(?s)list\.json: 3 problems.*entry 2: None is no image id.*entry 3: True is no.*entry 4: '' is"
+    ):
         items_of("chair", tmp_path, tmp_path / "list.json")
+
+
+def test_a_listed_image_without_a_name_is_named_by_its_line(tmp_path):
+    pictures(tmp_path, "9.jpg")
+    (tmp_path / "list.jsonl").write_text('{"image_id": 9}\n\n{"id": 8}\n{"image_id": " "}\n')
+    with pytest.raises(BadInput, match=r"(?s)list\.jsonl: 2 problems.*line 3: None is no image id.*line 4: ' ' is no image id"):
+        items_of("chair", tmp_path, tmp_path / "list.jsonl")
+    (tmp_path / "list.txt").write_text("\nimage_id\n\n")
+    with pytest.raises(BadInput, match=r"list\.txt: 1 problem\n  it holds no image id"):
+        items_of("chair", tmp_path, tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("9\nimage_id\n")  # a header line comes first
+    assert [item.key for item in items_of("chair", tmp_path, tmp_path / "list.txt")] == [9, "image_id"]
 
 
 def test_folders_that_hold_no_image(tmp_path):
@@ -230,11 +246,15 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"key": 1}\n' + torn)
     file = RowFile(path)
-    assert file.repaired == f"{path}: a torn last line ({len(torn)} bytes) was cut off"
+    assert path.read_bytes() == b'{"key": 1}\n' + torn  # reading changes nothing
+    assert file.repair() == f"{path}: a torn last line ({len(torn)} bytes) was cut off"
     assert path.read_bytes() == b'{"key": 1}\n'
     file.append([{"key": 2}])
     assert path.read_bytes() == b'{"key": 1}\n{"key": 2}\n'
-    assert RowFile(path).repaired == ""
+    assert RowFile(path).repair() == ""
+    path.write_bytes(b'{"key": 1}\n' + torn)
+    RowFile(path).append([{"key": 2}])  # which repairs first
+    assert path.read_bytes() == b'{"key": 1}\n{"key": 2}\n'
 
 
 def test_rows_in_the_middle_that_cannot_be_read_are_named(tmp_path):
@@ -320,5 +340,5 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
         with pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on "), locked(tmp_path / "out"):
             pass
         (tmp_path / "out/run.holder.json").unlink()
-        with pytest.raises(BlockingIOError, match="has not said which"), locked(tmp_path / "out"):
+        with pytest.raises(BlockingIOError, match="its process is unknown"), locked(tmp_path / "out"):
             pass

@@ -78,7 +78,7 @@ def score_captions(responses: Mapping[int, str], similarity: str | Path | Simila
         raise ValueError(f"threshold={threshold}: expected a number from -1 to 1; the official one is 0.8")
     n_empty = sum(not response.strip() for response in responses.values())
     if n_empty == len(responses):
-        raise ValueError(f"all {n_empty} captions are empty; expected a word in one at least; Fix: see what the model was asked")
+        raise ValueError(f"all {n_empty} captions are empty; expected a word in at least one; Fix: check the model's prompt")
     name, similar = load_similarity(similarity)
     counters = initial_counters()
     items = []
@@ -129,7 +129,7 @@ def score_generative(
     skip_bad: bool = False,
     answer_key: str | None = None,
 ) -> Report:
-    """Score a response file: a JSON list of objects with id and response, or what else `read_responses` takes.
+    """Score a response file: a JSON list of objects with id and response, or another layout of `read_responses`.
 
     Args:
         responses_path: the file.
@@ -139,11 +139,12 @@ def score_generative(
         answer_key: the key that holds the captions, where several could.
 
     Returns:
-        A report as `score_captions` gives it; settings also hold responses, answer_key, n_bad, n_other (answers to
-        discriminative queries, which are left out) and compared.
+        A report as `score_captions` gives it; settings also hold responses, answer_key, n_bad, n_missing (generative
+        queries without a response), n_other (answers to discriminative queries, which are left out), compared,
+        n_distinct_captions, and n_without_noun (captions in which no annotated word was found).
 
     Raises:
-        BadInput: see `read_responses`; or captions that are all empty.
+        BadInput: see `read_responses`; or captions that are all empty, or hold no annotated word at all.
         ValueError: an unknown similarity, or a threshold that is not from -1 to 1.
         OSError: the file cannot be read.
 
@@ -157,7 +158,16 @@ def score_generative(
     responses, counts = read_responses(responses_path, "generative", skip_bad, answer_key)
     with reading(responses_path):
         report = score_captions(responses, similarity, threshold)
-    settings = {**report.settings, "responses": str(responses_path), "answer_key": answer_key, **counts}
+        if not report.metrics["n_nouns"]:
+            raise ValueError(
+                f"no annotated word in any of {len(responses)} captions, the first is {next(iter(responses.values()))[:60]!r}; "
+                "expected English captions; Fix: check the model's prompt, or name the key of the captions by --answer-key"
+            )
+    settings = {
+        **report.settings, "responses": str(responses_path), "answer_key": answer_key, **counts,
+        "n_distinct_captions": len(set(responses.values())),
+        "n_without_noun": sum(not item["nouns"] for item in report.items),
+    }  # fmt: skip
     return Report(report.metrics, report.items, settings)
 
 

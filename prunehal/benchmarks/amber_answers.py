@@ -55,13 +55,13 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
 
     Returns:
         A report; metrics: accuracy, precision, recall and f1 in percent, rounded to one decimal, for each of all, existence,
-        attribute, state, number, action and relation (0.0 where there is no answer of a type); n, n_empty, unreadable (wrong,
+        attribute, state, number, action and relation (None where there is no answer of a type); n, n_empty, unreadable (wrong,
         and neither Yes nor No) and unreadable_share, from 0 to 1. Items: id, type, truth, response, answer (Yes, No or
         None), correct. Settings: benchmark, rule, and n, the number of answers of each type.
 
     Raises:
-        ValueError: no answer, an unknown or generative id, an answer that is no text, another rule, or no answer at all that can
-            be read.
+        ValueError: no answer, an unknown or generative id, an answer that is no text, an unknown rule; or no answer can be
+            read.
 
     >>> score_answers({1005: "Yes", 1006: "No", 1007: "No.", 8633: "Yes"}).metrics["all"]
     {'accuracy': 50.0, 'precision': 99.9, 'recall': 50.0, 'f1': 66.6}
@@ -73,8 +73,8 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
     counters = initial_counters()
     n = dict.fromkeys(_GROUPS, 0)
     items = []
-    said = {number: _answer(response, rule) for number, response in responses.items()}
-    for number, answer in said.items():
+    read = {number: _answer(response, rule) for number, response in responses.items()}
+    for number, answer in read.items():
         kind, truth = annotations()[number]["type"], annotations()[number]["truth"]
         name, prefix = _TYPES.get(kind, _RELATION)
         correct = answer == ("Yes" if truth == "yes" else "No")
@@ -94,6 +94,9 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
         })  # fmt: skip
     metrics: dict[str, Any] = {}
     for group, prefixes in _GROUPS.items():
+        if not n[group]:
+            metrics[group] = dict.fromkeys(("accuracy", "precision", "recall", "f1"))
+            continue
         accuracy, precision, recall = (
             round(_sum(counters, prefixes, f"{what}_score") / _sum(counters, prefixes, f"{what}_num") * 100, 1)
             for what in ("qa_correct", "qa_ans_no", "qa_no")
@@ -102,14 +105,14 @@ def score_answers(responses: Mapping[int, str], rule: str = "official") -> Repor
         f1 = round(2 * p * r / (p + r + (0.001 if group == "existence" else 0.0001)) * 100, 1)
         metrics[group] = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
     texts = list(responses.values())
-    metrics |= counts(texts, [answer is not None for answer in said.values()], _hint(texts, rule))
+    metrics |= counts(texts, [answer is not None for answer in read.values()], _hint(texts, rule))
     return Report(metrics, items, {"benchmark": "AMBER discriminative", "rule": rule, "n": n})
 
 
 def score_discriminative(
     responses_path: Path | str, skip_bad: bool = False, rule: str = "official", answer_key: str | None = None
 ) -> Report:
-    """Score a response file: a JSON list of objects with id and response, or what else `read_responses` takes.
+    """Score a response file: a JSON list of objects with id and response, or another layout of `read_responses`.
 
     Args:
         responses_path: the file.
@@ -118,12 +121,12 @@ def score_discriminative(
         answer_key: the key that holds the answers, where several could.
 
     Returns:
-        A report as `score_answers` gives it; settings also hold responses, answer_key, n_bad, n_other (captions, which are left
-        out) and compared.
+        A report as `score_answers` gives it; settings also hold responses, answer_key, n_bad, n_missing (questions without an
+        answer), n_other (captions, which are left out) and compared.
 
     Raises:
-        BadInput: see `read_responses`; or no answer at all that can be read.
-        ValueError: another rule.
+        BadInput: see `read_responses`; or no answer can be read.
+        ValueError: an unknown rule.
         OSError: the file cannot be read.
 
     >>> import tempfile
@@ -151,9 +154,9 @@ def _answer(response: str, rule: str) -> str | None:
 def _hint(texts: list[str], rule: str) -> str:
     """Return what was expected where no answer can be read, and the fix."""
     if rule == "strict":
-        return "the strict rule expected yes or no as the first word; Fix: see what the model was asked"
+        return "the strict rule expected yes or no as the first word; Fix: check the model's prompt"
     others = sum(first_word(text) is not None for text in texts)
-    fix = f"use the strict rule (--rule strict), which reads {others} of them" if others else "see what the model was asked"
+    fix = f"use the strict rule (--rule strict), which reads {others} of them" if others else "check the model's prompt"
     return f"the official rule expected exactly Yes or No; Fix: {fix}"
 
 

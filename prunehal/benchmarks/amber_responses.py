@@ -1,7 +1,8 @@
-"""Read files of responses to AMBER's queries: the official layout, and those in which models' outputs are kept elsewhere.
+"""Read files of responses to AMBER's queries, in the official layout or in those of other evaluation programs.
 
-Responses are joined with queries by id. Ids that are places in the file instead would join each response with another query, so
-unknown ids and captions that are yes or no are refused; and what a row carries of query, image or truth must be that of its id.
+Responses are joined with queries by id. Where the ids are row numbers instead, every response would be joined with a wrong query.
+Unknown ids, and files whose captions are mostly yes or no, are therefore refused; and a query, image or truth in a row must be
+the one that belongs to its id.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from prunehal.benchmarks.amber_files import KINDS, annotations, kind_of, queries
 from prunehal.benchmarks.answer_rows import (
     ANSWER_KEYS,
     Asked,
+    Taken,
     WrongRows,
     answer_in,
     compared,
     one_key,
+    only_truth,
     refuse_wrong,
     typed,
     words,
@@ -46,8 +49,8 @@ def read_responses(
     """Read ``{id: response}`` from a file of the official layout: a JSON list of objects with id and response.
 
     Other keys are taken for response as `prunehal.benchmarks.answer_rows.answer_in` describes, question_id for id, and ids may be
-    text ("1005"). An empty response is a response. The file may hold responses of the other kind too, as for the official
-    evaluation of everything; they are left out.
+    text ("1005") or 1005.0. An empty response is a response. The file may hold responses of the other kind too, as for the
+    official evaluation of everything; they are left out.
 
     Args:
         path: the file; JSON lines and packed files (``.gz``) are taken as well.
@@ -58,12 +61,13 @@ def read_responses(
 
     Returns:
         The responses in the order of the file; and for a report's settings: n_bad and n_other (how many bad ones, and of the
-        other kind, were left out), compared (what every response carried and was compared with its query: of question, image
-        and label).
+        other kind, were left out), n_missing (queries of the kind that have no response), compared (what every response carried
+        and was compared with its query: of question, image and label).
 
     Raises:
-        BadInput: lines that cannot be read; ids that are missing or repeated; responses that are missing or no text; unless they
-            are skipped. Unknown ids, responses to other queries, several responses in one; or no response at all.
+        BadInput: a line cannot be read, an id is missing or repeated, or a response is missing or no text (unless such lines are
+            skipped); an id is unknown, a row belongs to another query, or several keys could hold the response; or no response
+            is left.
         OSError: the file cannot be read.
 
     >>> import tempfile
@@ -71,13 +75,14 @@ def read_responses(
     ...     _ = file.write('[{"id": 1, "response": "A lake."}, {"id": "1005", "image": "AMBER_1.jpg", "text": "Yes"}]')
     ...     file.flush()
     ...     read_responses(file.name, "discriminative")
-    ({1005: 'Yes'}, {'n_bad': 0, 'n_other': 1, 'compared': ['image']})
+    ({1005: 'Yes'}, {'n_bad': 0, 'n_missing': 14215, 'n_other': 1, 'compared': ['image']})
     """
     records, problems = read_records(path)
     responses: dict[int, str] = {}
     first: dict[int, str] = {}
     wrong: list[str] = []
     able: dict[tuple[str, ...], str] = {}
+    answered: list[tuple[Mapping[str, Any], Taken, str | None]] = []
     carried = {"question", "image", "label"}
     ids: list[tuple[int, Mapping[str, Any]]] = []
     for record in records:
@@ -98,20 +103,26 @@ def read_responses(
         else:
             responses[number], first[number] = taken.text, record.where
             able.setdefault(taken.able, record.where)
+            answered.append((record.value, taken, asked.label))
             carried &= also
-    refuse_wrong(path, wrong or one_key(able) or _shifted(ids, answer_key))
+    refuse_wrong(path, wrong or one_key(able) or _shifted(ids, answer_key) or ([] if answer_key else only_truth(answered)))
     n_other = sum(kind_of(number) != kind for number, _ in ids)
-    counts = {"n_bad": bad_lines(path, problems, skip_bad), "n_other": n_other, "compared": sorted(carried)}
+    counts = {
+        "n_bad": bad_lines(path, problems, skip_bad),
+        "n_missing": sum(kind_of(number) == kind for number in annotations()) - len(responses),
+        "n_other": n_other,
+        "compared": sorted(carried),
+    }
     if not responses:
         raise BadInput(path, [*problems, f"no response to a {kind} query is left; expected objects with id and response"])
     return responses, counts
 
 
 def read_queries(path: Path | str) -> list[dict[str, Any]]:
-    """Read a query file of one's own: objects with id, image and query, as `prunehal.benchmarks.amber_files.queries` gives them.
+    """Read the user's own query file: objects with id, image and query, as `prunehal.benchmarks.amber_files.queries` gives them.
 
-    Each must be one of AMBER's, as responses are scored by its annotations: the image that of the id, and in a yes-or-no query
-    the words of AMBER's (other words may stand around them).
+    Every query must be one of AMBER's, because its annotations score the responses: the image must be that of the id, and a
+    yes-or-no query must contain the words of AMBER's (other words may stand around them).
 
     Raises:
         BadInput: lines that cannot be read, missing fields, unknown ids or ids that come twice, another query or image.
@@ -125,25 +136,25 @@ def read_queries(path: Path | str) -> list[dict[str, Any]]:
     [{'id': 1, 'image': 'AMBER_1.jpg', 'query': 'What is there?'}]
     """
     records, problems = read_records(path)
-    found: dict[int, dict[str, Any]] = {}
+    by_id: dict[int, dict[str, Any]] = {}
     for record in records:
         row = record.value
         try:
             number = _number(row)
             image, query = (typed(row.get(name), str, name, "text") for name in ("image", "query"))
             compared(row, _asked(number), "")
-            if number in found:
+            if number in by_id:
                 raise ValueError(f"id {number} comes twice; expected each once")
-            found[number] = {"id": number, "image": image, "query": query}
+            by_id[number] = {"id": number, "image": image, "query": query}
         except ValueError as error:
             problems.append(f"{record.where}: {error}")
-    if problems or not found:
+    if problems or not by_id:
         raise BadInput(path, problems or ["it holds no query"], "Expected objects with id, image and query, as AMBER has them.")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _number(row: Mapping[str, Any]) -> int:
-    """Return the id of a row, which may be text."""
+    """Return the id of a row, which may be text, or a number such as 1005.0."""
     there = {key: _as_number(row[key]) for key in _ID_KEYS if key in row}
     if not there:
         raise ValueError(f"no id; expected the keys id and response, found {sorted(row)}")
@@ -162,6 +173,8 @@ def _number(row: Mapping[str, Any]) -> int:
 def _as_number(value: Any) -> int | None:
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         return int(value) if len(value) < 20 else -1
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if type(value) is int else None  # True is no id
 
 
@@ -187,12 +200,12 @@ def _queries() -> tuple[dict[int, dict[str, Any]], frozenset[str]]:
 
 @cache
 def _asked(number: int) -> Asked:
-    """Return what an id asks."""
+    """Return the query of an id, with its image and truth, to compare a row with."""
     asked, others = _queries()
     label = None if kind_of(number) == "generative" else annotations()[number]["truth"]
     return Asked(f"id {number}", asked[number]["query"], asked[number]["image"], label, others)
 
 
 def _read(text: str) -> Hashable:
-    """What either rule makes of an answer: keys that are alike in this give the same numbers."""
+    """Return what the official and the strict rule read in an answer; keys that are equal in both give the same scores."""
     return official_answer(text), first_word(text)

@@ -1,14 +1,14 @@
-"""Which field of a row holds the answer, and whether the row belongs to the question that it is joined with.
+"""Find the answer in a row, and check that the row belongs to the question that it is joined with.
 
-POPE and AMBER share this. Files of answers come in many layouts, and a wrong guess is a wrong number that nobody sees. So:
-several keys may hold the answer only if they read alike; a row that names a question, an image or a label must name those of
-its question. Both faults are of the file, not of a line, so `WrongRows` is never skipped.
+POPE and AMBER share this. Files of answers come in many layouts, and a wrong guess would be a wrong score without any error.
+Therefore several keys may hold the answer only if they read alike, and a row that has a question, an image or a label must have
+those of its question. Either fault makes the whole file doubtful, not one line, so `WrongRows` is never skipped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,9 +17,22 @@ import msgspec
 
 from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.files import BadInput
+from prunehal.benchmarks.other_keys import free_text, undecided
 from prunehal.benchmarks.yes_or_no import first_word, label_of
 
-__all__ = ["ANSWER_KEYS", "Asked", "Taken", "WrongRows", "answer_in", "compared", "one_key", "refuse_wrong", "typed", "words"]
+__all__ = [
+    "ANSWER_KEYS",
+    "Asked",
+    "Taken",
+    "WrongRows",
+    "answer_in",
+    "compared",
+    "one_key",
+    "only_truth",
+    "refuse_wrong",
+    "typed",
+    "words",
+]
 
 ANSWER_KEYS = (
     "answer", "response", "prediction", "ans", "model_answer", "model_output", "model_response", "output", "outputs", "pred",
@@ -31,7 +44,8 @@ _LABEL_KEYS = ("label", "gt", "gt_answer", "gt_ans", "ground_truth", "truth", "t
 _ID_KEYS = ("question_id", "id", "answer_id", "model_id")
 _NAMED = frozenset(_QUESTION_KEYS + _IMAGE_KEYS + _LABEL_KEYS + _ID_KEYS)
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_LONGEST_NAME = 300  # a longer text under image is no name but the picture itself
+_FEW = 3  # rows: fewer answers may all be right by chance
+_LONGEST_NAME = 300  # a longer text under image is the encoded image itself, not a name
 
 
 class WrongRows(ValueError):
@@ -40,7 +54,7 @@ class WrongRows(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The answer of a row, the key that held it, and all keys of ANSWER_KEYS that could have."""
+    """The answer of a row, the key that held it, and all keys of ANSWER_KEYS that could have held it."""
 
     key: str
     text: str
@@ -49,14 +63,14 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked, for the comparison with a row that answers it.
+    """A question, to compare with a row that answers it.
 
     Attributes:
         name: how messages name the question, such as ``question_id 7``.
         text: the question.
         image: file name of its image.
-        label: ``yes`` or ``no``; None if a text was asked for, by this prompt or by any other that is no question of ``others``.
-        others: all questions of the file as `words` gives them, so that another one is known when a row names it.
+        label: ``yes`` or ``no``; None if the answer is a caption, whose prompt may be any but one of ``others``.
+        others: all questions of the file, as `words` gives them; a row that has another one of them than its own is refused.
     """
 
     name: str
@@ -67,7 +81,13 @@ class Asked:
 
 
 def typed(value: Any, kind: Any, name: str, expected: str) -> Any:
-    """Return a field's value if it is of that type; True is no number.
+    """Return a field's value if it is of that type; True and False are not taken for numbers.
+
+    Args:
+        value: what the field holds.
+        kind: the type, or several (``int | str``).
+        name: the field, for the error.
+        expected: the type in words, for the error.
 
     Raises:
         ValueError: it is of another type.
@@ -89,12 +109,13 @@ def answer_in(row: Mapping[str, Any], asked: Asked, key: str | None, reads: Call
 
     Args:
         row: an object of the file.
-        asked: what it answers.
+        asked: the question that it answers.
         key: the key to take; by default that of ANSWER_KEYS which is there (or caption, where no yes or no was asked for).
-        reads: what scoring makes of an answer: two keys hold the same if this is equal.
+        reads: what scoring reads in an answer; two keys hold the same answer if this is equal.
 
     Raises:
-        WrongRows: several keys could hold the answer, and they read differently.
+        WrongRows: several keys could hold the answer, and they read differently; or a text was asked for, and another one
+            stands under a key of any name.
         ValueError: no such key, or no text under it.
 
     >>> asked = Asked("question_id 1", "Is there a dog?", "a.jpg", "no")
@@ -130,11 +151,42 @@ answer; Fix: name it by --answer-key answer or --answer-key prediction (answer_k
                 f"{taken} is {repr(row[taken])[:40]} and {other} is {repr(row[other])[:40]}; expected one key that could be the "
                 f"answer; Fix: name it by --answer-key {taken} or --answer-key {other} (answer_key=...)"
             )
+    if asked.label is None and (other := free_text(row, {*there, *_NAMED})) is not None:
+        raise WrongRows(
+            f"{taken} is {repr(row[taken])[:40]} and {other} is {repr(row[other])[:40]}; expected one key that could be the "
+            f"response; Fix: name it by --answer-key {taken} or --answer-key {other} (answer_key=...)"
+        )
     return Taken(taken, typed(row[taken], str, taken, "text"), tuple(able))
 
 
+def only_truth(answered: Sequence[tuple[Mapping[str, Any], Taken, str | None]]) -> list[str]:
+    """Return a problem if what was taken for answers may be the truth: it is the label in every row, and a key that is not looked
+    at may hold what the model wrote.
+
+    Args:
+        answered: the rows, what was taken for the answer of each, and the label of its question. Fewer than three prove nothing.
+
+    >>> row = {"answer": "no", "llava": "A dog."}
+    >>> only_truth([(row, Taken("answer", "no", ("answer",)), "no")] * 3)
+    ["answer is the label of the question in all 3 rows, and llava may hold the model's answers (the first is 'A dog.'); \
+expected one key that could be the answer; Fix: name it by --answer-key llava or --answer-key answer (answer_key=...)"]
+    """
+    if len(answered) < _FEW or any(label is None or label_of(taken.text) != label for _, taken, label in answered):
+        return []
+    rows = [row for row, *_ in answered]
+    if (other := undecided(rows, {*ANSWER_KEYS, *_NAMED})) is None:
+        return []
+    key = answered[0][1].key
+    first = next(row[other] for row in rows if other in row)
+    return [
+        f"{key} is the label of the question in all {len(rows)} rows, and {other} may hold the model's answers (the first is "
+        f"{repr(first)[:40]}); expected one key that could be the answer; Fix: name it by --answer-key {other} or --answer-key "
+        f"{key} (answer_key=...)"
+    ]
+
+
 def one_key(able: Mapping[tuple[str, ...], str]) -> list[str]:
-    """Return a problem if the answers of a file stand under other keys from row to row: one of them may be the truth.
+    """Return a problem if the key of the answer changes from row to row, because one of the keys may hold the truth.
 
     Args:
         able: the keys that could hold the answer -> the first row that has just these.
@@ -152,10 +204,18 @@ def one_key(able: Mapping[tuple[str, ...], str]) -> list[str]:
 
 
 def compared(row: Mapping[str, Any], asked: Asked, answer_key: str) -> set[str]:
-    """Compare a row with the question that it is joined with, in all that it carries; return what that was.
+    """Compare the question, image and label of a row with those that it is joined with; return which of the three it has.
 
     A question or prompt must contain the words of the question, whatever stands around them. Of an image only the name counts:
     folder, suffix and a COCO name's prefix do not. A label may be written as yes, Yes, 1 or true.
+
+    Args:
+        row: an object of the file.
+        asked: the question that it is joined with.
+        answer_key: the key that holds the answer, which is not compared.
+
+    Returns:
+        Of ``question``, ``image`` and ``label`` those that the row has.
 
     Raises:
         WrongRows: it carries another question, image or label.
@@ -195,7 +255,7 @@ def refuse_wrong(path: Path | str, problems: Collection[str]) -> None:
 
 
 def words(text: str) -> str:
-    """Return the words of a text without case and punctuation, so that ways of writing one question are equal.
+    """Return the words of a text without case and punctuation, so that different spellings of one question are equal.
 
     >>> words("  Is there a Dog\\nin the image?")
     'is there a dog in the image'

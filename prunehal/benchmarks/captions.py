@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prunehal.benchmarks.files import BadInput, Record, bad_lines, read_records, some
+from prunehal.benchmarks.other_keys import free_text
 
 __all__ = ["drop_unfinished", "image_number", "read_captions"]
 
@@ -29,7 +30,7 @@ class _Unclear(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What a file says of one image: where it says so, the object, and the name that stands outside of the object, if any."""
+    """A file's entry for one image: its place in the file, its object, and the image's name where that is a key outside it."""
 
     where: str
     value: Mapping[str, Any]
@@ -48,7 +49,8 @@ def read_captions(
     An object names its image under ``image_id``, ``image`` or ``file_name``, by number or by file name
     (``COCO_val2014_000000310196.jpg`` is image 310196), and its caption under ``caption``, ``text``, ``answer``, ``response``,
     ``prediction``, ``output`` or the like. One object for all images is ``{image_id: caption}``, the original script's
-    ``{"overall": ..., "imgToEval": {image_id: {"caption": ...}}}``, or a script's result, ``{"sentences": [...]}``.
+    ``{"overall": ..., "imgToEval": {image_id: {"caption": ...}}}``, or a script's result, ``{"sentences": [...]}``. A list that
+    holds one caption is that caption.
 
     An empty caption is a caption: the official scripts count it, without mentions.
 
@@ -56,7 +58,7 @@ def read_captions(
         path: the file, packed (``.gz``) or not.
         known: images with ground truth; others are problems. None takes all.
         skip_bad: go on without the bad lines, keeping the first of several captions of an image. Rows in which several keys
-            could be the caption or the image, and differ, are never skipped.
+            could be the caption (a sentence under a key of any name) or the image, and differ, are never skipped.
         caption_key: the key that holds the caption, where several could.
         image_key: the key that names the image, where several could.
 
@@ -138,7 +140,13 @@ def _rows(record: Record, known: Container[Hashable] | None, wanted: set[str]) -
 
 
 def _row(where: str, name: str | None, value: Any) -> _Row:
+    value = _single(value)
     return _Row(where, value if isinstance(value, Mapping) else {"caption": value}, name)
+
+
+def _single(value: Any) -> Any:
+    """Return what a list of one holds; anything else as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _in(name: str, known: Container[Hashable] | None) -> bool:
@@ -196,13 +204,18 @@ def _names(given: Any) -> list[Hashable]:
 
 
 def _caption(row: _Row, wanted: str | None) -> str:
-    given = _given(row, "caption", _TEXT_KEYS, wanted)
+    given = {key: _single(text) for key, text in _given(row, "caption", _TEXT_KEYS, wanted).items()}
     if any(text != next(iter(given.values())) for text in given.values()):
         shown = " and ".join(f"{key} {str(text)[:40]!r}" for key, text in given.items())
         raise _Unclear(
             f"{shown} could be the caption, and differ; expected one. Fix: name its key, as in --caption-key {next(iter(given))}"
         )
     key, text = next(iter(given.items()))
+    if not wanted and (other := free_text(row.value, {*_ID_KEYS, *_TEXT_KEYS})) is not None:
+        raise _Unclear(
+            f"{key} {str(text)[:40]!r} and {other} {str(row.value[other])[:40]!r} could be the caption; expected one. Fix: name "
+            f"its key, as in --caption-key {other} or --caption-key {key}"
+        )
     if not isinstance(text, str):
         raise ValueError(f"{key} is {str(text)[:40]!r}; expected text ('' where the model wrote none)")
     return text

@@ -131,7 +131,7 @@ def score(questions: Sequence[Question], answers: Sequence[str], rule: str = "of
         "yes_ratio": said.count("yes") / len(items),
     }
     readable = [_readable(answer, rule) for answer in answers]
-    metrics |= counts(answers, readable, f"expected a yes or no ({rule} rule); Fix: see what the model was asked")
+    metrics |= counts(answers, readable, f"expected a yes or no ({rule} rule); Fix: check the model's prompt")
     return Report(metrics, items, {"benchmark": "POPE", "rule": rule})
 
 
@@ -146,7 +146,7 @@ def score_files(
 
     Files are JSON lines (whatever the suffix) or a JSON list, packed (``.gz``) or not. An answer has its text under answer, or
     response, prediction, ans, text and the like (`prunehal.benchmarks.answer_rows.ANSWER_KEYS`); where several of them are there
-    and read differently, none is taken for right. It may carry its question (question, prompt, query), image and label, which
+    and read differently, the file is refused. It may carry its question (question, prompt, query), image and label, which
     must then be those of its question. When every answer has a question_id, answers are joined by it; otherwise they stand in the
     order of the questions, one for each, and an unreadable line keeps its place.
 
@@ -161,7 +161,7 @@ def score_files(
     Returns:
         A report as `score` gives it; settings: benchmark, questions, answers, rule, answer_key, joined_by (question_id or place),
         compared (what every answer carried and was compared with its question: of question, image and label), n_bad (pairs left
-        out).
+        out, and second answers).
 
     Raises:
         BadInput: unreadable lines, missing or wrong fields, a question_id twice, no answer to a question, unless skipped; answers
@@ -193,9 +193,10 @@ def score_files(
         raise BadInput(answers_path, [*problems, f"no usable answer to a question of {name}; expected objects with answer"])
     with reading(answers_path):
         report = score([question for question, _ in joined.pairs], [answer for _, answer in joined.pairs], rule)
+    places = max(len(asked), len(given) - joined.n_again)  # a second answer makes up for no missing one
     settings = {
         "benchmark": "POPE", "questions": name, "answers": str(answers_path), "rule": rule, "answer_key": answer_key,
-        "joined_by": joined.by, "compared": sorted(joined.compared), "n_bad": max(len(asked), len(given)) - len(joined.pairs),
+        "joined_by": joined.by, "compared": sorted(joined.compared), "n_bad": places + joined.n_again - len(joined.pairs),
     }  # fmt: skip
     return Report(report.metrics, report.items, settings)
 
@@ -204,7 +205,7 @@ def write_answers(path: Path | str, questions: Sequence[Question], answers: Sequ
     """Write answers as the official script reads them, one object a line, in the order of the questions.
 
     Each line holds question and answer; and question_id and image, which the official script does not read, so that answers
-    to other questions are seen.
+    to other questions are noticed.
 
     Raises:
         ValueError: another number of answers than questions, or an answer that is no text; nothing is written.
@@ -222,8 +223,8 @@ def write_answers(path: Path | str, questions: Sequence[Question], answers: Sequ
             raise ValueError(f"the answer to question_id {question.question_id!r} is {answer!r}; expected text")
     with written(Path(path)) as part, part.open("w", encoding="utf-8") as file:
         for question, answer in zip(questions, answers, strict=True):
-            line = {"question": question.text, "answer": answer, "question_id": question.question_id, "image": question.image}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            row = {"question": question.text, "answer": answer, "question_id": question.question_id, "image": question.image}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _shipped(source: str, kind: str) -> Path:

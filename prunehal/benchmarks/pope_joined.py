@@ -13,14 +13,14 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunehal.benchmarks.answer_rows import Asked, Taken, WrongRows, answer_in, compared, one_key, words
+from prunehal.benchmarks.answer_rows import Asked, Taken, WrongRows, answer_in, compared, one_key, only_truth, words
 from prunehal.benchmarks.files import some
 from prunehal.benchmarks.pope_files import Place, Question, again
 from prunehal.benchmarks.yes_or_no import first_word
 
 __all__ = ["Joined", "join", "official_answer"]
 
-_ORDER_KEYS = ("id", "qid", "idx", "index")  # numbers of rows: without question_id they must rise, as the order is all there is
+_ORDER_KEYS = ("id", "qid", "idx", "index")  # row numbers, which must rise where answers are joined by order
 _OFFICIAL_NO = {"No", "not", "no"}
 
 
@@ -34,6 +34,7 @@ class Joined:
         problems: of single lines, which may be skipped.
         wrong: what is wrong with the file as a whole, so that no line of it can be trusted.
         compared: of question, image and label those that every usable answer carries.
+        n_again: answers to a question_id that had one.
     """
 
     by: str
@@ -41,6 +42,7 @@ class Joined:
     problems: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     compared: set[str] = field(default_factory=lambda: {"question", "image", "label"})
+    n_again: int = 0
 
 
 def official_answer(text: str) -> str:
@@ -61,7 +63,8 @@ def join(asked: list[Place], given: list[Place], answer_key: str | None = None) 
         answer_key: the key that holds the answers, where several could.
 
     Returns:
-        The usable pairs, and what is wrong with the others (unreadable lines and unusable questions are known already).
+        The usable pairs, and what is wrong with the others (reading the files has reported unreadable lines and unusable
+            questions already).
 
     >>> question = Question(7, "a.jpg", "Is there a dog?", "yes")
     >>> join([Place(1, question)], [Place(1, {"answer": "Yes"})]).pairs[0][1]
@@ -74,16 +77,20 @@ def join(asked: list[Place], given: list[Place], answer_key: str | None = None) 
     joined = Joined("question_id" if by_id else "place")
     questions = frozenset(words(place.content.text) for place in asked if place.content is not None)
     able: dict[tuple[str, ...], str] = {}
+    answered: list[tuple[Mapping[str, Any], Taken, str | None]] = []
     for question, answer in (_by_id if by_id else _by_place)(asked, given, joined):
         try:
             taken = _answer(question, answer.content, questions, answer_key, joined)
             joined.pairs.append((question, taken.text))
             able.setdefault(taken.able, f"line {answer.line}")
+            answered.append((answer.content, taken, question.label))
         except WrongRows as error:
             joined.wrong.append(f"line {answer.line}: {error}")
         except ValueError as error:
             joined.problems.append(f"line {answer.line}: {error}")
     joined.wrong += one_key(able)
+    if answer_key is None:
+        joined.wrong += only_truth(answered)
     if not joined.pairs:
         joined.compared = set()
     return joined
@@ -120,7 +127,7 @@ def _one_each(places: list[Place]) -> bool:
 
 
 def _out_of_order(given: list[Place]) -> str | None:
-    """Return the key of numbers that differ from answer to answer, as numbers of rows do, and do not rise."""
+    """Return a key whose values look like row numbers, as all differ, but do not rise; None if there is none."""
     answers = [place.content for place in given if place.readable]
     for key in _ORDER_KEYS:
         numbers = [int(value) for answer in answers if re.fullmatch(r"[0-9]{1,18}", str(value := answer.get(key)))]
@@ -143,6 +150,7 @@ def _by_id(asked: list[Place], given: list[Place], joined: Joined) -> Iterator[t
             problem = f"line {answer.line}: unknown question_id {name!r}; expected one of {ids}"
             (joined.problems if unusable else joined.wrong).append(problem)
         elif key in first:
+            joined.n_again += 1
             joined.problems.append(f"line {answer.line}: {again(name, first[key])}")
         else:
             first[key] = answer.line
@@ -166,5 +174,5 @@ def _answer(question: Question, row: Mapping[str, Any], others: frozenset[str], 
 
 
 def _read(text: str) -> Hashable:
-    """What either rule makes of an answer: keys that are alike in this give the same numbers."""
+    """Return what the official and the strict rule read in an answer; keys that are equal in both give the same scores."""
     return official_answer(text), first_word(text)

@@ -31,9 +31,9 @@ __all__ = [
 app = typer.Typer(help="Score captions and answers by the rules of the published benchmarks.", no_args_is_help=True)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write metrics, items and settings to this file.")]
-Rule = Annotated[str, typer.Option(help="official, or strict: the first word must be yes or no, in any case.")]
+Rule = Annotated[str, typer.Option(help="official, or strict: the first word must be yes or no, in any letter case.")]
 AnswerKey = Annotated[str | None, typer.Option(help="The key that holds the answers, where several could.")]
-JudgeRule = Annotated[str, typer.Option("--rule", help="official, or strict: the reply must say it as asked for.")]
+JudgeRule = Annotated[str, typer.Option("--rule", help="official, or strict: the reply must have the required form.")]
 JudgementKey = Annotated[str | None, typer.Option(help="The key that holds the judge's replies, where several could.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without unusable lines, and count them.")]
 
@@ -75,11 +75,18 @@ def chair(
                 f"{captions}: no caption keeps a word; expected one that does. Fix: raise --truncate-words, or leave out "
                 "--drop-unfinished."
             )
+        result = benchmarks.score(texts, truth, loaded)
+        if not result.metrics["n_mentions"]:
+            raise ValueError(
+                f"{captions}: no caption names an object, the first is {next(iter(texts.values()))[:60]!r}; expected English "
+                "captions. Fix: check the model's prompt, or name the key of the captions by --caption-key"
+            )
         settings = {
             "captions": str(captions), "ground_truth": sources, "truncate_words": truncate_words,
-            "drop_unfinished": drop_unfinished, "n_bad": n_bad,
+            "drop_unfinished": drop_unfinished, "n_bad": n_bad, "n_distinct_captions": len(set(texts.values())),
+            "n_without_mention": int((result.items["n_mentions"] == 0).sum()),
         }  # fmt: skip
-        return benchmarks.score(texts, truth, loaded).report(settings)
+        return result.report(settings)
 
     _finish(scored, json, captions)
 
@@ -123,7 +130,7 @@ def amber_generative(
 def amber_discriminative(
     responses: Annotated[Path, typer.Argument(help="AMBER's response file: id, response (Yes or No).")],
     rule: Annotated[
-        str, typer.Option(help="official: exactly Yes or No; or strict: the first word must be yes or no, in any case.")
+        str, typer.Option(help="official: exactly Yes or No; or strict: the first word must be yes or no, in any letter case.")
     ] = "official",
     answer_key: AnswerKey = None,
     json: Json = None,

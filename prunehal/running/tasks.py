@@ -32,6 +32,7 @@ CAPTION_PROMPT = "Please describe this image in detail."
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # Where the images lie below the folder that the user names: as COCO, AMBER and MMHal-Bench unpack.
 _FOLDERS = ("", "val2014", "image", "images")
+_HEADERS = ("image_id", "image_ids", "file_name")  # a first line of a list of images that names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def images_of(items: Sequence[Item], folder: Path, skip_missing: bool = False) -
 
 
 def left_out(benchmark: str, images: Path, questions: str | None = None) -> dict[str, int]:
-    """Return how many files of each other format a folder holds whose images are all asked about: ``{".webp": 3}``.
+    """Return how many files of other formats, ``{".webp": 3}``, a folder holds whose images are all prompted.
 
     Hidden files do not count; where the questions name the images, nothing is left out.
 
@@ -204,16 +205,19 @@ def _files_in(images: Path) -> Iterator[Path]:
 
 
 def _listed_images(path: Path) -> list[int | str]:
-    """Read image ids: a JSON list, JSON objects with image_id, or one id or file name a line."""
-    text = read_text(path).strip()
-    if text.startswith("{"):
-        values: Any = None
-    elif text.startswith("["):
+    """Read image ids: a JSON list, JSON objects with image_id, or one id or file name a line, with or without a header line."""
+    text = read_text(path)
+    begin = text.lstrip()[:1]
+    values: dict[str, Any] = {}
+    if begin == "[":
         with reading(path):
-            values = json.loads(text)
-    else:
-        values = [line.strip() for line in text.splitlines()]
-    if values is None or any(isinstance(value, dict) for value in values):
+            listed = json.loads(text)
+        values = {f"entry {place}": value for place, value in enumerate(listed, 1)}
+    elif begin != "{":
+        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        headed = bool(lines) and lines[0][1].casefold() in _HEADERS
+        values = {f"line {number}": line for number, line in lines[headed:]}
+    if begin == "{" or any(isinstance(value, dict) for value in values.values()):
         records, problems = read_records(path)
         problems += [
             f"{record.where}: image_id is {record.value['image_id']!r} and image {record.value['image']!r}; expected one image"
@@ -222,12 +226,17 @@ def _listed_images(path: Path) -> list[int | str]:
         ]
         if problems:
             raise BadInput(path, problems, "Expected objects with image_id.")
-        values = [record.value.get("image_id", record.value.get("image")) for record in records]
-    if bad := [value for value in values if isinstance(value, bool) or not isinstance(value, int | str) or value == ""]:
-        raise BadInput(path, [f"{value!r} is no image id" for value in bad], "Expected numbers or file names of images.")
+        values = {record.where: record.value.get("image_id", record.value.get("image")) for record in records}
+    if bad := {
+        where: value
+        for where, value in values.items()
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip()
+    }:
+        problems = [f"{where}: {value!r} is no image id" for where, value in bad.items()]
+        raise BadInput(path, problems, "Expected numbers or file names of images.")
     if not values:
         raise BadInput(path, ["it holds no image id"], "Expected numbers or file names of images.")
-    return list(dict.fromkeys(value if isinstance(value, int) else image_key(value.strip()) for value in values))
+    return list(dict.fromkeys(value if isinstance(value, int) else image_key(value.strip()) for value in values.values()))
 
 
 def _write_captions(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
