@@ -70,6 +70,55 @@ def test_a_run_that_has_not_ended_is_refused_and_taken_as_partial(interrupted):
     assert len(samples) == 2
 
 
+def test_rows_beyond_the_items_of_the_latest_call_are_refused_or_marked(images, tmp_path):
+    asked(images, tmp_path)
+    asked(images, tmp_path, limit=2)
+    done, samples = exported(tmp_path)
+    assert (done.exit_code, samples) == (2, [])
+    assert "has 4 rows, of which the latest call asked for 2 items; expected rows and result of the same items" in done.stderr
+    done, samples = exported(tmp_path, "--partial")
+    assert (done.exit_code, len(samples)) == (0, 4)
+    assert "partial: 4 rows, of which the latest call asked for 2 items" in done.output
+    asked(images, tmp_path)
+    assert exported(tmp_path)[0].exit_code == 0
+
+
+def test_a_refused_call_does_not_cut_a_torn_line(interrupted, images):
+    before = (interrupted / "rows.jsonl").read_bytes()
+    assert before.endswith(b'{"key": 3, "im')
+    for options in ({"seed": 1}, {"prompt": "What?"}):
+        with pytest.raises(ValueError, match="expected the same"):
+            asked(images, interrupted, **options)
+        assert (interrupted / "rows.jsonl").read_bytes() == before
+
+
+def test_what_a_policy_did_is_counted(images, tmp_path, capsys):
+    for name, policy, said in (
+        ("never", ph.TopK(k=100_000), "0 of 4 texts have a prune; the policy never acted: check its options"),
+        ("t0", ph.PruneHal(t=0), "0 of 4 texts have a prune; the policy never acted: check its options"),
+        ("all", ph.TopK(k=5), "4 of 4 texts have a prune\n"),
+    ):
+        asked(images, tmp_path / name, policy=policy)
+        assert said in capsys.readouterr().err
+    asked(images, tmp_path / "none")
+    assert "have a prune" not in capsys.readouterr().err
+
+
+def test_a_prompt_with_the_placeholder_of_the_image_is_refused(images, tmp_path):
+    done = CliRunner().invoke(
+        app,
+        ["run", "--model", "embedded", "--benchmark", "chair", "--images", str(images), "--out", str(tmp_path / "out"),
+         "--prompt", "<image>Describe"],
+    )  # fmt: skip
+    assert (done.exit_code, (tmp_path / "out").exists()) == (2, False)
+    assert done.stderr.startswith("Error: prompt='<image>Describe': holds <image>, the image's placeholder")
+    assert "leave <image> out: it is added by the template" in done.stderr
+    with pytest.raises(ValueError, match="leave <image> out"):
+        asked(images, tmp_path / "out", template="{image}{prompt}", prompt="<image>")
+    asked(images, tmp_path / "out", template="{prompt}", prompt="<image>Describe this scene in detail.")  # the user's own place
+    assert json.loads((tmp_path / "out/rows.jsonl").read_text().splitlines()[0])["tokens"] > 0
+
+
 def test_a_run_that_went_on_is_whole_again(interrupted, images):
     asked(images, interrupted)
     assert (finished(interrupted).lacking, len(finished(interrupted).rows)) == ("", 4)
@@ -85,7 +134,7 @@ def test_the_result_of_fewer_items_does_not_stand_for_more(images, tmp_path, mon
     assert not path.exists()
     with pytest.raises(ValueError, match="has rows of 2 of 4 items"):
         finished(tmp_path)
-    monkeypatch.setattr("prunehal.running.loop.Engine", None)  # nothing is asked
+    monkeypatch.setattr("prunehal.running.loop.Engine", None)  # no text is generated
     assert asked(images, tmp_path, limit=2).read_text().count("\n") == 2
     assert finished(tmp_path).lacking == ""
     assert json.loads((tmp_path / "settings.json").read_text())["free"]["items"] == 2

@@ -590,6 +590,7 @@ def test_the_first_token_is_written_once(checkpoint):
         ({"seed": True}, "seed=True: expected"),
         ({"policy": "prunehal"}, "policy='prunehal': expected PruneHal"),
         ({"device": "cpu", "device_map": "auto"}, "device='cpu', device_map='auto': expected one of the two"),
+        ({"revision": "main"}, "revision='main': the embedded model has no revisions; expected None; leave it out"),
         ({"dtype": "float16"}, "the embedded model runs in float32"),
         ({"template": "USER: {image}"}, r"has no \{prompt\}"),
         ({"benchmark": "pope", "prompt": "What?"}, "pope asks its own questions; expected none; add to them by prompt_suffix"),

@@ -25,7 +25,7 @@ from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
 from prunehal.decoding import PAI, KVSmooth
-from prunehal.experiments import Experiment, Store, read_grid, sweep
+from prunehal.experiments import Experiment, Store, grid, read_grid, sweep
 from prunehal.experiments.pictures import image_keys
 from prunehal.experiments.versions import made_by
 from prunehal.experiments.worker import Made, Task, work
@@ -185,7 +185,10 @@ def test_a_sweep_that_fails_at_any_task_goes_on_there(monkeypatch, tmp_path, cap
             sweep(WANTED, folder, batch_size=2, progress=False)
         before = {(each.key, key) for each in WANTED for key in Store(folder).rows(each)}
         said = capsys.readouterr().err
-        assert f"{len(before)} of {CAPTIONS} captions are stored, {CAPTIONS - len(before)} are left" in said
+        goes_on = (
+            f"{len(before)} of {CAPTIONS} captions are stored, {CAPTIONS - len(before)} are left; the same call goes on there"
+        )
+        assert (goes_on in said, "goes on there" in said, folder.exists()) == (bool(before),) * 3
         assert sorted(before) == sorted(first.made)
         monkeypatch.setattr(MODULE, "work", second)
         sweep(WANTED, folder, batch_size=2, progress=False)
@@ -588,11 +591,73 @@ def test_a_grid_of_another_encoding_is_named(tmp_path):
 
 
 def test_files_of_other_formats_are_counted(tmp_path, monkeypatch, capsys):
-    for name in ("1.png", "2.webp", "3.WEBP", "notes.txt", ".hidden"):
+    for name in ("42.png", "2.webp", "3.WEBP", "notes.txt", ".hidden"):
         (tmp_path / name).write_bytes(b"")
-    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "42.png")
     monkeypatch.setattr(MODULE, "work", Counted(fail_at=1, error=RuntimeError("worker")))
     with pytest.raises(RuntimeError, match="worker"):
         sweep([Experiment(images=tmp_path, split="mine", n_images=1)], tmp_path / "rows", progress=False)
     assert f"{tmp_path}: files of other formats are left out: 1 .txt, 2 .webp; expected" in capsys.readouterr().err
     assert not (tmp_path / "rows").exists()
+
+
+def test_images_that_the_truth_lacks_are_refused_before_the_model_is_asked_for(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("42.png", "300000001.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    asked = []
+    monkeypatch.setattr(MODULE, "made_by", asked.append)
+    monkeypatch.setattr(MODULE, "work", asked.append)
+    wanted = [Experiment(images=folder, split="mine", n_images=n) for n in (2, 1)]
+    with pytest.raises(ValueError, match=r"COCO's truth lacks 1 of the images, 300000001; expected images of COCO"):
+        sweep(wanted, tmp_path / "rows", progress=False)
+    assert (asked, (tmp_path / "rows").exists()) == ([], False)
+
+
+# The size of a grid.
+
+
+def test_a_product_is_counted_before_it_is_made(monkeypatch):
+    base, axes = Experiment(policy=PruneHal()), {"policy.r": [0.4, 0.7, 0.9], "policy.t": [1, 2, 3], "seed": [0, 1]}
+    made, with_options = [], Experiment.with_options
+    monkeypatch.setattr(Experiment, "with_options", lambda self, options: made.append(options) or with_options(self, options))
+    huge = {name: range(3000) for name in ("policy.r", "policy.t", "seed")}
+    for product, options, said in (
+        (huge, {}, r"the product has 27,000,000,000 points; expected at most 1,000,000; draw some by sample"),
+        (
+            huge,
+            {"sample": 1_000_001},
+            r"sample=1000001: expected a number in 1\.\.1000000; the product has 27,000,000,000 points",
+        ),
+        (axes, {"sample": 19}, r"sample=19: expected a number in 1\.\.18; the product has 18 points"),
+        ({str(i): range(2) for i in range(63)}, {"sample": 1}, r"the product has about 1e18 points; expected at most 2\*\*62"),
+        (axes, {"seed": -1, "sample": 2}, "seed=-1: expected an integer of at least 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            grid(base, product, **options)
+    assert made == []
+    assert len(grid(base, axes)) == 18
+    assert len(set(grid(base, axes, sample=17, seed=3))) == 17
+    monkeypatch.setattr("prunehal.experiments.grids.MOST_POINTS", 17)
+    with pytest.raises(ValueError, match="the product has 18 points; expected at most 17"):
+        grid(base, axes)
+
+
+def test_a_few_points_of_a_huge_product_are_drawn(monkeypatch):
+    monkeypatch.setattr(Experiment, "with_options", lambda self, options: tuple(options.values()))
+    axes = {name: range(3000) for name in "abc"}
+    drawn = grid(Experiment(), axes, sample=50, seed=1)
+    assert len(set(drawn)) == 50
+    assert drawn == grid(Experiment(), axes, sample=50, seed=1) != grid(Experiment(), axes, sample=50, seed=2)
+    assert len({a for a, _, _ in drawn}) > 40
+
+
+@pytest.mark.parametrize("seed", ["-1", '"x"', "1.5", "true"])
+def test_a_seed_of_a_sample_that_cannot_be_is_named(tmp_path, seed):
+    path = tmp_path / "grid.toml"
+    path.write_text(f'[[grid]]\npolicy = {{name = "PruneHal"}}\n"policy.r" = [0.4, 0.7]\nsample = 1\nsample_seed = {seed}\n')
+    with pytest.raises(
+        ValueError, match=rf"\[\[grid\]\] number 1: sample_seed={seed.replace(chr(34), '.').capitalize()}: expected an"
+    ):
+        read_grid(path)

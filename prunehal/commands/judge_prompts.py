@@ -29,7 +29,7 @@ def _out(name: str) -> Path:
     return file_name(name)
 
 
-Out = Annotated[Path, typer.Argument(help="JSON lines to write.", parser=_out, metavar="OUT")]
+Out = Annotated[Path, typer.Argument(help="JSON lines to write.", parser=_out)]
 
 
 @app.command()

@@ -15,7 +15,10 @@ from prunehal.decoding.named import named_decoding
 from prunehal.experiments.description import Experiment, policy_from
 from prunehal.reading import read_text
 
-__all__ = ["grid", "read_grid"]
+__all__ = ["MOST_POINTS", "grid", "read_grid"]
+
+MOST_POINTS = 1_000_000  # of a product, or of a sample of it: more than anybody waits for
+_MOST_DRAWN_FROM = 2**62  # the points that a sample may be drawn from are counted in 64 bits
 
 
 def grid(base: Experiment, axes: Mapping[str, Sequence[Any]], *, sample: int | None = None, seed: int = 0) -> list[Experiment]:
@@ -28,7 +31,8 @@ def grid(base: Experiment, axes: Mapping[str, Sequence[Any]], *, sample: int | N
         seed: of the draw.
 
     Raises:
-        ValueError: no such name, an axis without values, a value that cannot be, or a sample larger than the product.
+        ValueError: no such name, an axis without values, a value that cannot be, a sample larger than the product, or more than
+            1,000,000 points; nothing is made before they are counted.
 
     >>> from prunehal.core import PruneHal
     >>> [e.name for e in grid(Experiment(policy=PruneHal()), {"policy.r": [0.4, 0.9], "policy.t": [1, 2]})][1:3]
@@ -38,17 +42,30 @@ def grid(base: Experiment, axes: Mapping[str, Sequence[Any]], *, sample: int | N
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(f"axis {name!r}: got {values!r}; expected a list of at least one value")
     sizes = [len(values) for values in axes.values()]
-    chosen: Iterable[int] = range(math.prod(sizes))
-    if sample is not None:
-        if as_count(sample) is None or not 1 <= sample <= len(chosen):
-            raise ValueError(f"sample={sample!r}: expected a number in 1..{len(chosen)}, the points of the product")
-        chosen = sorted(np.random.default_rng(seed).choice(len(chosen), sample, replace=False).tolist())
+    n_points = math.prod(sizes)
+    _refuse_seed("seed", seed)
+    shown = f"{n_points:,}" if n_points <= _MOST_DRAWN_FROM else f"about 1e{int(math.log10(n_points))}"
+    if n_points > (MOST_POINTS if sample is None else _MOST_DRAWN_FROM):
+        expected = f"at most {MOST_POINTS:,}; draw some by sample = ..." if sample is None else "at most 2**62 to draw from"
+        raise ValueError(f"the product has {shown} points; expected {expected}; Fix: shorten an axis")
+    if sample is None:
+        chosen: Iterable[int] = range(n_points)
+    else:
+        most = min(n_points, MOST_POINTS)
+        if as_count(sample) is None or not 1 <= sample <= most:
+            raise ValueError(f"sample={sample!r}: expected a number in 1..{most}; the product has {shown} points")
+        chosen = sorted(np.random.default_rng(seed).choice(n_points, sample, replace=False).tolist())
     experiments: dict[Experiment, None] = {}
     for point in chosen:
         places = np.unravel_index(point, sizes) if sizes else ()
         values = (of_axis[place] for of_axis, place in zip(axes.values(), places, strict=True))
         experiments[base.with_options(dict(zip(axes, values, strict=True)))] = None
     return list(experiments)
+
+
+def _refuse_seed(name: str, seed: Any) -> None:
+    if as_count(seed) is None or seed < 0:
+        raise ValueError(f"{name}={seed!r}: expected an integer of at least 0; leave it out for 0")
 
 
 def read_grid(path: str | Path) -> list[Experiment]:
@@ -84,18 +101,18 @@ def read_grid(path: str | Path) -> list[Experiment]:
     """
     path = Path(path)
     try:
-        found = tomllib.loads(read_text(path))
+        content = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path}: is no TOML file ({error}); expected [experiment] and [[grid]]; mend that place; an option "
             'of policy or decoding that is an axis has quotes, as in "policy.r" = [0.4, 0.7]'
         ) from error
-    if unknown := [name for name in found if name not in ("experiment", "grid")]:
+    if unknown := [name for name in content if name not in ("experiment", "grid")]:
         raise ValueError(f"{path}: unknown part(s) {', '.join(map(repr, unknown))}; expected [experiment] and [[grid]]")
-    products = found.get("grid", [])
+    products = content.get("grid", [])
     if not isinstance(products, list) or not products:
         raise ValueError(f"{path}: holds no [[grid]]; expected at least one, with lists as axes; write [[grid]], not [grid]")
-    common = found.get("experiment", {})
+    common = content.get("experiment", {})
     if not isinstance(common, dict) or not all(isinstance(product, dict) for product in products):
         raise ValueError(f"{path}: expected [experiment] once, and tables with the head [[grid]]; write these two heads so")
     experiments: dict[Experiment, None] = {}
@@ -103,6 +120,7 @@ def read_grid(path: str | Path) -> list[Experiment]:
         try:
             base = _described(Experiment(), common)
             sample, seed = product.pop("sample", None), product.pop("sample_seed", 0)
+            _refuse_seed("sample_seed", seed)
             fixed = {name: value for name, value in product.items() if not isinstance(value, list)}
             axes = {name: [_value(name, v) for v in values] for name, values in product.items() if isinstance(values, list)}
             experiments |= dict.fromkeys(grid(_described(base, fixed), axes, sample=sample, seed=seed))

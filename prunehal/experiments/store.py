@@ -211,7 +211,8 @@ class Store:
         if self._held is not None and path in self._held:
             return self._held[path]
         keys = set(self.rows(experiment))
-        file = RowFile(path)  # cuts a torn line off; only who writes may do that
+        file = RowFile(path)
+        file.repair()  # only who writes may do that
         headers = {path: file.rows.get(_HEADER), self.path(experiment): _read(self.path(experiment)).get(_HEADER)}
         held = _Held(file, keys, {path: header["made_by"] for path, header in headers.items() if header})
         if self._held is not None:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from prunehal.core.checks import as_count
 from prunehal.experiments.description import TESTBED, Experiment
+from prunehal.experiments.pictures import truth
 from prunehal.experiments.store import Store
 from prunehal.experiments.versions import made_by, refuse_other_worker
 from prunehal.experiments.worker import Made, Task, same_prefill, work
@@ -59,8 +60,8 @@ def sweep(
         progress: show a bar over the captions, with the time left.
 
     Raises:
-        ValueError: no experiments, a batch size below 1, a pool of forked processes, or rows that other code, weights or images
-            made, in the store or on a worker.
+        ValueError: no experiments, a batch size below 1, images that COCO's truth lacks, a pool of forked processes, or rows
+            that other code, weights or images made, in the store or on a worker.
         OSError: there is no such model.
         BlockingIOError: another sweep writes to the folder.
         RuntimeError: the executor broke or was lost; what it had finished is stored.
@@ -81,6 +82,9 @@ def sweep(
     if as_count(batch_size) is None or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: expected at least 1, as an integer; the default is 50")
     _check_executor(executor)
+    for (folder, _), experiment in {(e.images, e.questions): e for e in sorted(wanted, key=lambda e: e.n_images)}.items():
+        if folder != TESTBED:
+            truth(experiment)  # which every caption is compared with
     for experiment in {same_prefill(each): each for each in wanted}.values():
         _check_model(experiment, here=executor is None)
     for folder, questions in dict.fromkeys((each.images, each.questions) for each in wanted if each.images != TESTBED):
@@ -103,7 +107,10 @@ def sweep(
                         bar.update(sum(map(len, made.rows.values())))
         except BaseException:
             left = sum(map(len, missing.values()))
-            _say(f"{store.folder}: {total - left} of {total} captions are stored, {left} are left; the same call goes on there")
+            if left < sum(each.n_images for each in by_key.values()):  # without rows the folder is removed
+                _say(
+                    f"{store.folder}: {total - left} of {total} captions are stored, {left} are left; the same call goes on there"
+                )
             raise
         for experiment in by_key.values():
             store.pack(experiment)

@@ -44,7 +44,8 @@ def render(processor: ProcessorMixin, text: str, template: str | None = None, mo
         model_type: of the model's configuration; LLaVA ("llava") without a chat template is asked as LLaVA-1.5 was trained.
 
     Raises:
-        ValueError: there is no chat template, or it cannot take an image.
+        ValueError: there is no chat template, or it cannot take an image; the text holds the image's placeholder, which the
+            template adds.
 
     >>> from prunehal import load
     >>> render(load()[1], "Describe this scene in detail.")
@@ -54,6 +55,12 @@ def render(processor: ProcessorMixin, text: str, template: str | None = None, mo
     chat = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if template is None and not chat and model_type == "llava":
         template = _LLAVA
+    token = _image_token(processor)
+    if token and token in text and (template is None or "{image}" in template or token in template):
+        raise ValueError(
+            f"prompt={text!r}: holds {token}, the image's placeholder, which the template adds; expected the text alone; leave "
+            f"{token} out: it is added by the template"
+        )
     if template is not None:
         return template.replace("{image}", _placeholder(processor, template)).replace("{prompt}", text)
     advice = f"expected one that takes an image and a text; give a template (--template), e.g. {_LLAVA!r}"
@@ -102,14 +109,18 @@ def to_model(inputs: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str, 
 
 
 def _placeholder(processor: ProcessorMixin, template: str) -> str:
-    token = getattr(processor, "image_token", None)
-    token = getattr(token, "content", token)
+    token = _image_token(processor)
     if token is None and "{image}" in template:
         raise ValueError(
             f"template={template!r}: the processor {type(processor).__name__} does not say which token stands for {{image}}; "
             "expected the token itself; write it into the template"
         )
     return token or ""
+
+
+def _image_token(processor: ProcessorMixin) -> str | None:
+    token = getattr(processor, "image_token", None)
+    return getattr(token, "content", token)
 
 
 def _applied(processor: ProcessorMixin, content: list[dict[str, str]]) -> str:

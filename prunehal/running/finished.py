@@ -1,4 +1,4 @@
-"""Read the rows of a run that has ended, for those who export or compare them; one that has not is refused, or marked."""
+"""Read the rows of a run that has ended, to export or compare them; one that has not is refused, or marked as partial."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class _Counts(msgspec.Struct):
 
 
 class Finished(msgspec.Struct):
-    """What a run made.
+    """The rows of a run.
 
     Attributes:
         benchmark: its name.
         rows: in the order in which they were made.
-        lacking: "" of a whole run; otherwise how many rows of how many are there, in words.
+        lacking: empty if the run has ended and has the rows of its items; otherwise in words how many rows of how many are there,
+            such as ``3 of 10 items``.
     """
 
     benchmark: str
@@ -66,5 +67,12 @@ def finished(folder: Path, partial: bool = False) -> Finished:
             raise ValueError(
                 f"{folder}: has rows of {lacking}, for the run has not ended; expected all; run the same call again, or pass "
                 "--partial (partial=True) to take what is there"
+            )
+    elif counts.items is not None and len(rows) > counts.items:  # the latest call asked less, and the result is of that
+        lacking = f"{len(rows)} rows, of which the latest call asked for {counts.items} items"
+        if not partial:
+            raise ValueError(
+                f"{folder}: has {lacking}; expected rows and result of the same items; run the call for all of them again, or "
+                "pass --partial (partial=True) to take all rows"
             )
     return Finished(benchmark, list(rows.values()), lacking)

@@ -124,6 +124,8 @@ class Run:
             raise ValueError(f"device={self.device!r}, device_map={self.device_map!r}: expected one of the two; leave one out")
         if self.model == EMBEDDED and self.dtype not in ("auto", "float32"):
             raise ValueError(f"dtype={self.dtype!r}: the embedded model runs in float32; expected 'auto'; leave it out")
+        if self.model == EMBEDDED and self.revision is not None:
+            raise ValueError(f"revision={self.revision!r}: the embedded model has no revisions; expected None; leave it out")
         if self.prompt is not None and not BENCHMARKS[self.benchmark].prompted:
             raise ValueError(
                 f"prompt={self.prompt!r}: {self.benchmark} asks its own questions; expected none; add to them by prompt_suffix"
@@ -215,7 +217,6 @@ def run(settings: Run) -> Path:
     counts = {"items": len(chosen), "left_out": left_out(settings.benchmark, settings.images, settings.questions)}
     with locked(settings.out):
         file = RowFile(settings.out / "rows.jsonl", Row)
-        _say(file.repaired)
         mark = weights_mark(settings.model)  # so that weights trained anew are not taken for the old; the hub has commits
         shared = settings.shared() | ({} if mark is None else {"weights": mark})
         if file.rows:
@@ -224,8 +225,9 @@ def run(settings: Run) -> Path:
         left = [item for item in chosen if item.key not in file.rows]
         if left:
             engine = Engine(settings, images, chosen)
-            (settings.out / BENCHMARKS[settings.benchmark].result).unlink(missing_ok=True)  # it is of fewer items
             keep_settings(path, shared | engine.shared(), engine.free() | counts, has_rows=bool(file.rows))
+            (settings.out / BENCHMARKS[settings.benchmark].result).unlink(missing_ok=True)  # it is of fewer items
+            _say(file.repair())
             try:
                 _ask(engine, file, left, len(chosen))
             except BaseException:
@@ -234,22 +236,27 @@ def run(settings: Run) -> Path:
                 raise
         else:
             keep_free(path, counts)
+            _say(file.repair())
         texts = {item.key: file.rows[item.key]["text"] for item in chosen}
         result = write_result(settings.benchmark, settings.out, chosen, texts)
-    for problem in _remarks(counts["left_out"], len(items) - len(chosen), texts):
+    n_pruned = sum(bool(file.rows[item.key]["prunes"]) for item in chosen) if settings.prunes else None
+    for problem in _remarks(counts["left_out"], len(items) - len(chosen), texts, n_pruned):
         _say(f"{result}: {problem}")
     return result
 
 
-def _remarks(files: Mapping[str, int], others: int, texts: Mapping[int | str, str]) -> Iterator[str]:
-    """Yield what a user should know of a result: what it does not hold, and texts that are empty."""
+def _remarks(files: Mapping[str, int], others: int, texts: Mapping[int | str, str], n_pruned: int | None) -> Iterator[str]:
+    """Yield remarks on a result: files and items that were left out, empty texts, and how many texts have a prune."""
     if files:
         counted = ", ".join(f"{count} {suffix}" for suffix, count in files.items())
         yield f"the image folder holds files of other formats, which were left out: {counted}; expected .jpg, .jpeg or .png"
     if others:
         yield f"{len(texts)} items, {others} left out"
     if empty := sum(not text for text in texts.values()):
-        yield f"{empty} of {len(texts)} texts are empty; see whether the model knows such a prompt"
+        yield f"{empty} of {len(texts)} texts are empty; check that the prompt suits the model"
+    if n_pruned is not None:
+        never = "; the policy never acted: check its options, such as r, t or k, and the length of the texts"
+        yield f"{n_pruned} of {len(texts)} texts have a prune{'' if n_pruned else never}"
 
 
 def _ask(engine: Engine, file: RowFile, left: Sequence[Item], total: int) -> None:
@@ -277,9 +284,9 @@ def _ask(engine: Engine, file: RowFile, left: Sequence[Item], total: int) -> Non
                 waiting = waiting[len(batch) :]
                 bar.update(len(batch))
     except BaseException:
-        _say(
-            f"{file.path}: {total - len(waiting)} of {total} items are done, {len(waiting)} are left; the same call goes on there"
-        )
+        if file.rows:  # without rows the folder is removed
+            n_left = len(waiting)
+            _say(f"{file.path}: {total - n_left} of {total} items are done, {n_left} are left; the same call goes on there")
         raise
 
 

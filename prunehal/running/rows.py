@@ -22,7 +22,7 @@ __all__ = ["Keyed", "RowFile", "keep_free", "keep_settings", "kept_settings", "r
 
 
 class Keyed(msgspec.Struct):
-    """What every row has."""
+    """The entry that every row has."""
 
     key: int | str
 
@@ -107,7 +107,7 @@ def keep_settings(path: Path, settings: Mapping[str, Any], free: Mapping[str, An
 
 
 def keep_free(path: Path, free: Mapping[str, Any]) -> None:
-    """Write anew what may differ from call to call, where it does, beside rows that are all there.
+    """Store what may differ from call to call, if it has changed, beside rows that are all there.
 
     Raises:
         BadInput: the file is not one of `keep_settings`.
@@ -123,12 +123,13 @@ class RowFile:
 
     Args:
         path: the file; it is made with the first row.
-        kind: what a row is to be, a `msgspec.Struct` with a ``key``.
+        kind: the type of a row, a `msgspec.Struct` with a ``key``.
 
     Attributes:
         path: the file.
         rows: ``{key: row}`` of what was there, then also of what was appended.
-        repaired: what was cut off a file that ended inside a row, in words; "" if it was whole.
+        torn: how many bytes of a row stand at the end of a file that was torn there; 0 if it is whole. `repair` cuts them
+            off, and so does the first `append`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -136,25 +137,35 @@ class RowFile:
     ...     RowFile(path).append([{"key": 1, "text": "a"}])
     ...     _ = path.write_text(path.read_text() + '{"key": 2, "te')
     ...     again = RowFile(path)
-    ...     again.rows, again.repaired.partition(":")[2]
+    ...     again.rows, again.repair().partition(":")[2]
     ({1: {'key': 1, 'text': 'a'}}, ' a torn last line (14 bytes) was cut off')
     """
 
     def __init__(self, path: Path, kind: type = Keyed) -> None:
-        """Read the file, and cut a torn last line off.
+        """Read the file, and leave it as it is.
 
         Raises:
             BadInput: a line in the middle is no row, or a key comes twice.
-            OSError: the file cannot be read, or not be cut.
+            OSError: the file cannot be read.
         """
-        self.path, self.repaired = path, ""
+        self.path = path
         raw = path.read_bytes() if path.exists() else b""
         self.rows, problems = read_rows(raw, lambda row: kind)
         if problems:
             raise BadInput(path, problems, "Remove these lines (their items run again), or choose another folder.")
-        if torn := len(raw) - raw.rfind(b"\n") - 1:
-            os.truncate(path, len(raw) - torn)
-            self.repaired = f"{path}: a torn last line ({torn} bytes) was cut off"
+        self.torn = len(raw) - raw.rfind(b"\n") - 1
+
+    def repair(self) -> str:
+        """Cut a torn last line off, and return that in words; "" if the file is whole.
+
+        Raises:
+            OSError: the file cannot be cut.
+        """
+        torn, self.torn = self.torn, 0
+        if not torn:
+            return ""
+        os.truncate(self.path, self.path.stat().st_size - torn)
+        return f"{self.path}: a torn last line ({torn} bytes) was cut off"
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows by one write, and wait until the disk has them.
@@ -165,6 +176,7 @@ class RowFile:
         """
         if doubled := [row["key"] for row in rows if row["key"] in self.rows]:
             raise ValueError(f"{self.path}: rows {doubled} are there already; expected new keys; read the file before a run")
+        self.repair()
         data = "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         before = os.fstat(file).st_size
@@ -185,11 +197,11 @@ class RowFile:
 
 
 def read_rows(raw: bytes, kind: Callable[[dict[str, Any]], type]) -> tuple[dict[int | str, dict[str, Any]], list[str]]:
-    """Return ``{key: row}`` of JSON lines, and the problems, one for each line that is no row; a torn last line is left aside.
+    """Return ``{key: row}`` of JSON lines, and the problems, one for each line that is no row; a torn last line is ignored.
 
     Args:
         raw: what the file holds.
-        kind: from a row to the `msgspec.Struct` that it is to be.
+        kind: returns the `msgspec.Struct` that a row must fit.
 
     >>> read_rows(b'{"key": 1}\\n{"key": [2]}\\n{"key": 3', lambda row: Keyed)
     ({1: {'key': 1}}, ['line 2: key is [2]; expected a whole number or text'])
