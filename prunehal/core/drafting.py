@@ -9,6 +9,7 @@ from torch import Tensor
 from prunehal.core.cache import PrunableCache
 from prunehal.core.checks import as_count, refuse
 from prunehal.core.given import Given, Keep
+from prunehal.core.greedy import GREEDY
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.sharing import SharedPrefill
 
@@ -45,7 +46,8 @@ class Draft(SharedPrefill):
 
         Args:
             model, inputs: as `SharedPrefill` takes them.
-            max_new_tokens: length of the draft; m = 1, the last token of the prompt, is its first step.
+            max_new_tokens: length of the draft; m = 1, the last token of the prompt, is its first step. Stop strings do not
+                end it.
 
         Raises:
             ValueError: as `SharedPrefill` does; the draft has no token.
@@ -93,8 +95,7 @@ class Draft(SharedPrefill):
                 "Fix: then=NoPruning(kept='head'), or policy with kept='layer'."
             )
         watching.observes_only = True
-        search = {"do_sample": False, "num_beams": 1, "max_new_tokens": self._length}
-        self.draft_ids = self._model.generate(**self.inputs, **watching.options, **search)
+        self.draft_ids = self._model.generate(**self.inputs, **watching.options, **GREEDY, max_new_tokens=self._length)
         self.draft = watching
         options.pop("readings", None)  # they were the policy's
         return super().attach(then, copies=copies, keep=watching.chosen(), **options)

@@ -1,5 +1,6 @@
 """Run a prompt once and let several policies go on from it: K and V of a prompt do not depend on what is pruned later."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from prunehal.core.cache import EMPTY, PrunableCache
 from prunehal.core.checks import as_count, refuse
 from prunehal.core.discard import leave_only
 from prunehal.core.given import Keep
+from prunehal.core.greedy import FIRST_LOGITS
 from prunehal.core.informative import Telling
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.lens import read_tokens
@@ -27,8 +29,9 @@ class SharedPrefill:
     """Hold what a prompt (or a batch) left in the KV cache, but for its last token, which every policy reads anew.
 
     The last token's forward is the step m = 1 of each policy: its attention row is observed, and its logits give the first
-    word. So a grid of policies pays for vision tower and prefill once. The model must not run another prompt with images in
-    between where it keeps positions of its own (M-RoPE).
+    word. So a grid of policies pays for vision tower and prefill once. The prompt is what ``inputs`` held when it was run: ids
+    changed in place later change nothing, and pixels changed in place are refused. The model must not run another prompt with
+    images in between where it keeps positions of its own (M-RoPE).
 
     Example:
         >>> import prunehal as ph
@@ -71,30 +74,32 @@ class SharedPrefill:
                 "inputs: the prompt ends in a visual token; expected a text token at the end, which every policy reads anew. "
                 "Fix: put the text after the image, or attach() for each policy."
             )
-        self._model, self._inputs, self._visual = model, dict(inputs), cache.prompt.numbers > 0
+        self._model, self._visual, self._pictures = model, cache.prompt.numbers > 0, cache.prompt.pictures
+        self._inputs = self._apart_from(inputs)
         self._readings: Tensor | None = None
-        self.inputs = dict(inputs)
+        self.inputs = dict(self._inputs)
         whole = self._first_logits(cache)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         self._kept = [tuple(part[:, :, :-1].clone() for part in (layer.keys, layer.values)) for layer in layers]
-        self.inputs = {name: value for name, value in inputs.items() if not any(part in name for part in IMAGE_INPUTS)}
+        text = {name: value for name, value in self._inputs.items() if not any(part in name for part in IMAGE_INPUTS)}
+        self.inputs = self._apart_from(text)
         apart = (self._first_logits(SharedPrefill.attach(self, NoPruning())) - whole).abs().max().item()
-        allowed = {torch.float32: 1e-3, torch.float64: 1e-3}.get(whole.dtype, 0.1) * max(1.0, whole.abs().max().item())
+        allowed = _apart(layers[0].keys.dtype, len(layers)) * max(1.0, whole.abs().max().item())
         if not apart <= allowed:
             raise ValueError(
                 f"model: {type(generating(model)).__name__} reads the last token of the prompt differently alone than with the "
                 f"prompt (logits differ by {apart:.2g}; expected at most {allowed:.2g}). Fix: attach() for each policy."
             )
 
-    def _first_logits(self, cache: PrunableCache) -> Tensor:
-        options = {
-            "do_sample": False,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "output_logits": True,
-            "return_dict_in_generate": True,
+    def _apart_from(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # What is changed in place later must not change the prompt. Pixels are marked instead, which needs no memory.
+        return {
+            name: value.clone() if isinstance(value, Tensor) and name not in self._pictures.marks else value
+            for name, value in inputs.items()
         }
-        return self._model.generate(**self.inputs, **cache.options, max_new_tokens=1, **options).logits[0]
+
+    def _first_logits(self, cache: PrunableCache) -> Tensor:
+        return self._model.generate(**self.inputs, **cache.options, **FIRST_LOGITS).logits[0]
 
     def _read(self) -> Tensor:
         """Return the readings of the visual tokens; the prompt is run for them once."""
@@ -116,12 +121,19 @@ class SharedPrefill:
             **options: of ``attach``.
 
         Raises:
-            ValueError: as ``attach`` does; ``copies`` is no count; ``keep`` has another shape, leaves a row without any visual
-                token in a layer, or leaves the layers different tokens where the policy keeps the same in all.
+            ValueError: as ``attach`` does; the pixels were changed in place; ``copies`` is no count; ``keep`` has another shape,
+                leaves a row without any visual token in a layer, or leaves the layers different tokens where the policy keeps
+                the same in all.
         """
         if as_count(copies) is None or copies < 1:
             fix = "Fix: copies=num_beams, or num_return_sequences when sampling."
             raise refuse("copies", copies, "an integer of at least 1, the rows that generate() makes of each input", fix)
+        if (same := self._pictures.same(self._inputs)) is not None and not bool(same):
+            raise ValueError(
+                f"inputs: pixels were changed in place after {type(self).__name__} had run the prompt; expected those of the "
+                "prompt, which policies and decoders may read again. Fix: "
+                f"{type(self).__name__}(model, inputs) anew for other images, or put them into a new tensor."
+            )
         if isinstance(policy, Keep):
             options, keep = options | {"keep": keep}, None
         if isinstance(policy, Telling) and options.get("visual_mask") is None:
@@ -135,3 +147,18 @@ class SharedPrefill:
         if keep is not None:
             leave_only(cache, keep)
         return cache
+
+
+def _apart(kind: torch.dtype, layers: int) -> float:
+    """Return how far apart two correct runs may put logits, as a share of the largest one.
+
+    Both round every result to the dtype of K, by at most u of its size (u = 2**-8 in bfloat16, 2**-11 in float16), with a
+    standard deviation of u / sqrt(3). A layer hands on about 12 such results: of two normalisations, seven projections,
+    the attention and two sums. Independent errors of mean 0 add up as the root of their number (Higham
+    and Mary 2019), in two runs of n layers to sqrt(2 * 12 * n / 3) u; three such standard deviations are allowed. In float32
+    the matrix products may be those of TF32, with u = 2**-11 in the products alone: 1e-3 is allowed.
+
+    >>> round(_apart(torch.bfloat16, 32), 2), round(_apart(torch.float16, 32), 3), _apart(torch.float32, 32)
+    (0.19, 0.023, 0.001)
+    """
+    return max(1e-3, 3 * math.sqrt(8 * layers) * torch.finfo(kind).eps / 2)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prunehal.core import Listener, PrunableCache, listening
+from prunehal.core.greedy import FIRST_LOGITS
 from prunehal.core.keyword import as_option
 from prunehal.core.visual import generating
 from prunehal.decoding.forwards import beside, changing_logits
@@ -48,8 +49,7 @@ class Branch(Listener):
         beside(self.cache, main)
         self._prompt: dict[str, Any] = {}
         hook = self._model.register_forward_pre_hook(self._note, with_kwargs=True)
-        options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "output_logits": True}
-        options |= {**as_option(self.cache), "return_dict_in_generate": True}
+        options = {**as_option(self.cache), **FIRST_LOGITS}
         try:
             with _positions_kept(self._model):
                 # By way of the class: the object's own generate() may be replaced, as inside pruning().
