@@ -6,7 +6,7 @@ import math
 import models
 import pytest
 import torch
-from decode import SEED, difference, run
+from decode import SEED, TOLERANCE, difference, run
 
 from prunehal.core import Draft, FirstToken, Informative, NoPruning, SharedPrefill, TopK, attach
 from prunehal.decoding import VCD
@@ -146,3 +146,19 @@ def test_settings_of_the_model_do_not_reach_the_branch_of_a_decoder(settings):
             found.append(run(model, inputs, None, steps=3, **cache.options, **options, **plain)[0])
     assert torch.equal(found[0].sequences, found[1].sequences)
     assert difference(*found) == 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "glm4v"])
+def test_two_shared_prompts_of_one_model_keep_their_positions(family):
+    model, one, other = own_model(family), models.inputs_for(family, seed=SEED, images=2), models.inputs_for(family, seed=3)
+    shared = SharedPrefill(model, one)
+    first = going_on(model, shared, shared.attach(NoPruning()))
+    offset = model.model.rope_deltas.clone()
+    second = SharedPrefill(model, other)
+    assert not torch.equal(model.model.rope_deltas, offset)
+    again = going_on(model, shared, shared.attach(NoPruning()))
+    assert torch.equal(again.sequences, first.sequences)
+    assert difference(again, first) == 0
+    alone, _ = run(model, other, NoPruning(), steps=STEPS)
+    run(model, one, NoPruning(), steps=1)
+    assert difference(going_on(model, second, second.attach(NoPruning())), alone) <= TOLERANCE
