@@ -289,6 +289,8 @@ def test_the_answer_is_not_taken_for_the_verdict(tmp_path, lines, score):
             "could both be the verdict, and differ",
         ),
     )
+    unread = [row | {"grade": "none"} for row in MM_VET_ROWS]  # beside text even an entry that cannot be read
+    assert "text '1 dog' and grade 'none' could both be the verdict" in refused(*mmvet, lines(unread))
     metrics = []
     for words, rows, key, message in cases:
         said = refused(*words, lines(rows))
