@@ -1,8 +1,8 @@
-"""Keys of a row, outside of those that are looked at, which may hold what the model wrote.
+"""Find keys of a row, besides those that a reader takes, which may hold the model's output.
 
 Files keep a model's output under any key ("llava", "result", "pred_caption"), next to a truth, a reference or a prompt under a
-usual one. What stands under the usual key is then scored, and the number is wrong without a sign of it. The names of fields
-that questions and runs have are known and never such a key; of the others, the content decides.
+usual one. Scoring what stands under the usual key would then give a wrong number without any error. The usual names of other
+fields of questions and runs are never taken for such a key; for all others, the content decides.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def undecided(rows: Collection[Mapping[str, Any]], usual: Collection[str]) -> st
     for row in rows:
         for key, value in row.items():
             if key not in usual and not _known(key, value):
-                may[key] = may.get(key, True) and not _measured(value) and (_answers(value) or value in (None, "", [], {}))
+                may[key] = may.get(key, True) and (_answers(value) or value in (None, "", [], {}))
     filled = {key for row in rows for key, value in row.items() if may.get(key) and _answers(value)}
     return next((key for key in may if key in filled), None)
 
@@ -73,11 +73,6 @@ def _sentence(value: Any) -> bool:
     if isinstance(value, Mapping | list):
         return any(map(_sentence, value.values() if isinstance(value, Mapping) else value))
     return False
-
-
-def _measured(value: Any) -> bool:
-    """Whether a value is a number that is no answer."""
-    return isinstance(value, int | float) and value not in (0, 1)
 
 
 def _answers(value: Any) -> bool:
