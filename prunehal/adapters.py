@@ -17,7 +17,7 @@ ADAPTER = "adapter_config.json"
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
-    """Return the base model that an adapter folder names, and its revision.
+    """Return the folder or hub name of the base model that an adapter folder names, and its revision, None for the newest.
 
     Raises:
         OSError: PEFT is not installed, or the folder's files cannot be read or name no base model.
@@ -36,7 +36,7 @@ def base_of(folder: Path) -> tuple[str, str | None]:
         )
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # PEFT checks no types: whatever comes, the file is at fault
+    except Exception as error:  # PEFT checks no types, so any error comes from the file's content
         raise _unreadable(folder / ADAPTER, error) from error
     if config.is_prompt_learning:
         raise ValueError(
@@ -47,18 +47,22 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 
 def put_on(model: PreTrainedModel, folder: Path) -> None:
-    """Put an adapter's layers and weights into a model.
+    """Put an adapter's layers and weights into a model, in place.
+
+    Args:
+        model: the base model that the adapter names.
+        folder: as PEFT's ``save_pretrained`` writes it.
 
     Raises:
         OSError: they cannot be read, or do not belong to this model.
     """
     try:
-        found: Any = model.load_adapter(str(folder))
+        keys: Any = model.load_adapter(str(folder))
     except SafetensorError as error:
         raise _unreadable(folder / "adapter_model.safetensors", error) from error
     except Exception as error:
         raise _unreadable(folder / ADAPTER, error) from error
-    faulty = sorted([*found.missing_keys, *found.unexpected_keys, *(key for key, *_ in found.mismatched_keys)])
+    faulty = sorted([*keys.missing_keys, *keys.unexpected_keys, *(key for key, *_ in keys.mismatched_keys)])
     if faulty:
         raise OSError(
             f"adapter weights of {folder} do not belong to {type(model).__name__}: {len(faulty)} tensors are missing, left over "

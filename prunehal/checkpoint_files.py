@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Generati
 
 __all__ = ["check_folder", "file_at_fault", "read_object"]
 
-# What transformers and PEFT read of a folder; others may lie beside them.
+# The JSON files that transformers and PEFT read in a folder; others may lie beside them.
 OBJECTS = (
     "config.json",
     "generation_config.json",
@@ -32,7 +32,7 @@ AGAIN = "copy or download it again"
 
 
 class _Generation(msgspec.Struct):
-    """Hold what is read of generation_config.json long after loading, where another type ends in an error from inside."""
+    """The fields of generation_config.json that are used long after loading, where a wrong type fails inside transformers."""
 
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | list[int] | None = None
@@ -49,7 +49,7 @@ class _Generation(msgspec.Struct):
 
 
 class _Processor(msgspec.Struct):
-    """Hold what is read of processor_config.json when an image comes."""
+    """The fields of processor_config.json that are used when an image is processed."""
 
     patch_size: int | list[int] | dict[str, int] | None = None
     num_additional_image_tokens: int | None = None
@@ -59,7 +59,7 @@ class _Processor(msgspec.Struct):
 
 
 class _Tokenizer(msgspec.Struct):
-    """Hold what is read of tokenizer_config.json before the tokenizer itself."""
+    """The fields of tokenizer_config.json that are used before the tokenizer is loaded."""
 
     tokenizer_class: str | None = None
     processor_class: str | None = None
@@ -75,7 +75,7 @@ def check_folder(folder: Path, needed: str = "config.json") -> None:
 
     Args:
         folder: as ``save_pretrained`` writes it.
-        needed: the file without which it is no such folder.
+        needed: the file that the folder must hold.
     """
     if not (folder / needed).is_file():
         raise OSError(f"model folder {folder} holds no {needed}; expected a folder written by save_pretrained; point to that one")
@@ -151,7 +151,7 @@ def file_at_fault(source: str, common: Mapping[str, Any], *, of_processor: bool)
     for name, read in readers.items():
         try:
             read(source, **common)
-        except Exception:  # whatever it is, this is the file
+        except Exception:  # whatever the error is, this file causes it
             return _as_in(source, name)
     return _as_in(source, "processor_config.json" if of_processor else "config.json")
 

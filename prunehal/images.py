@@ -1,4 +1,4 @@
-"""Read pictures as people have them: turned by their EXIF orientation, of 16 bits, with a palette, in CMYK, cut off."""
+"""Read image files as RGB, also those with an EXIF orientation, 16 bits, a palette or CMYK; refuse those that are cut off."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SIXTEEN_BITS = ("PNG", "PPM")  # formats whose grey values of Pillow's mode "I"
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, whole, so that a broken file is noticed here and not in the middle of a batch.
+    """Read an image as RGB, whole, so that a broken file is noticed here and not in the middle of a batch.
 
-    The picture is turned as its EXIF orientation asks, as transformers does; of several frames the first is taken; transparency
-    is left out; grey values of 16 bits are scaled to 8.
+    The image is turned by its EXIF orientation, as in transformers; of several frames the first is taken; transparency is
+    dropped; grey values of 16 bits are scaled to 8.
 
     Raises:
-        OSError: the file is missing, no picture, cut off, over Pillow's limit of pixels, or of values whose range is unknown.
+        OSError: the file is missing, no image, cut off, over Pillow's limit of pixels, or has values of an unknown range.
 
     >>> from prunehal.resources import data_path
     >>> load_image(data_path("sprites", "sprites.png")).mode
@@ -33,10 +33,10 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def image_pixels(path: str | Path) -> int:
-    """Return width * height of a picture, from its header alone.
+    """Return width * height of an image, from its header alone.
 
     Raises:
-        OSError: the file is missing, no picture, or over Pillow's limit of pixels.
+        OSError: the file is missing, no image, or over Pillow's limit of pixels.
 
     >>> from prunehal.resources import data_path
     >>> image_pixels(data_path("photos", "chelsea.jpg"))
@@ -48,7 +48,7 @@ def image_pixels(path: str | Path) -> int:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever its decoder raises becomes one OSError that names the file."""
+    """Open an image; whatever its decoder raises becomes one OSError that names the file."""
     try:
         with Image.open(path) as image:
             yield image
@@ -65,7 +65,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _rgb(image: Image.Image, made_as: str | None) -> Image.Image:
-    """Return the picture as RGB; Pillow's own conversion of 16 bits cuts every value above 255."""
+    """Return the image as RGB; Pillow's own conversion of 16 bits cuts every value above 255."""
     if image.mode.startswith("I;16") or (image.mode == "I" and made_as in _SIXTEEN_BITS):
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

@@ -83,7 +83,7 @@ def load(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that all faults are named below, at once
     try:
-        model, found = _model_of(source, dtype=dtype, **common, **kwargs)
+        model, info = _model_of(source, dtype=dtype, **common, **kwargs)
     except ValueError as error:
         raise ValueError(
             f"model {source!r} cannot be loaded as an image-text-to-text model: {error}; expected a multimodal LLM such as "
@@ -102,7 +102,7 @@ def load(
     finally:
         if quiet:
             hf_logging.enable_progress_bar()
-    if faulty := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
+    if faulty := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
         raise OSError(
             f"weights of {source!r} lack {len(faulty)} tensors, or hold them in another shape: {', '.join(faulty[:3])}; expected "
             "the weights that belong to its config.json; copy or download the folder again"

@@ -82,5 +82,5 @@ def _who(holder: Path) -> str:
     try:
         who = msgspec.json.decode(holder.read_bytes(), type=_Holder)
     except (OSError, msgspec.DecodeError):
-        return "it has not said which process it is"
+        return "its process is unknown"
     return f"process {who.process} on {who.machine}, since {who.since}"

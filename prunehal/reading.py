@@ -1,7 +1,7 @@
-"""Read text and JSON files as people have them, within bounds, with the file's name in every error.
+"""Read text and JSON files in the encodings that users have, within bounds, with the file's name in every error.
 
-Text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and packed with gzip. Nothing is read without limit:
-a packed file, a device or a pipe that gives more than `LIMIT` bytes is refused.
+Text may be UTF-8, UTF-16 or UTF-32, with or without a byte order mark, and packed with gzip. A packed file, a device or a pipe
+that gives more than `LIMIT` bytes is refused; a plain file is read whole.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BadInput(ValueError):
     """Name what is wrong with an input file: one problem for each line, such as ``line 7: no caption``.
 
     Attributes:
-        path: the file, or what else the input is called.
+        path: the file, or the name of an input that is none.
         problems: all of them; the message lists the first 20 and counts the others.
         fix: what to do about them.
     """
@@ -53,11 +53,11 @@ class BadInput(ValueError):
 def reading(path: Path | str) -> Iterator[None]:
     """Add the file's name to every error that reading it, or using what was read from it, raises.
 
-    Errors that name the file, or another file that exists, pass as they are; so does all but ValueError, OSError, and what
-    damaged files raise (EOFError, zlib.error, RecursionError): it is a fault of the code.
+    Errors that name this file, or another file that exists, pass unchanged. So do all others than ValueError, OSError and those
+    that damaged files raise (EOFError, zlib.error, RecursionError), because they are faults of the code.
 
     Raises:
-        BadInput: a ValueError of the block, with the file's name (and the line where the error knows it).
+        BadInput: a ValueError of the block, with the file's name (and the line, where the error has one).
         OSError: an OSError of the block, with the file's name.
 
     >>> with reading("settings.json"):
@@ -223,8 +223,8 @@ def convert(value: Any, kind: Any, where: str = "") -> Any:
 
     Args:
         value: what was read: a record, or a part of one.
-        kind: what it is to be: a `msgspec.Struct`, or a type such as ``dict[str, list[int]]``. A field of a record that the
-            Struct does not know is left aside.
+        kind: the type to convert to: a `msgspec.Struct`, or a type such as ``dict[str, list[int]]``. Fields that the Struct
+            does not have are ignored.
         where: begins the message, such as ``line 7``.
 
     Raises:
@@ -242,7 +242,7 @@ def convert(value: Any, kind: Any, where: str = "") -> Any:
 
 
 def _problem(value: Any, message: str) -> str:
-    """Return what is wrong in our words: the key, its value, and what msgspec expected there."""
+    """Return what is wrong in the words of this package: the key, its value, and what msgspec expected there."""
     what, _, path = message.partition(" - at `")
     if path.startswith("key"):
         return f"{what[:1].lower()}{what[1:]} as a key"
@@ -262,7 +262,7 @@ def _problem(value: Any, message: str) -> str:
 
 
 def _places(value: Any, steps: Sequence[re.Match], got: str | None, missing: str | None) -> Iterator[tuple[str, Any]]:
-    """Yield the places that a path of msgspec (``$.a[0]``) can mean, in words, and the value there that it complains of.
+    """Yield the places that a path of msgspec (``$.a[0]``) can mean, in words, and the value there.
 
     The path leaves open which entry of a dict it means: it is one whose value is of the type that was not expected.
     """
@@ -279,8 +279,8 @@ def _places(value: Any, steps: Sequence[re.Match], got: str | None, missing: str
     elif isinstance(value, dict):
         entries = [(repr(key), part) for key, part in value.items()]
     for name, part in entries:
-        for below, found in _places(part, rest, got, missing):
-            yield name + (f".{below}" if below and not below.startswith("[") else below), found
+        for below, content in _places(part, rest, got, missing):
+            yield name + (f".{below}" if below and not below.startswith("[") else below), content
 
 
 def _type_name(value: Any) -> str:

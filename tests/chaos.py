@@ -127,7 +127,7 @@ def of_train(folder):
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is done in a folder, how it is read meanwhile, and what must be equal at its end."""
+    """A process that writes a folder, how the folder is read meanwhile, and what must be equal at its end."""
 
     do: Callable[[Path], None]
     read: Callable[[Path], None]
@@ -145,7 +145,7 @@ WORKS = {
 
 
 def child(name, folder, kill_at, note):
-    """Do a work, and kill this process at the given operation on a file of the folder; write how many there were to the note."""
+    """Do the work, kill this process at the given operation on a file of the folder, and note the number of operations."""
     import torch
 
     torch.set_num_threads(1)
@@ -292,7 +292,7 @@ def torn(folder):
 
 
 def same(one, other):
-    """Say whether two ends are equal, numbers up to the rounding of four decimals."""
+    """Return whether two ends are equal, numbers up to the rounding of four decimals."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

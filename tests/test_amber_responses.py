@@ -1,4 +1,4 @@
-"""Responses to AMBER as people have them: rules, ids, keys, rows of other queries, empty ones; and what no layout may do."""
+"""Responses to AMBER in many layouts: rules, ids, keys, rows of other queries, empty ones; and what no layout may do."""
 
 import json
 import os

@@ -276,7 +276,7 @@ def test_answers_to_another_split_are_refused(lines, tmp_path, split):
 
 
 def fits(row, question):
-    """Whether nothing that a row carries speaks against a question, by plain comparisons."""
+    """Whether all that a row carries agrees with a question, by plain comparisons."""
     same = {"question_id": "question_id", "question": "text", "image": "image", "label": "label"}
     return all(row[key] == question[name] for key, name in same.items() if key in row)
 

@@ -1,4 +1,4 @@
-"""Pictures as people have them give the pixels that transformers gives, or one error that names the file."""
+"""Images in every common format give the pixels that transformers gives, or one error that names the file."""
 
 import struct
 import warnings

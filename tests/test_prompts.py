@@ -1,4 +1,4 @@
-"""What the embedded model is asked: a prompt without a placeholder, or one that it never saw, is named."""
+"""Prompts of the embedded model: one without a placeholder is refused, one that it was not trained on is a warning."""
 
 import re
 import warnings

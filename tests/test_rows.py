@@ -121,5 +121,5 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
 def test_a_holder_that_cannot_be_read_does_not_hide_the_lock(content, tmp_path):
     with locked(tmp_path):
         (tmp_path / "run.holder.json").write_text(content)
-        with pytest.raises(BlockingIOError, match=r"another run writes here \(it has not said"), locked(tmp_path):
+        with pytest.raises(BlockingIOError, match=r"another run writes here \(its process is unknown"), locked(tmp_path):
             pass

@@ -242,3 +242,27 @@ def test_the_end_of_a_turn_is_padding_only_beside_rows_that_go_on(model):
     both["input_ids"][1, -1] = 93
     ph.attach(model, both)  # every row ends a turn
     ph.attach(model, padded(inputs, 0, 93) | {"attention_mask": inputs["attention_mask"]})
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "glm4v"])
+def test_two_conversations_on_one_model_keep_their_own_positions(family):
+    """A model with M-RoPE keeps the offset of the newest prompt's positions on itself, whoever read it."""
+    model = models.build(family)
+    long, short = models.inputs_for(family, seed=SEED, images=2), models.inputs_for(family, seed=3)
+
+    def second(inputs, between):
+        cache = ph.attach(model, inputs, ph.NoPruning())
+        first, _ = run(model, inputs, steps=5, **cache.options)
+        for other in between:
+            run(model, other, ph.NoPruning(), steps=2)
+        return second_turn(model, inputs, cache, first)
+
+    for inputs, other in ((long, short), (short, long)):
+        alone, beside = second(inputs, []), second(inputs, [other])
+        assert torch.equal(alone.sequences, beside.sequences)
+        assert difference(alone, beside) == 0
+    shared, given = ph.SharedPrefill(model, long), {"steps": 5}
+    alone, _ = run(model, shared.inputs, **shared.attach(ph.NoPruning()).options, **given)
+    cache, other = shared.attach(ph.NoPruning()), ph.SharedPrefill(model, short)
+    run(model, other.inputs, **other.attach(ph.NoPruning()).options, **given)
+    assert difference(alone, run(model, shared.inputs, **cache.options, **given)[0]) == 0

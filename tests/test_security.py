@@ -1,4 +1,4 @@
-"""SECURITY.md holds: what is read is never run, and code of others only where it is asked for."""
+"""SECURITY.md holds: what is read is never run, and code of others only where the user permits it."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""What the README says is what the stored rows give."""
+"""The numbers in the README are those of the stored rows."""
 
 import re
 from pathlib import Path

@@ -121,7 +121,7 @@ def test_each_scorer_has_its_own_truth(monkeypatch):
 
 def test_the_file_of_changes_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNEHAL_BENCHMARKS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/chair/chair_gt_wordnet_diff.json.gz, and it is not there; .*Fix: "):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/chair/chair_gt_wordnet_diff.json.gz, which does not exist;.*Fix: "):
         ground_truth_coco("wordnet")
 
 

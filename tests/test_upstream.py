@@ -1,4 +1,4 @@
-"""What the core leans on inside transformers, one line each: when an upgrade moves something, one test fails and says what.
+"""What the core leans on inside transformers, one line each: when an upgrade moves something, one test fails and names it.
 
 Most of these are no public interface. Read the failing line first: the other tests that fail then are its consequences.
 """

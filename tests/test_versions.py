@@ -61,7 +61,7 @@ def imported(folder):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
-                if module in installed:  # else it is a file of the tests, or a library that is asked for where it is used
+                if module in installed:  # else it is a file of the tests, or a library that only the code that needs it imports
                     yield module, {canonicalize_name(name) for name in installed[module]}
 
 

@@ -1,4 +1,4 @@
-"""Models as people have them: wrapped by PEFT or torch.compile, in training mode, with the settings of a checkpoint."""
+"""Models in the states that users pass: wrapped by PEFT or torch.compile, in training mode, with the settings of a checkpoint."""
 
 import copy
 

@@ -160,8 +160,8 @@ answer; Fix: name it by --answer-key answer or --answer-key prediction (answer_k
 
 
 def only_truth(answered: Sequence[tuple[Mapping[str, Any], Taken, str | None]]) -> list[str]:
-    """Return a problem if what was taken for answers may be the truth: it is the label in every row, and a key that is not looked
-    at may hold what the model wrote.
+    """Return a problem if what was taken for answers may be the truth: it is the label in every row, and another key may hold
+    the model's output.
 
     Args:
         answered: the rows, what was taken for the answer of each, and the label of its question. Fewer than three prove nothing.

@@ -1,4 +1,4 @@
-"""Which objects the user's own files say that images hold: COCO's instances and captions, tables, and plain lists."""
+"""Read which objects images hold from the user's own files: COCO instances, COCO captions, tables, and plain lists."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def ground_truth_from_coco(
     Args:
         instances: COCO instances file, packed (``.gz``) or not, or its parsed content (images, annotations, categories).
         captions: COCO captions file, or its parsed content (annotations), or None.
-        scorer: reads the captions; the one that scores is the one to use here.
+        scorer: finds objects in the captions; pass the one that is used for scoring.
 
     Raises:
         BadInput: a file holds no JSON, a part of the COCO layout is missing or of another type, or a category is none of
@@ -91,14 +91,14 @@ def ground_truth_from_coco(
         truth = _of_instances(convert(_content(instances), _Instances), scorer)
     if captions is not None:
         with _named(captions, "the COCO captions"):
-            said = _of_captions(convert(_content(captions), _Captions), scorer)
-        for image, objects in said.items():
+            from_captions = _of_captions(convert(_content(captions), _Captions), scorer)
+        for image, objects in from_captions.items():
             truth[image] = truth.get(image, set()) | objects
     return truth
 
 
 def objects_of_file(path: str | Path, scorer: str | ChairScorer = "fixed") -> dict[Hashable, set[str]]:
-    """Return ``{image: COCO categories}`` of one file, whichever of the layouts it has.
+    """Return ``{image: COCO categories}`` of one file, in any of the layouts below.
 
     Images of COCO files that have a file_name are in the result under that name, too, with and without suffix.
 
@@ -175,5 +175,5 @@ def _content(source: Mapping | str | Path) -> object:
 
 
 def _named(source: Mapping | str | Path, what: str) -> AbstractContextManager[None]:
-    """Add to errors what they are about: the file, or what parsed content is."""
+    """Add to errors the name of the file, or what the parsed content is."""
     return reading(what if isinstance(source, Mapping) else source)

@@ -17,10 +17,10 @@ __all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_sh
 _GAP = re.compile(r"[\s,]*")
 # Where reading goes on after a place that cannot be read: an object on a line of its own or after another one.
 _NEXT = re.compile(r"\n[ \t]*(?=\{)|\}\s*,\s*(?=\{)")
-# The decoder is given windows of the text: its errors count the lines before them, and so cost as much as what they are given.
+# The decoder gets windows of the text: each of its errors counts the lines before it, which a short window keeps cheap.
 _WINDOW, _GROWTH = 2**12, 2**4
 _EDGE = 16  # an error so close to a window's end may come from the cut: the longest literal of JSON has 9 characters
-_BUDGET = 64  # times the length of a text that values which cannot be read may cost; then reading stops
+_BUDGET = 64  # characters that unreadable values may cost, as a multiple of the text's length; then reading stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def read_records(path: Path | str) -> tuple[list[Record], list[str]]:
     in_list = text.startswith("[", at)
     at += in_list
     closed = not in_list
-    while True:  # each turn ends further on: after a bracket or a value, or behind the character that no value begins with
+    while True:  # each pass moves on: past a bracket or a value, or past the character that begins no value
         at = _GAP.match(text, at).end()
         lines = text.count("\n", counted, at)
         line, counted, place = line + lines, at, 1 if lines else place + 1
@@ -192,7 +192,7 @@ def _value(decoder: JsonDecoder, text: str, at: int) -> tuple[Any, int]:
         try:
             value, length = decoder.raw_decode(window)
         except json.JSONDecodeError as error:
-            unterminated = error.msg.startswith("Unterminated string")  # its position is the string's begin
+            unterminated = error.msg.startswith("Unterminated string")  # its position is the string's start
             if whole or (error.pos < size - _EDGE and not unterminated):
                 raise _Unreadable(error.msg, len(window) if unterminated else error.pos + 1) from error
         except RecursionError as error:

@@ -66,8 +66,8 @@ def export(
             process_results returns.
         raw: name of the field with the output before it was filtered, when that differs from the answer.
         doc: names of the fields that make up the document; None takes all but answer, raw and metrics.
-        doc_id: name of the field that names the question, which is the doc_id where it is a number in all rows; where it is
-            text, the doc_id is the place of the row, and the field is written beside it under its own name. None takes places.
+        doc_id: name of the field that identifies the question. Where it is a number in all rows, it is the doc_id; where it is
+            text, the doc_id is the row's place, and the field is written beside it under its own name. None: the row's place.
         timestamp: "YYYYMMDD_HHMMSS" or a datetime; None takes the time of the call.
         layout: one of `LAYOUTS`.
 

@@ -16,7 +16,7 @@ __all__ = ["LABELS", "Place", "Question", "again", "read_places", "read_question
 
 LABELS = ("yes", "no")
 
-_FIELDS: dict[str, tuple[tuple[str, ...], Any, str, Callable[[Any], Any]]] = {  # keys, type, its name, when two are alike
+_FIELDS: dict[str, tuple[tuple[str, ...], Any, str, Callable[[Any], Any]]] = {  # keys, type, its name, what two must share
     "question_id": (("question_id",), int | str, "a number or text", str),
     "image": (("image", "image_source", "image_file", "image_path", "file_name"), str, "text", lambda name: PurePath(name).stem),
     "text": (("text", "question", "query"), str, "text", words),
@@ -59,7 +59,7 @@ def read_places(path: Path | str) -> tuple[list[Place], list[str]]:
     ([(1, None), (2, {'answer': 'Yes'})], ['line 1: no JSON (Expecting value)'])
     """
     records, problems = read_records(path)
-    torn = dict.fromkeys(found.groups() for problem in problems if (found := _UNREADABLE.match(problem)))
+    torn = dict.fromkeys(match.groups() for problem in problems if (match := _UNREADABLE.match(problem)))
     places = [Place(int(line), None, readable=False) for line, _ in torn] + [
         Place(record.line, record.value) for record in records
     ]
@@ -115,7 +115,7 @@ def _question(value: Mapping[str, Any], labelled: bool) -> Question:
 
 
 def _field(value: Mapping[str, Any], name: str, keys: list[str]) -> int | str:
-    """Return a question's field from the keys that may hold it; a picture or null beside a name is not looked at."""
+    """Return a question's field from the keys that may hold it; an embedded image or null beside a name is ignored."""
     _, kind, expected, alike = _FIELDS[name]
     key, *others = [key for key in keys if isinstance(value[key], str | int)] or keys
     content = typed(value[key], kind, key, expected)
@@ -132,7 +132,7 @@ def _field(value: Mapping[str, Any], name: str, keys: list[str]) -> int | str:
 
 
 def again(question_id: int | str, line: int) -> str:
-    """Return the problem of a question_id that came before.
+    """Return the problem that an earlier line has the same question_id.
 
     >>> again(7, 1)
     'question_id 7 again, first on line 1; expected each once'

@@ -71,7 +71,7 @@ def scores_with_wordnet_truth() -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def met(scores: Mapping[tuple[str, str], tuple[float, float]]) -> int:
-    """Return how many of the published numbers are met to their last digit, the first behind the point.
+    """Return how many of the published numbers are met to their last digit, the first decimal.
 
     Args:
         scores: CHAIR_s and CHAIR_i of each, in percent.

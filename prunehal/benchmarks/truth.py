@@ -4,7 +4,7 @@ COCO has two ground truths in use, because the scripts unite the instances of an
 name, and the two official scorers find different objects in captions. ``pattern`` (393,178 objects in 123,287 images) was
 built by the `pattern` scorer's code and ships with the package; ``wordnet`` (394,680 objects) by the `wordnet` scorer's, and
 differs in 1,741 images. Public ``chair.pkl`` files hold exactly one of the two: Maxlinn/CHAIR-metric-standalone the first,
-repositories that started from OPERA's or DeCo's the second (read there: Areebol/vlm-decoding-hal and others).
+repositories that started from OPERA's or DeCo's the second (such as Areebol/vlm-decoding-hal).
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _difference() -> Path:
     path = Path(folder) / _DIFFERENCE
     if not path.is_file():
         raise FileNotFoundError(
-            f"the wordnet ground truth needs the file {path}, and it is not there; expected {BENCHMARKS} (now {folder!r}) to "
+            f"the wordnet ground truth needs the file {path}, which does not exist; expected {BENCHMARKS} (now {folder!r}) to "
             f"name a folder with the file {_DIFFERENCE}. {_WAYS_ON}"
         )
     return path

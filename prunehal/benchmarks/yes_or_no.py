@@ -1,4 +1,4 @@
-"""What an answer to a yes-or-no question is read as: the strict rule, which POPE and AMBER share, and what both count.
+"""Read answers to yes-or-no questions by the strict rule, which POPE and AMBER share, and count those that are unreadable.
 
 Each benchmark has an official rule of its own. The official rule of POPE takes nearly any text for a yes or a no, that of AMBER
 nothing but exactly Yes and No. By the strict rule the first word decides, in both.
@@ -37,7 +37,7 @@ def counts(texts: Collection[str], readable: Sequence[bool], hint: str) -> dict[
         hint: what was expected of an answer, and the fix, for the error.
 
     Raises:
-        ValueError: none of them can be read, so that no number would say anything about the model.
+        ValueError: none of the answers can be read, so that a score would not measure the model.
 
     >>> counts(["Yes", "", "A dog"], [True, False, False], "expected yes or no")
     {'n': 3, 'unreadable': 2, 'unreadable_share': 0.6666666666666666, 'n_empty': 1}

@@ -1,12 +1,12 @@
 """The pruning core: ``attention`` observes, ``policy`` decides, ``cache`` acts.
 
 ``attach`` is the way in, ``pruning`` the way in where other code calls generate(), and ``SharedPrefill`` the one for many
-policies on one prompt. ``trace`` records, ``observed`` offers what can be read afterwards, ``listening`` lets other code
-hear along, and ``editing`` lets it change scores. The method of the paper is ``prunehal``. Below them, ``arguments`` refuses
-what is no argument of ``attach``, ``visual`` finds the visual tokens of a prompt, ``prompt``
-checks that generate() gets the one that was attached (``calls`` looks at generate() itself, ``arriving`` at each forward, and
-``pictures`` marks the pixels), ``wrapped`` finds the model inside PEFT or torch.compile, ``acting`` counts that a method acts,
-``memory`` keeps what the policy needs from earlier steps,
+policies on one prompt. ``trace`` records, ``observed`` offers what can be read afterwards, ``listening`` gives every step's
+attention to other code, and ``editing`` lets that change scores. The method of the paper is ``prunehal``. Below them,
+``arguments`` refuses what is no argument of ``attach``, ``visual`` finds the visual tokens of a prompt, ``prompt`` checks that
+generate() gets the one that was attached (``calls`` looks at generate() itself, ``arriving`` at each forward, and ``pictures``
+hashes the pixels), ``wrapped`` finds the model inside PEFT or torch.compile, ``acting`` checks that the parts of a decoding
+method act, ``memory`` keeps what the policy needs from earlier steps,
 ``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
 their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
 ``restricting`` is the cache for ``StepTopK`` (``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table``

@@ -106,6 +106,7 @@ class PrunableCache(ForwardCache):
         self._moved = False  # whether rows hold beams that came from other rows
         self.left: str | None = None
         self.same_images: Tensor | None = None
+        self.offsets: list[Tensor | None] = []
         self._later: list[Tensor | None] = []  # ids of each forward after the prompt, (batch, new); None for embeddings
         self._last: Tensor | None = None  # positions of the newest tokens, as the model counts them, (..., batch or 1)
         self._awaited: PrunableLayer | None = None  # has cached K and V, and not reported yet
@@ -156,7 +157,7 @@ class PrunableCache(ForwardCache):
 
     @property
     def options(self) -> dict[str, Self]:
-        """Return what hands this cache to ``generate(**inputs, **cache.options)``, whatever transformers calls the keyword."""
+        """Return the option that passes this cache to ``generate(**inputs, **cache.options)``, under transformers' keyword."""
         return as_option(self)
 
     @property
@@ -179,7 +180,7 @@ class PrunableCache(ForwardCache):
         return self.table.marked(self._memory.choose(self.table, pools)[0], len(self._prompt))
 
     def _settle(self, wanted: list[int] | None = None) -> None:
-        """Do the pending prune; ``wanted`` is what ``_asking`` holds where the caller has read it already."""
+        """Do the pending prune; ``wanted`` holds the values of ``_asking`` if the caller has read them already."""
         if self._pending is None:
             return
         wanted = torch.cat(self._asking()).tolist() if wanted is None else wanted  # the one host read of a step
@@ -189,7 +190,7 @@ class PrunableCache(ForwardCache):
         self._act(step, wanted)
 
     def _asking(self) -> list[Tensor]:
-        # What a pending prune depends on: which pools wish for it, and whether the step's attention holds what is no number.
+        # What a pending prune depends on: which pools wish for it, and whether the step's attention holds NaN or infinity.
         return [] if self._pending is None else [self._pending[1], self._faulty.to(self._pending[1])]
 
     def _act(self, step: int, wanted: list[int]) -> None:

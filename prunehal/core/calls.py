@@ -37,7 +37,7 @@ def watched(stock: Callable) -> Callable:
             ids = given.get("input_ids", inputs)
             if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point() and given.get("inputs_embeds") is None:
                 _compare(cache, ids, given)
-            with cache.called():
+            with cache.called(), _own_offsets(self, cache):
                 return stock(self, inputs, *args, **kwargs)
 
     generate._prunehal_watched = True
@@ -72,6 +72,19 @@ def ending(streamer: BaseStreamer | None) -> Iterator[None]:
             error._prunehal_ended = streamer
             streamer.end()
         raise
+
+
+@contextmanager
+def _own_offsets(model: torch.nn.Module, cache: PrunableCache) -> Iterator[None]:
+    # Models with M-RoPE keep the offset of the newest prompt's positions on themselves, whatever cache it was read into.
+    keepers = [part for part in model.modules() if hasattr(part, "rope_deltas")]
+    if cache.get_seq_length():
+        for part, offset in zip(keepers, cache.offsets, strict=False):
+            part.rope_deltas = offset
+    try:
+        yield
+    finally:
+        cache.offsets = [part.rope_deltas for part in keepers]
 
 
 def _refuse_assistance(model: torch.nn.Module, arguments: Mapping[str, object]) -> None:

@@ -37,7 +37,7 @@ def check_choice(setting: object, name: str, choices: Sequence[str]) -> None:
 
 
 def as_count(value: object) -> int | None:
-    """Return an integer of any library as Python's own, and None for what is none; True and False are none.
+    """Return an integer of any library, such as NumPy's, as Python's int; None for all else, True and False included.
 
     >>> as_count(3), as_count(np.int64(3)), as_count(True), as_count(3.0)
     (3, 3, None, None)
@@ -46,7 +46,7 @@ def as_count(value: object) -> int | None:
 
 
 def as_number(value: object) -> float | int | None:
-    """Return a real number of any library as Python's own, and None for what is none; True and False are none.
+    """Return a real number of any library, such as NumPy's, as Python's own; None for all else, True and False included.
 
     >>> as_number(0.5), as_number(np.float64(0.5)), as_number(np.int8(1)), as_number(True), as_number("0.5")
     (0.5, 0.5, 1, None, None)
@@ -57,7 +57,7 @@ def as_number(value: object) -> float | int | None:
 
 
 def plain_numbers(setting: object) -> None:
-    """Turn the numbers and flags of a frozen setting into Python's own, in its tuples too; leave all else for the checks.
+    """Convert the numbers and flags of a frozen setting, also in its tuples, to Python's own types; other values stay.
 
     So a setting with ``t=np.int64(3)`` equals, prints, hashes and is stored as the one with ``t=3``.
     """

@@ -1,8 +1,8 @@
 """The keyword under which transformers takes a cache: ``cache`` since 5.24, ``past_key_values`` before.
 
 transformers 5.24.0 renamed it in generate(), in every forward, in what they return and in the functions that make masks. The old
-name is still taken by generate() until 6.0.0 and by forwards until 5.40.0. Everything here that passes a cache on, or looks for
-one among the arguments of a forward, asks this file.
+name is still taken by generate() until 6.0.0 and by forwards until 5.40.0. All code of the package that passes a
+cache on, or looks for one among the arguments of a forward, uses this module.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from transformers.generation import GenerationMixin
 
 __all__ = ["KEYWORD", "as_option", "cache_among"]
 
-# What this installation calls it: read off the method that hands generate()'s arguments on to the model.
+# The keyword of the installed transformers, taken from the method that passes generate()'s arguments on to the model.
 KEYWORD = "cache" if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
 
 

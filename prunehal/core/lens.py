@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prunehal.core.greedy import FIRST_LOGITS
 from prunehal.core.visual import generating
 from prunehal.core.wrapped import unwrapped
 
@@ -86,17 +87,17 @@ def _last_hidden(
     if (head := decoder.get_output_embeddings()) is None:
         return None, None
     options = {"logits_to_keep": 0} if decoder._supports_logits_to_keep() else {}  # all, where one is asked for by default
-    options |= {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": 1}
+    options |= FIRST_LOGITS
     handle = head.register_forward_pre_hook(last_only)
     try:  # of the class: inside `pruning` the model's own is replaced
-        done = type(model).generate(model, **inputs, **options, output_logits=True, return_dict_in_generate=True)
+        done = type(model).generate(model, **inputs, **options)
     finally:
         handle.remove()
     return (seen[0] if seen else None), done.logits[0]
 
 
 def _as_the_model(decoder: torch.nn.Module, last: Tensor, own: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function hidden states -> logits, scaled or capped as the model does, which its own logits show.
+    """Return the function hidden states -> logits, scaled or capped as the model does; its own logits decide how.
 
     Words whose logit the model puts at its lowest number, as Chameleon does with those that draw images, get -infinity.
     """

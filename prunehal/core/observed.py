@@ -26,9 +26,10 @@ class ObservedCache(Cache):
         table: which slot holds which token; None before the first forward.
         listeners: who hears of rows and beams; see `prunehal.core.listening`.
         edits: what changes a layer's scores, by its index in the model; see `prunehal.core.editing`.
-        methods: ways of decoding that are attached, with what they did; see `prunehal.core.acting`.
+        methods: decoding methods that are attached, with counts of what they did; see `prunehal.core.acting`.
         running: how many calls of generate() run on the cache now.
-        left: why nothing may follow, if the block of a method or of `pruning` has ended too early; else None.
+        left: why no forward may follow, if the block of a method or of `pruning` has ended too early; else None.
+        offsets: of M-RoPE positions, as the newest prompt left them on the parts of the model that keep one.
         same_images: whether the images of the coming forward are the attached ones, a bool tensor; None if that is not known.
         observes_only: whether the policy watches and never prunes; see `prunehal.core.drafting`.
         goes_on: whether the prompt was run before, by a `SharedPrefill`.
@@ -42,6 +43,7 @@ class ObservedCache(Cache):
     methods: list[Acts]
     running: int
     left: str | None
+    offsets: list[Tensor | None]
     same_images: Tensor | None
     observes_only: bool
     goes_on: bool

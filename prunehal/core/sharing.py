@@ -30,9 +30,8 @@ class SharedPrefill:
 
     The last token's forward is the step m = 1 of each policy: its attention row is observed, and its logits give the first
     word. So a grid of policies pays for vision tower and prefill once. The prompt is what ``inputs`` held when it was run: ids
-    changed in place later change nothing, and pixels changed in place are refused. Where the
-    model keeps positions of its own (M-RoPE), attach() gives it those of this prompt: run generate() before it reads another
-    prompt with images, and before the attach() of another SharedPrefill.
+    changed in place later change nothing, and pixels changed in place are refused. Where the model keeps positions of its own
+    (M-RoPE), each cache brings those of its prompt into generate().
 
     Example:
         >>> import prunehal as ph
@@ -81,7 +80,7 @@ class SharedPrefill:
         self.inputs = dict(self._inputs)
         whole = self._first_logits(cache)
         # Models with M-RoPE keep the offset of the latest prompt's positions on themselves.
-        self._offsets = [(part, part.rope_deltas) for part in model.modules() if hasattr(part, "rope_deltas")]
+        self._offsets = [part.rope_deltas for part in model.modules() if hasattr(part, "rope_deltas")]
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         self._kept = [tuple(part[:, :, :-1].clone() for part in (layer.keys, layer.values)) for layer in layers]
         text = {name: value for name, value in self._inputs.items() if not any(part in name for part in IMAGE_INPUTS)}
@@ -143,8 +142,7 @@ class SharedPrefill:
             options = {"readings": self._read()} | options
         cache = attach(self._model, self._inputs, policy, **options)
         cache.goes_on = True
-        for part, offset in self._offsets:
-            part.rope_deltas = offset
+        cache.offsets = list(self._offsets)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         for layer, parts in zip(layers, self._kept, strict=True):
             keys, values = (part.repeat_interleave(int(copies), dim=0) for part in parts)

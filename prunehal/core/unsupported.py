@@ -1,10 +1,10 @@
-"""Name the decoders whose cache holds something else than K and V, one entry for each token, layer and head."""
+"""Name the decoders whose cache is not just one entry of K and V for each token, layer and head."""
 
 from transformers import PreTrainedConfig
 
 __all__ = ["reason_against"]
 
-# Kinds of layers that keep more, by the configuration's layer_types.
+# Kinds of layers that keep something else beside K and V, by the configuration's layer_types.
 BESIDE = {
     "indexed_attention": "picks the tokens that a query sees by keys of an indexer, which are cached beside K and V",
     "minimax_m3_sparse": "picks the tokens that a query sees by keys of an indexer, which are cached beside K and V",

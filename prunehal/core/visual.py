@@ -66,9 +66,9 @@ def refuse_unsupported(model: torch.nn.Module) -> None:
 
 
 def check_cache_kind(kind: str | None, where: str = "") -> None:
-    """Raise a ValueError if a generation setting asks for another kind of cache than the one that generate() is given.
+    """Raise a ValueError if a generation setting names another kind of cache than the one that generate() is given.
 
-    "hybrid" asks for none: checkpoints with sliding windows (Gemma 3) still carry it, and generate() leaves it out.
+    "hybrid" is accepted: checkpoints with sliding windows (Gemma 3) still have it, and generate() ignores it.
     """
     if kind not in (None, "hybrid"):
         raise other_cache(kind, where)

@@ -173,7 +173,7 @@ class BlockOptions(dict):
 
 
 class _Lasting:
-    """Know whether a block still lasts; apart from its options, which hold functions that ask."""
+    """Hold whether a block still lasts; a class apart from BlockOptions, whose functions refer to it."""
 
     def __init__(self, name: str) -> None:
         self._name, self.ended = name, False
@@ -186,7 +186,7 @@ class _Lasting:
             )
 
     def bound(self, function: Callable) -> Callable:
-        """Return the function, which is refused when the block has ended."""
+        """Return the function with a check before each call: after the end of the block it is a ValueError."""
 
         @functools.wraps(function)
         def inside(*args: Any, **kwargs: Any) -> Any:

@@ -36,7 +36,7 @@ __all__ = ["VCD", "diffusion", "noised"]
 
 STEPS = 1000  # of the diffusion
 PIXELS = "pixel_values"  # part of the names of all inputs that hold pixels: videos, the views of a second tower
-GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # what says which patches are an image
+GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # pixels -> grid of each image's patches
 
 
 @dataclass(frozen=True)

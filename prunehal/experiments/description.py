@@ -43,7 +43,7 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 _COUNTS = {"n_images": 1, "tiles": 0, "max_new_tokens": 1, "min_new_tokens": 0, "seed": 0}  # and the smallest value of each
-# And the largest: more is a slip of the hand that would end in a lack of memory, or never.
+# And the largest: more is a typing error, which would run out of memory or never end.
 _MOST = {"tiles": 1000, "max_new_tokens": MOST_NEW_TOKENS}
 # Fields that hold a text, and whether they may be None.
 _TEXTS = {"model": False, "dtype": False, "images": False, "split": False, "mode": False}

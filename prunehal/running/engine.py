@@ -46,7 +46,7 @@ class Prune(msgspec.Struct):
 
 
 class Row(Keyed):
-    """What is kept of one item."""
+    """The row that is stored for one item."""
 
     image: str
     prompt: str

@@ -135,9 +135,9 @@ def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) 
     Raises:
         OSError: a folder holds no model.
     """
-    for each in (folder, *beside):  # seen before the long evaluation of any
-        if not (each / "config.json").is_file():
-            raise OSError(f"model folder {each} holds no config.json; expected one that training wrote; check the path")
+    for model_folder in (folder, *beside):  # checked before the long evaluation of any
+        if not (model_folder / "config.json").is_file():
+            raise OSError(f"model folder {model_folder} holds no config.json; expected one that training wrote; check the path")
     with reading(folder / "training_curve.json"):
         points = read_json(folder / "training_curve.json")
         convert(points, Annotated[list[_Point], msgspec.Meta(min_length=1)])

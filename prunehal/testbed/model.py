@@ -37,7 +37,7 @@ _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 class LlavaProcessor(transformers.LlavaProcessor):
-    """Stock LLaVA's processor, which also sees whether a prompt has its placeholders and is one that the embedded model knows.
+    """Stock LLaVA's processor, which also checks that a prompt has placeholders and is one of the embedded model's training.
 
     It has the stock class's name, so that what it saves is loaded as stock.
     """

@@ -33,7 +33,7 @@ TILE = 96  # pixels, width and height of one tile
 PATCH = 8  # pixels of one patch of the vision tower; objects are snapped to this grid
 GRID = TILE // PATCH  # patches along one side: 12, so one tile gives 144 visual tokens
 SPLITS = {"train": 1, "validation": 2, "test": 3}  # the first word of every seed: splits share no scene
-MOST_SCENES = 1_000_000  # of a split at once: their captions take days, and a larger number is a slip of the hand
+MOST_SCENES = 1_000_000  # of a split at once: their captions take days, and a larger number is a typing error
 _ID_STEP = 100_000_000  # image_id = split * step + index
 
 _SIZE_SHARE = (0.24, 0.36, 0.26, 0.14)  # of the sizes 16, 24, 32, 40

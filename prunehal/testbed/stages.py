@@ -30,7 +30,7 @@ from prunehal.testbed.world import NAMES, SCENES
 
 __all__ = ["LARGEST_SCALE", "Testbed", "make_stages", "repeats", "said_before"]
 
-LARGEST_SCALE = 25  # of the samples: with more, the scenes of one stage would reach those of the next
+LARGEST_SCALE = 25  # factor on the number of samples; with more, the scenes of one stage would reach those of the next
 _VISUAL = GRID * GRID
 _LABELS = len(NAMES) + len(SCENES)
 _TRAITS = (3, 3, 3, 2)  # values of each trait of an object: column, row, size, faint

@@ -35,7 +35,7 @@ def train(
         compiled: use torch.compile (needs a C++ compiler; about twice as fast after two minutes of compiling).
 
     Raises:
-        ValueError: a setting cannot be, or a checkpoint there is of other settings or cannot be read.
+        ValueError: a setting is out of its range, or the folder's checkpoint has other settings or cannot be read.
         BlockingIOError: another process trains in the folder.
     """
     if not 0 <= scale <= LARGEST_SCALE:
@@ -61,7 +61,7 @@ def _train(folder: Path, seed: int, scale: float, device: str | None, workers: i
 
 
 def _begun_alike(path: Path, settings: dict[str, float]) -> None:
-    """Raise a ValueError unless the folder was begun with these settings; keep them in a new one."""
+    """Raise a ValueError unless the folder was begun with these settings; store them in a new one."""
     if not path.exists():
         keep_settings(path, settings, {}, has_rows=False)
         return

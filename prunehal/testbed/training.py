@@ -52,8 +52,8 @@ class Stage:
 def run_stage(stage: Stage, folder: Path, device: torch.device, workers: int = 1) -> list[dict]:
     """Train one stage, or go on where its last checkpoint stopped; return its training curve.
 
-    The checkpoint holds the curve up to its step, and the curve's own file is written from it: a process that is killed between
-    the two leaves the curve to the next call.
+    The checkpoint holds the curve up to its step, and the curve's own file is written from it: if the process is killed between
+    the two, the next call writes the curve.
 
     Args:
         stage: what to train.

@@ -72,9 +72,9 @@ class Family:
 
 
 def asks_for_attention(config: PreTrainedConfig) -> bool:
-    """Return whether the decoder of this configuration asks transformers for its attention function, so that it is observed.
+    """Return whether the decoder of this configuration uses transformers' attention function, so that it is observed.
 
-    CodeGen and GPT-J have attention code of their own up to some version, and ask for the function from then on.
+    CodeGen and GPT-J have attention code of their own up to some version, and use the function from then on.
     """
     modeling = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
     return hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")

@@ -45,7 +45,7 @@ def codegen() -> CodeGenConfig:
 
 
 def own_attention(text: Callable[[], PreTrainedConfig]) -> Callable[[], str]:
-    """Return what says whether the decoder has attention code of its own in the installed transformers."""
+    """Return the test of whether the decoder has attention code of its own in the installed transformers."""
     said = f"transformers {transformers.__version__}: {text.__name__} has attention code of its own, and is refused"
     return lambda: "" if asks_for_attention(text()) else said
 

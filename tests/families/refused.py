@@ -167,7 +167,7 @@ def unlimited_ocr() -> PreTrainedModel:
 
 
 def qwen2_5_omni() -> PreTrainedModel:
-    """Return the whole of Qwen2.5-Omni, without the parts that speak."""
+    """Return the whole of Qwen2.5-Omni, without the parts that make sound."""
     thinker = omni.qwen2_5_omni().config
     config = transformers.Qwen2_5OmniConfig(thinker_config=thinker.to_dict(), enable_audio_output=False)
     return transformers.Qwen2_5OmniForConditionalGeneration(config)
