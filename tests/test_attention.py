@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 from decode import TOLERANCE
+from families.base import SLICES
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -155,6 +156,7 @@ def test_a_query_that_sees_nothing_gives_numbers():
     assert weights.isfinite().all()
 
 
+@pytest.mark.skipif(not SLICES, reason="the installed transformers leaves the images out of a prompt read in chunks")
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_prompts_in_chunks_of_one_token_equal_stock_behind_padding(family):
     model, inputs = models.build(family), models.inputs_for(family, (3, 6), (5, 4))
