@@ -131,7 +131,7 @@ def test_moving_a_slider_of_the_notebook_changes_the_caption(browser_path, tmp_p
     with lab(tmp_path) as address, browse(browser_path, tmp_path) as (page, denied):
         page.goto(address, timeout=START * 1000)
         page.locator(".jp-Notebook").wait_for(timeout=START * 1000)
-        page.get_by_role("button", name="Python 3 (ipykernel) | Idle").wait_for(timeout=START * 1000)
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=START * 1000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
