@@ -2,7 +2,7 @@
 # make test        ruff, pytest and the notebooks' stored outputs (nbval)
 # make lab         open the notebooks in JupyterLab
 # make compat      the whole suite in two environments of their own, with the lowest and with the newest versions that pyproject.toml
-#                  admits; all cases of every model family (about 40 minutes on 2 cores; in build/compat)
+#                  admits; all cases of every model family (about 45 minutes on 2 cores; in build/compat)
 # make wheel       the wheel in dist/, installed in a bare environment of its own, in which README's code runs outside of the checkout
 # make audit       known vulnerabilities of what constraints.txt pins; it fails where the advisories are out of reach
 # make rows        make the stored rows that the notebooks read and that are missing (about two hours on 2 cores for all)
