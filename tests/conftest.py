@@ -22,11 +22,12 @@ def nltk_data():
 
 @pytest.fixture
 def file(tmp_path):
-    """Return a function that writes rows (or text) to a file, and returns its path."""
+    """Return a function that writes rows (or text, or bytes) to a file, and returns its path."""
 
     def make(rows, name="responses.json"):
         path = tmp_path / name
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+        text = rows if isinstance(rows, str | bytes) else json.dumps(rows)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
 
     return make

@@ -1,5 +1,6 @@
 """Files of benchmarks: every layout in use is read, every unusable line is named, and reports are written whole or not at all."""
 
+import functools
 import gzip
 import json
 
@@ -25,13 +26,8 @@ LAYOUTS = {
 
 
 @pytest.fixture
-def file(tmp_path):
-    def make(content):
-        path = tmp_path / "input.json"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return make
+def file(file):
+    return functools.partial(file, name="input.json")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

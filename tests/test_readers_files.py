@@ -1,6 +1,7 @@
 """Reading files: every input ends, at a cost linear in its length; encodings, bounds, equal keys, and the name in every error."""
 
 import errno
+import functools
 import gzip
 import json
 import os
@@ -22,13 +23,8 @@ ROWS = [{"image_id": 42, "caption": "A dog."}, {"image_id": 7, "caption": "Ein H
 
 
 @pytest.fixture
-def file(tmp_path):
-    def make(content):
-        path = tmp_path / "input.json"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return make
+def file(file):
+    return functools.partial(file, name="input.json")
 
 
 # Every input ends, and what can be read behind what cannot is read.

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from prunehal.core.cache import PrunableCache
 from prunehal.core.keyword import cache_among
+from prunehal.core.offsets import offsets_of, restore_offsets
 
 __all__ = ["ending", "watched"]
 
@@ -76,15 +77,12 @@ def ending(streamer: BaseStreamer | None) -> Iterator[None]:
 
 @contextmanager
 def _own_offsets(model: torch.nn.Module, cache: PrunableCache) -> Iterator[None]:
-    # Models with M-RoPE keep the offset of the newest prompt's positions on themselves, whatever cache it was read into.
-    keepers = [part for part in model.modules() if hasattr(part, "rope_deltas")]
     if cache.get_seq_length():
-        for part, offset in zip(keepers, cache.offsets, strict=False):
-            part.rope_deltas = offset
+        restore_offsets(model, cache.offsets)
     try:
         yield
     finally:
-        cache.offsets = [part.rope_deltas for part in keepers]
+        cache.offsets = offsets_of(model)
 
 
 def _refuse_assistance(model: torch.nn.Module, arguments: Mapping[str, object]) -> None:

@@ -17,6 +17,7 @@ from prunehal.core.greedy import FIRST_LOGITS
 from prunehal.core.informative import Telling
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.lens import read_tokens
+from prunehal.core.offsets import offsets_of
 from prunehal.core.pictures import IMAGE_INPUTS
 from prunehal.core.policy import NoPruning, Policy
 from prunehal.core.visual import generating
@@ -79,8 +80,7 @@ class SharedPrefill:
         self._readings: Tensor | None = None
         self.inputs = dict(self._inputs)
         whole = self._first_logits(cache)
-        # Models with M-RoPE keep the offset of the latest prompt's positions on themselves.
-        self._offsets = [part.rope_deltas for part in model.modules() if hasattr(part, "rope_deltas")]
+        self._offsets = offsets_of(model)
         layers = [layer for layer in cache.layers if isinstance(layer, PrunableLayer)]
         self._kept = [tuple(part[:, :, :-1].clone() for part in (layer.keys, layer.values)) for layer in layers]
         text = {name: value for name, value in self._inputs.items() if not any(part in name for part in IMAGE_INPUTS)}

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from prunehal.core import Listener, PrunableCache, listening
 from prunehal.core.greedy import FIRST_LOGITS
 from prunehal.core.keyword import as_option
+from prunehal.core.offsets import offsets_of, restore_offsets
 from prunehal.core.visual import generating
 from prunehal.decoding.forwards import beside, changing_logits
 
@@ -112,13 +113,11 @@ class Branch(Listener):
 
 @contextmanager
 def _positions_kept(model: torch.nn.Module) -> Iterator[None]:
-    # Models with M-RoPE keep the offset of the latest prompt's positions on themselves; the main run needs its own.
-    keepers = [(part, part.rope_deltas) for part in model.modules() if hasattr(part, "rope_deltas")]
+    offsets = offsets_of(model)  # of the main run, which needs its own
     try:
         yield
     finally:
-        for part, offset in keepers:
-            part.rope_deltas = offset
+        restore_offsets(model, offsets)
 
 
 @contextmanager
