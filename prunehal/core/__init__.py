@@ -6,8 +6,8 @@ attention to other code, and ``editing`` lets that change scores. The method of 
 ``arguments`` refuses what is no argument of ``attach``, ``visual`` finds the visual tokens of a prompt, ``prompt`` checks that
 generate() gets the one that was attached (``calls`` looks at generate() itself, ``arriving`` at each forward, and ``pictures``
 hashes the pixels), ``wrapped`` finds the model inside PEFT or torch.compile, ``acting`` checks that the parts of a decoding
-method act, ``memory`` keeps what the policy needs from earlier steps,
-``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
+method act, ``keyword`` names the argument by which a cache is passed, ``greedy`` the settings of calls inside the package, and
+``offsets`` those of M-RoPE positions. ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
 their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
 ``restricting`` is the cache for ``StepTopK`` (``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table``
 knows which token is in the bank, and its ``vault`` holds K and V there. ``lens`` reads the visual tokens through the model's
