@@ -7,11 +7,12 @@ attention to other code, and ``editing`` lets that change scores. The method of 
 generate() gets the one that was attached (``calls`` looks at generate() itself, ``arriving`` at each forward, and ``pictures``
 hashes the pixels), ``wrapped`` finds the model inside PEFT or torch.compile, ``acting`` checks that the parts of a decoding
 method act, ``keyword`` names the argument by which a cache is passed, ``greedy`` the settings of calls inside the package, and
-``offsets`` those of M-RoPE positions. ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the pure functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and
-their mask, and ``table`` knows which slot holds which token. ``forward`` is the part of the cache that observes.
-``restricting`` is the cache for ``StepTopK`` (``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table``
-knows which token is in the bank, and its ``vault`` holds K and V there. ``lens`` reads the visual tokens through the model's
-head, for ``Informative`` and ``Standout`` (``informative``).
+``offsets`` those of M-RoPE positions. ``memory`` keeps what the policy needs from earlier steps, ``selection`` holds the pure
+functions from scores to kept tokens, ``blocks`` stores K and V, ``layer`` adds the slots and their mask, and ``table`` knows
+which slot holds which token. ``forward`` is the part of the cache that observes. ``restricting`` is the cache for ``StepTopK``
+(``reversible``), and ``banking`` that for ``Bank`` (``bank``): its ``bank_table`` knows which token is in the bank, and its
+``vault`` holds K and V there. ``lens`` reads the visual tokens through the model's head, for ``Informative`` and ``Standout``
+(``informative``).
 """
 
 from prunehal.core.accumulated import Accumulated
