@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import special
@@ -43,11 +44,9 @@ def bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, c
     if n_resamples < 100:
         raise ValueError(f"n_resamples is {n_resamples}, expected at least 100; 2000 or more give a steady interval")
     check_confidence(confidence)
-    rng = np.random.default_rng(seed)
 
     def drawn(rows: range) -> np.ndarray:
-        drawn_units = rng.integers(0, units, (len(rows), units)) + units * np.arange(len(rows))[:, None]
-        return np.bincount(drawn_units.ravel(), minlength=len(rows) * units).reshape(len(rows), units).astype(float)
+        return _times_drawn(units, n_resamples, seed)[rows.start : rows.stop].astype(float)
 
     def leaving_one_out(rows: range) -> np.ndarray:
         return 1.0 - np.equal.outer(np.asarray(rows), np.arange(units))
@@ -69,6 +68,20 @@ def bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, c
     z = bias + special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
     low, high = np.quantile(draws, special.ndtr(bias + z / (1 - acceleration * z)))
     return Interval(estimate, float(low), float(high), n)
+
+
+@lru_cache(maxsize=2)  # a table holds many intervals over the same images
+def _times_drawn(units: int, n_resamples: int, seed: int) -> np.ndarray:
+    """Return how often each resample draws each unit: int16 array (resample, unit), read-only."""
+    rng, parts = np.random.default_rng(seed), []
+    step = max(1, _CHUNK // units)
+    for start in range(0, n_resamples, step):
+        rows = min(step, n_resamples - start)
+        drawn_units = rng.integers(0, units, (rows, units)) + units * np.arange(rows)[:, None]
+        parts.append(np.bincount(drawn_units.ravel(), minlength=rows * units).reshape(rows, units).astype(np.int16))
+    times = np.concatenate(parts)
+    times.flags.writeable = False
+    return times
 
 
 def check_confidence(confidence: float) -> None:

@@ -7,10 +7,9 @@ import pandas as pd
 
 from prunehal.bootstrap import Interval, Statistic, bca
 from prunehal.pooled import counts, ratio
+from prunehal.statistics import paired_bootstrap
 
 __all__ = ["gain_in_f1", "part", "part_of_change"]
-
-_OF_F1 = ["n_hallucinated", "n_mentions", "n_recalled", "n_truth"]
 
 
 def part_of_change(
@@ -23,7 +22,7 @@ def part_of_change(
 
     Args:
         ours, bound, plain: items of a `ChairResult` of the condition, of the bound and of the baseline, on the same images.
-        metric: "chair_i", "chair_s", "recall" or "words".
+        metric: a name of `prunehal.pooled.METRICS`.
         n_resamples: of the bootstrap over images (BCa).
 
     Returns:
@@ -53,7 +52,8 @@ def gain_in_f1(
 ) -> tuple[Interval, Interval | None]:
     """Return a bound's gain in the objects' F1 over a baseline, and the share of it that a condition wins.
 
-    F1 is the harmonic mean of precision (1 - CHAIR_i) and recall: one number in which neither can be bought by the other alone.
+    F1 is the harmonic mean of precision (1 - distinct CHAIR_i) and recall: one number in which neither can be bought by the other
+    alone.
 
     Args:
         ours, bound, plain: items of a `ChairResult` of the condition, of the bound and of the baseline, on the same images.
@@ -63,30 +63,14 @@ def gain_in_f1(
         The gain as a fraction, and the share: 1 where the condition does as well as the bound, below 0 where it does harm; None
         unless the whole interval of the gain is above 0, for a share of nothing means nothing.
 
-    >>> plain = pd.DataFrame({"image_id": range(40), "n_mentions": 4, "n_truth": 4, "n_recalled": [1, 2] * 20}).assign(
-    ...     n_hallucinated=lambda frame: 4 - frame["n_recalled"])
-    >>> bound = plain.assign(n_recalled=4, n_hallucinated=0)
+    >>> plain = pd.DataFrame({"image_id": range(40), "n_distinct": 4, "n_truth": 4, "n_recalled": [1, 2] * 20})
+    >>> bound = plain.assign(n_recalled=4)
     >>> gain, won = gain_in_f1(plain, bound, plain, n_resamples=200)
     >>> gain.estimate, won.estimate
     (0.625, 0.0)
     """
-    counted = [items.set_index("image_id")[_OF_F1] for items in (ours, bound, plain)]
-    n = len(counted[0])
-    of_ours, of_bound, of_plain = (_f1(frame.loc[counted[0].index].to_numpy(dtype=float)) for frame in counted)
-    options = {"units": n, "n": n, "n_resamples": n_resamples, "seed": 0, "confidence": 0.95}
-    possible = bca(lambda weights: of_bound(weights) - of_plain(weights), **options)
-    return possible, None if possible.low <= 0 else bca(part(of_ours, of_bound, of_plain), **options)
-
-
-def _f1(columns: np.ndarray) -> Statistic:
-    """Return the function weights of images -> F1, from hallucinated and all mentions, recalled and true objects (image, 4)."""
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        hallucinated, mentions, recalled, true = np.moveaxis(weights @ columns, -1, 0)
-        precision, recall = 1 - hallucinated / np.maximum(mentions, 1), recalled / true
-        return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-
-    return statistic
+    gained = paired_bootstrap(plain, bound, "f1", n_resamples)
+    return gained, None if gained.low <= 0 else part_of_change(ours, bound, plain, "f1", n_resamples=n_resamples)
 
 
 def part(ours: Statistic, bound: Statistic, plain: Statistic) -> Statistic:

@@ -16,7 +16,7 @@ from scipy import stats
 
 from prunehal.bootstrap import Interval
 from prunehal.odds import mention_model
-from prunehal.pooled import linearised, paired_counts
+from prunehal.pooled import NUMBERS, linearised, paired_counts
 from prunehal.power import images_needed, power_of
 from prunehal.statistics import paired_bootstrap
 
@@ -33,7 +33,10 @@ __all__ = [
 ]
 
 # The direction that is worse. Shorter counts as worse, because cutting captions lowers CHAIR for free.
-WORSE = MappingProxyType({"chair_i": "higher", "chair_s": "higher", "recall": "lower", "words": "lower"})
+WORSE = MappingProxyType(
+    dict.fromkeys(("chair_i", "chair_s", "distinct_chair_i", "absent", "repeats", "unfinished"), "higher")
+    | dict.fromkeys(("recall", "f1", "words"), "lower")
+)
 
 _BATCH = 500_000  # permuted images held at once: some 40 MB
 
@@ -110,7 +113,7 @@ def paired_p_value(items_a: pd.DataFrame, items_b: pd.DataFrame, metric: str, n_
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: "chair_i", "chair_s", "recall" or "words".
+        metric: a name of `prunehal.pooled.METRICS`, such as "distinct_chair_i", "recall" or "words".
         n_resamples: swaps tried; random ones give no p-value below 2 / (n_resamples + 1), so raise it for a large grid.
         seed: of the random swaps.
 
@@ -172,7 +175,7 @@ def equivalence(
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: "chair_i", "chair_s" or "recall" (fractions), or "words".
+        metric: a name of `prunehal.pooled.METRICS`; all are fractions but for "absent" and "words".
         margin: largest difference either way that does not matter, chosen before looking: 0.01 is one point, 1 a word.
         alpha: rate at which conditions that differ by the margin pass.
         n_resamples, seed: of the bootstrap.
@@ -207,12 +210,12 @@ def no_harm(
 ) -> Verdict:
     """Test whether b is at most a margin worse than a (non-inferiority); how much better it is does not matter.
 
-    Worse is a higher chair_i or chair_s, a lower recall, and fewer words (`WORSE`). One-sided at alpha: the end of the interval
+    Worse is a higher chair_i, chair_s or distinct_chair_i, a lower recall, and fewer words (`WORSE`). One-sided at alpha: the end of the interval
     of 1 - 2 alpha on the worse side decides.
 
     Args:
         items_a, items_b: the baseline and the condition: one row per caption, as in `ChairResult.items`, of the same images.
-        metric: "chair_i", "chair_s" or "recall" (fractions), or "words".
+        metric: a name of `prunehal.pooled.METRICS`; all are fractions but for "absent" and "words".
         margin: largest worsening that does not matter, chosen before looking; positive for all metrics.
         alpha: rate at which a condition that is worse by the margin passes.
         n_resamples, seed: of the bootstrap.
@@ -243,7 +246,7 @@ def _interval(
     _check_alpha(alpha, 0.5)
     if not 0 < margin < math.inf:
         raise ValueError(f"margin is {margin}, expected a positive number in the unit of {metric}; 0.01 is one point")
-    if metric != "words" and margin >= 1:
+    if metric not in NUMBERS and margin >= 1:
         raise ValueError(f"margin is {margin}, but {metric} is a fraction; expected less than 1; pass 0.01 for one point")
     return paired_bootstrap(items_a, items_b, metric, n_resamples, seed, 1 - 2 * alpha)
 

@@ -13,17 +13,24 @@ import pandas as pd
 
 from prunehal.bootstrap import Statistic
 
-__all__ = ["METRICS", "counts", "linearised", "paired_counts", "ratio"]
+__all__ = ["METRICS", "NUMBERS", "counts", "linearised", "paired_counts", "ratio"]
 
-# metric -> (numerator, denominator) columns of the items of `prunehal.benchmarks.score`; None counts captions
+# metric -> columns of the items of `prunehal.benchmarks.score` that are added up to the numerator, and to the denominator; no
+# column counts captions. F1 of precision n_recalled / n_distinct and recall n_recalled / n_truth is a ratio of sums, too.
 METRICS = MappingProxyType(
     {
-        "chair_i": ("n_hallucinated", "n_mentions"),
-        "chair_s": ("hallucinated", None),
-        "recall": ("n_recalled", "n_truth"),
-        "words": ("words", None),
+        "chair_i": (("n_hallucinated",), ("n_mentions",)),
+        "chair_s": (("hallucinated",), ()),
+        "distinct_chair_i": (("n_absent",), ("n_distinct",)),
+        "absent": (("n_absent",), ()),
+        "recall": (("n_recalled",), ("n_truth",)),
+        "f1": (("n_recalled", "n_recalled"), ("n_distinct", "n_truth")),
+        "repeats": (("n_repeats",), ("n_mentions",)),
+        "unfinished": (("unfinished",), ()),
+        "words": (("words",), ()),
     }
 )
+NUMBERS = ("absent", "words")  # of a caption; all others are fractions
 
 
 def counts(items: pd.DataFrame, metric: str, name: str = "items") -> pd.DataFrame:
@@ -31,7 +38,7 @@ def counts(items: pd.DataFrame, metric: str, name: str = "items") -> pd.DataFram
 
     Args:
         items: one row per caption, as in `ChairResult.items`.
-        metric: "chair_i", "chair_s", "recall" or "words".
+        metric: a name of METRICS.
         name: what messages call the items.
 
     Raises:
@@ -43,7 +50,7 @@ def counts(items: pd.DataFrame, metric: str, name: str = "items") -> pd.DataFram
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; expected one of {sorted(METRICS)}; pass one of these names")
     top, bottom = METRICS[metric]
-    if absent := {"image_id", top, bottom} - {None} - set(items.columns):
+    if absent := {"image_id", *top, *bottom} - set(items.columns):
         raise ValueError(f"{name} lacks the column(s) {sorted(absent)}; expected the items of a ChairResult; pass those")
     if (twice := items["image_id"].duplicated()).any():
         raise ValueError(
@@ -52,8 +59,8 @@ def counts(items: pd.DataFrame, metric: str, name: str = "items") -> pd.DataFram
         )
     return pd.DataFrame(
         {
-            "top": items[top].to_numpy(dtype=float),
-            "bottom": items[bottom].to_numpy(dtype=float) if bottom else np.ones(len(items)),
+            "top": sum(items[column].to_numpy(dtype=float) for column in top),
+            "bottom": sum(items[column].to_numpy(dtype=float) for column in bottom) if bottom else np.ones(len(items)),
         },
         index=pd.Index(items["image_id"]),
     )
@@ -64,7 +71,7 @@ def paired_counts(items_a: pd.DataFrame, items_b: pd.DataFrame, metric: str) -> 
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: "chair_i", "chair_s", "recall" or "words".
+        metric: a name of METRICS.
 
     Raises:
         ValueError: as in `counts`, or the two sets of images differ.

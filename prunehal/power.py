@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.pooled import linearised, paired_counts
+from prunehal.pooled import NUMBERS, linearised, paired_counts
 
 __all__ = ["images_needed", "power_of"]
 
@@ -28,7 +28,7 @@ def power_of(n: int, items_a: pd.DataFrame, items_b: pd.DataFrame, metric: str, 
     Args:
         n: number of images.
         items_a, items_b: the pilot: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: "chair_i", "chair_s" or "recall" (fractions), or "words".
+        metric: a name of `prunehal.pooled.METRICS`; all are fractions but for "absent" and "words".
         difference: true difference to find, of either sign: the smallest that matters, not the one that the pilot showed.
         alpha: rate of error of the test.
 
@@ -95,7 +95,7 @@ def _effect(items_a: pd.DataFrame, items_b: pd.DataFrame, metric: str, differenc
     if not (np.isfinite(difference) and difference):
         raise ValueError(f"difference is {difference}, expected a number other than 0; pass the smallest one that matters")
     a, b = paired_counts(items_a, items_b, metric)
-    if metric != "words" and abs(difference) >= 1:
+    if metric not in NUMBERS and abs(difference) >= 1:
         raise ValueError(f"difference is {difference}, but {metric} is a fraction; expected less than 1; pass 0.01 for one point")
     if len(a) < 2:
         raise ValueError(f"there are {len(a)} images, expected at least 2 to take a spread from; add captions")

@@ -19,9 +19,10 @@ from prunehal.bootstrap import Interval
 from prunehal.inference import WORSE
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["CHOSEN_BY", "ROUNDING", "Chosen", "Graded", "Reported", "choose", "report"]
+__all__ = ["CHOSEN_BY", "ROUNDING", "Chosen", "Graded", "Reported", "choose", "choose_by_rule", "report"]
 
 CHOSEN_BY = {"recall": 0.01}  # how much recall the project's own choices may lose on the validation split
+REPORTED = ("distinct_chair_i", "chair_i", "absent", "recall", "repeats", "unfinished", "words")  # metrics of a report
 
 # Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one: a test split that is
 # not noticed does harm in silence, a refusal does not.
@@ -89,6 +90,7 @@ class Chosen:
         missed: such pairs that no setting met, where `choose` was told to go on by another metric.
         n_candidates, n_allowed: settings compared; those of them that met the conditions it was chosen by.
         selected_on_test: whether the split was a test split.
+        f1: F1 of the distinct objects that the setting names on that split, and the baseline's; shown, and never asked.
         images: image_ids that the choice has seen.
     """
 
@@ -101,6 +103,7 @@ class Chosen:
     n_candidates: int
     n_allowed: int
     selected_on_test: bool
+    f1: tuple[float, float]
     images: frozenset[Hashable] = field(repr=False)
     missed: tuple[tuple[str, float], ...] = ()
 
@@ -117,6 +120,7 @@ class Chosen:
             text += f", given {given} than the baseline"
         if missed:
             text += f", as none has {missed} than the baseline"
+        text += "; F1 of distinct objects {:.3f}, of the baseline {:.3f}".format(*self.f1)
         return text + ("; CHOSEN ON TEST, so its gain there is optimistic" if self.selected_on_test else "")
 
     @property
@@ -159,7 +163,7 @@ class Reported:
 
 def choose(
     results: Graded,
-    by: str = "chair_i",
+    by: str = "distinct_chair_i",
     subject_to: Mapping[str, float] | None = None,
     *,
     baseline: Hashable,
@@ -170,7 +174,7 @@ def choose(
 
     Args:
         results: scores of the settings, the baseline among them.
-        by: "chair_i" or "chair_s" (lowest), "recall" or "words" (highest).
+        by: a name of `prunehal.inference.WORSE`, such as "distinct_chair_i" (lowest) or "recall" (highest).
         subject_to: metric -> how much worse than the baseline it may be at most, as in `prunehal.inference.no_harm`: {"recall":
             0.01} lets recall fall by a point.
         baseline: the setting to compare with, such as no pruning.
@@ -187,8 +191,8 @@ def choose(
     >>> chosen = choose(Graded("validation", graded), subject_to={"recall": 0.01}, baseline="none")
     >>> chosen.label
     'cut (chosen on validation)'
-    >>> chosen.note
-    'lowest chair_i of 1 settings on the validation split, given recall at most 0.01 lower than the baseline'
+    >>> chosen.note.split("; ")[1]
+    'F1 of distinct objects 1.000, of the baseline 0.800'
     """
     if results.is_test and not allow_test_selection:
         raise ValueError(
@@ -234,8 +238,32 @@ def choose(
         n_candidates=len(candidates),
         n_allowed=len(allowed),
         selected_on_test=results.is_test,
+        f1=(candidates[best]["f1"], base["f1"]),
         images=results.images,
     )
+
+
+def choose_by_rule(results: Graded, baseline: Hashable) -> Chosen:
+    """Choose by the project's one rule, which every choice of its own follows.
+
+    Among the settings whose recall on the validation split is at most a point below the baseline's, no pruning, the lowest
+    distinct CHAIR_i. Where none keeps the recall, the setting of highest recall, and the answer says so (``missed``). F1 of the
+    distinct objects is shown beside it and decides nothing.
+
+    Args:
+        results: scores of the settings, the baseline among them, on a split to choose on.
+        baseline: no pruning.
+
+    Raises:
+        ValueError: a test split, a baseline without results or without another setting.
+
+    >>> from prunehal.benchmarks import score
+    >>> truth, texts = {1: {"dog"}, 2: {"cat"}}, {"none": ("A dog, a bus.", "A cat."), "cut": ("A dog.", "")}
+    >>> graded = {name: score(dict(zip(truth, pair)), truth) for name, pair in texts.items()}
+    >>> choose_by_rule(Graded("validation", graded), "none").missed
+    (('recall', 0.01),)
+    """
+    return choose(results, "distinct_chair_i", CHOSEN_BY, baseline=baseline, otherwise="recall")
 
 
 def report(
@@ -278,7 +306,7 @@ def report(
             "report on that, or pass allow_test_selection=True to mark the report instead"
         )
     a, b = (results_on_test.results[setting].items for setting in (chosen.baseline, chosen.setting))
-    differences = {metric: paired_bootstrap(a, b, metric, n_resamples, seed, confidence) for metric in WORSE}
+    differences = {metric: paired_bootstrap(a, b, metric, n_resamples, seed, confidence) for metric in REPORTED}
     return Reported(chosen, results_on_test.split, MappingProxyType(differences), chosen.selected_on_test or same)
 
 

@@ -51,7 +51,7 @@ def bootstrap_interval(
 
     Args:
         items: one row per caption, as in `ChairResult.items`.
-        metric: "chair_i", "chair_s" or "recall" (fractions in [0, 1]), or "words" (mean caption length).
+        metric: a name of `prunehal.pooled.METRICS`, such as "distinct_chair_i" or "recall" (fractions in [0, 1]) or "words".
         n_resamples, seed, confidence: of the bootstrap.
 
     Raises:
@@ -80,7 +80,7 @@ def paired_bootstrap(
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`.
-        metric: "chair_i", "chair_s" or "recall" (fractions in [0, 1]), or "words" (mean caption length).
+        metric: a name of `prunehal.pooled.METRICS`, such as "distinct_chair_i" or "recall" (fractions in [0, 1]) or "words".
         n_resamples, seed, confidence: of the bootstrap.
 
     Raises:

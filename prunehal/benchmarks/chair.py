@@ -4,6 +4,10 @@ Source: Rohrbach et al. 2018, "Object Hallucination in Image Captioning", arXiv 
 CHAIR_i = hallucinated object mentions / object mentions (repeats count), CHAIR_s = captions with at least one /
 captions, recall = distinct ground-truth objects mentioned / ground-truth objects.
 
+CHAIR_i alone can be fooled: a caption that says a true sentence again has a lower one. So each object of a caption is counted
+once, too: distinct CHAIR_i = distinct absent objects / distinct objects named, both summed over captions; beside it stand the
+share of mentions that repeat, and the share of captions that were cut before they ended.
+
 "Word" means whitespace-separated word wherever it is counted: in lengths, in `word_index` and in truncation.
 """
 
@@ -23,7 +27,10 @@ from prunehal.benchmarks.mentions import ChairScorer, load_scorer
 
 __all__ = ["ChairResult", "Truncation", "score", "truncate", "truncate_to_mean", "unmatched"]
 
-_COUNTS = ["words", "length", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "hallucinated"]
+_COUNTS = [
+    "words", "length", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "n_distinct", "n_absent", "n_repeats",
+    "hallucinated", "unfinished",
+]  # fmt: skip
 _MENTION_TYPES = {
     "image_id": None,  # as given: COCO ids are numbers, others may be names
     "index": "int64",
@@ -39,6 +46,7 @@ _MENTION_TYPES = {
 _OF_MENTION = [name for name in _MENTION_TYPES if name not in ("image_id", "hallucinated")]
 
 _WORD = re.compile(r"\S+")
+_ENDED = re.compile(r"[.!?…][\"'”’)\]]*\s*$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +55,31 @@ class ChairResult:
 
     Attributes:
         scorer: name of the scorer used.
-        metrics: chair_i, chair_s, recall and duplicates (share of mentions that repeat a category already named in the
-            caption), all fractions in [0, 1]; words (mean caption length), length (the same in the scorer's own words, marks
-            included, double words joined: OPERA's "Len"); the counts n (captions), n_empty (those without a word),
-            n_mentions, n_hallucinated and n_captions_hallucinated.
-        items: one row per caption: image_id, words, length, n_mentions, n_hallucinated, n_truth, n_recalled, hallucinated,
-            nodes (categories in order of mention, repeats kept), hallucinated_words ([word, node] pairs).
+        metrics: fractions in [0, 1]: chair_i, chair_s, distinct_chair_i, recall, f1 (harmonic mean of 1 - distinct_chair_i and
+            recall), repeats (share of the mentions that name an object once more) and unfinished (share of the captions that
+            were cut); absent (distinct absent objects of a caption, mean); words (mean caption length), length (the same in
+            the scorer's own words, marks included, double words joined: OPERA's "Len"); the counts n (captions), n_empty
+            (those without a word), n_mentions, n_hallucinated, n_distinct (objects named, each once a caption), n_absent
+            (those of them that the image does not hold) and n_captions_hallucinated.
+        items: one row per caption: image_id, words, length, n_mentions, n_hallucinated, n_truth, n_recalled, n_distinct,
+            n_absent, n_repeats, hallucinated, unfinished, nodes (categories in order of mention, repeats kept),
+            hallucinated_words ([word, node] pairs).
         mentions: one row per mention: image_id, index, node, word, term, start, end, word_index, hallucinated.
+        unfinished_by: how it is known that a caption was cut: by "finished", a column of the captions, or by its "text", which
+            ends in no mark that ends a sentence.
     """
 
     scorer: str
     metrics: dict[str, float | int]
     items: pd.DataFrame
     mentions: pd.DataFrame
+    unfinished_by: str = "text"
 
     def report(self, settings: dict[str, Any]) -> Report:
         """Return metrics and items in the layout that the command line writes.
 
-        Each item holds image_id, nodes, hallucinated ([word, node] pairs), chair_i, chair_s and recall of the one caption.
+        Each item holds image_id, nodes, hallucinated ([word, node] pairs), and of the one caption chair_i, chair_s,
+        distinct_chair_i, absent (distinct absent objects), recall, repeats (share of its mentions), unfinished (0 or 1) and words.
         """
         items = [
             {
@@ -73,11 +88,17 @@ class ChairResult:
                 "hallucinated": row.hallucinated_words,
                 "chair_i": row.n_hallucinated / max(row.n_mentions, 1),
                 "chair_s": int(row.hallucinated),
+                "distinct_chair_i": row.n_absent / max(row.n_distinct, 1),
+                "absent": row.n_absent,
                 "recall": row.n_recalled / max(row.n_truth, 1),
+                "repeats": row.n_repeats / max(row.n_mentions, 1),
+                "unfinished": int(row.unfinished),
+                "words": row.words,
             }
             for row in self.items.itertuples()
         ]
-        return Report(self.metrics, items, {"benchmark": "chair", "scorer": self.scorer, **settings})
+        by = {"benchmark": "chair", "scorer": self.scorer, "unfinished_by": self.unfinished_by}
+        return Report(self.metrics, items, {**by, **settings})
 
 
 @dataclass(frozen=True)
@@ -96,12 +117,13 @@ def score(
 ) -> ChairResult:
     """Score captions against the objects that their images hold.
 
-    Where nothing can be divided the answer is 0.0: chair_i and duplicates without a mention, recall without a
+    Where nothing can be divided the answer is 0.0: chair_i, distinct_chair_i and repeats without a mention, recall without a
     ground-truth object. An empty caption counts as the official scripts count it: it has no mention, and stands among the
     captions of chair_s and its image's objects among those of recall.
 
     Args:
-        captions: image_id -> caption, or a frame with the columns image_id and caption.
+        captions: image_id -> caption, or a frame with the columns image_id and caption, and, where it is known, finished (whether
+            the caption ended by itself, and not at the limit of tokens).
         ground_truth: image_id -> COCO categories in the image; it may hold further images.
         scorer: name or loaded scorer.
 
@@ -123,15 +145,16 @@ def score(
     truths = {image: set(ground_truth[image]) for image in texts}
     if unknown := set().union(*truths.values()) - set(scorer.nodes.values()):
         raise ValueError(f"the ground truth names {some(sorted(unknown))}; expected COCO category names; map these names first")
-    items, repeats = [], 0
+    ended = _ended(captions, texts)
+    items = []
     columns: dict[str, list] = {name: [] for name in _MENTION_TYPES}
     for image, text in texts.items():
         truth, (mentions, length) = truths[image], scorer.scan(text)
         nodes = [mention.node for mention in mentions]
         wrong = [[m.term, m.node] for m in mentions if m.node not in truth]
-        repeats += len(nodes) - len(set(nodes))
-        counts = (len(text.split()), length, len(nodes), len(wrong), len(truth), len(truth.intersection(nodes)), bool(wrong))
-        items.append((image, *counts, nodes, wrong))
+        named, n_words = set(nodes), len(text.split())
+        counts = (n_words, length, len(nodes), len(wrong), len(truth), len(truth & named), len(named), len(named - truth))
+        items.append((image, *counts, len(nodes) - len(named), bool(wrong), not ended[image], nodes, wrong))
         columns["image_id"] += [image] * len(mentions)
         columns["hallucinated"] += [node not in truth for node in nodes]
         for name in _OF_MENTION:
@@ -141,19 +164,26 @@ def score(
     metrics = {
         "chair_i": total["n_hallucinated"] / max(total["n_mentions"], 1),
         "chair_s": total["hallucinated"] / len(frame),
+        "distinct_chair_i": total["n_absent"] / max(total["n_distinct"], 1),
+        "absent": total["n_absent"] / len(frame),
         "recall": total["n_recalled"] / max(total["n_truth"], 1),
+        "f1": 2 * total["n_recalled"] / max(total["n_distinct"] + total["n_truth"], 1),
+        "repeats": total["n_repeats"] / max(total["n_mentions"], 1),
+        "unfinished": total["unfinished"] / len(frame),
         "n": len(frame),
         "n_empty": int((frame["words"] == 0).sum()),
         "n_mentions": total["n_mentions"],
         "n_hallucinated": total["n_hallucinated"],
+        "n_distinct": total["n_distinct"],
+        "n_absent": total["n_absent"],
         "n_captions_hallucinated": total["hallucinated"],
         "words": total["words"] / len(frame),
         "length": total["length"] / len(frame),
-        "duplicates": repeats / max(total["n_mentions"], 1),
     }
     # Types are set, because a frame without rows would otherwise hold objects where callers expect numbers.
     mentions_frame = pd.DataFrame({name: pd.Series(values, dtype=_MENTION_TYPES[name]) for name, values in columns.items()})
-    return ChairResult(scorer.name, metrics, frame, mentions_frame)
+    by = "finished" if isinstance(captions, pd.DataFrame) and "finished" in captions else "text"
+    return ChairResult(scorer.name, metrics, frame, mentions_frame, by)
 
 
 def unmatched(a: ChairResult, b: ChairResult) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -228,6 +258,15 @@ def truncate_to_mean(captions: pd.DataFrame | Mapping[Hashable, str], target_mea
     # The tolerance takes back the rounding of a target that was itself computed as a mean.
     cap = bisect_right(totals, target_mean_words * len(lengths) * (1 + 1e-12)) - 1
     return Truncation(cap, totals[cap] / len(lengths), {image: truncate(text, cap) for image, text in texts.items()})
+
+
+def _ended(captions: pd.DataFrame | Mapping[Hashable, str], texts: Mapping[Hashable, str]) -> dict[Hashable, bool]:
+    """Return whether each caption ended by itself: as its column says, or by its last mark. An empty one was not cut."""
+    if not (isinstance(captions, pd.DataFrame) and "finished" in captions):
+        return {image: not text.strip() or bool(_ENDED.search(text)) for image, text in texts.items()}
+    if bad := [value for value in captions["finished"].tolist() if not isinstance(value, bool)]:
+        raise ValueError(f"finished holds {some(bad)}; expected True or False for each caption; leave the column out")
+    return dict(zip(captions["image_id"].tolist(), captions["finished"].tolist(), strict=True))
 
 
 def _texts(captions: pd.DataFrame | Mapping[Hashable, str]) -> dict[Hashable, str]:

@@ -7,20 +7,34 @@ from dataclasses import fields, replace
 
 import pandas as pd
 
-from prunehal.benchmarks.length import difference
+from prunehal.benchmarks.length import equal_objects
 from prunehal.bootstrap import Interval
 from prunehal.core import Policy
 from prunehal.experiments.description import Experiment
-from prunehal.experiments.pictures import truth
 from prunehal.experiments.store import Store
 from prunehal.inference import paired_p_value
+from prunehal.pooled import NUMBERS
 from prunehal.selection_rule import Graded
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["METRICS", "N_RESAMPLES", "at_equal_length", "changes", "equal_lengths", "graded"]
+__all__ = ["LEVELS", "METRICS", "N_RESAMPLES", "PRIMARY", "at_equal_length", "changes", "equal_lengths", "graded"]
 
 N_RESAMPLES = 5000  # of every interval that the README shows; a notebook may ask for fewer, and says so
-METRICS = {"chair_i": 100, "chair_s": 100, "recall": 100, "words": 1}  # and the unit in which tables show them
+# What stands beside every CHAIR_i, and the unit in which tables show it: percent, or a number a caption.
+METRICS = {
+    name: 1 if name in NUMBERS else 100
+    for name in ("chair_i", "chair_s", "distinct_chair_i", "absent", "recall", "f1", "repeats", "unfinished", "words")
+}
+PRIMARY = ("distinct_chair_i", "recall")  # what claims are about, and what is tested
+LEVELS = {  # the columns that stand beside each other wherever captions are scored, and what readers call them
+    "chair_i": "CHAIR_i",
+    "distinct_chair_i": "distinct CHAIR_i",
+    "absent": "absent objects",
+    "recall": "recall",
+    "repeats": "repeats",
+    "unfinished": "unfinished",
+    "words": "words",
+}
 
 
 def changes(
@@ -37,14 +51,16 @@ def changes(
         store: holds the rows of all.
         experiments: any; each is compared on its own images.
         baseline: of the same model and images, such as one with ``NoPruning()``.
-        p_values: test chair_i and recall, too (`prunehal.inference.paired_p_value`); a grid wants `prunehal.inference.holm` then.
+        p_values: test distinct_chair_i and recall, too (`prunehal.inference.paired_p_value`); a grid wants
+            `prunehal.inference.holm` then.
         n_resamples: of the bootstrap over images (BCa).
 
     Returns:
         Columns: experiment (the object), name, policy, one for each option of the policies; visual (mean share of the visual
         tokens that a layer's cache held over the steps of a caption, in percent of the baseline's), prunes (mean for each
-        caption); chair_i, chair_s, recall (percent) and words; for each of them d_ (difference), d_..._low and d_..._high (its
-        95% interval); with p_values p_chair_i and p_recall.
+        caption); the metrics of METRICS: chair_i, chair_s, distinct_chair_i, recall, f1, repeats and unfinished (percent), absent
+        and words (mean of a caption); for each of them d_ (difference), d_..._low and d_..._high (its 95% interval); with p_values
+        p_distinct_chair_i and p_recall.
 
     Raises:
         ValueError: an experiment that has other images than the baseline.
@@ -70,7 +86,7 @@ def changes(
             d = paired_bootstrap(theirs.items, ours.items, metric, n_resamples=n_resamples)
             line |= {metric: unit * ours.metrics[metric], f"d_{metric}": unit * d.estimate}
             line |= {f"d_{metric}_low": unit * d.low, f"d_{metric}_high": unit * d.high}
-        for metric in ("chair_i", "recall") if p_values else ():
+        for metric in PRIMARY if p_values else ():
             line[f"p_{metric}"] = paired_p_value(theirs.items, ours.items, metric)
         lines.append(line)
     return pd.DataFrame(lines)
@@ -79,19 +95,20 @@ def changes(
 def at_equal_length(
     store: Store, experiment: Experiment, baseline: Experiment, *, n_resamples: int = N_RESAMPLES
 ) -> dict[str, Interval]:
-    """Return the paired differences from the baseline after both were cut to the mean length of the shorter one.
+    """Return the paired differences from the baseline when both captions of an image name equally many distinct objects.
+
+    Both are cut after the k-th distinct object, where k is the smaller number of the two (`prunehal.benchmarks.length`).
 
     Returns:
-        chair_i, chair_s and recall (fractions) and words, as `prunehal.benchmarks.length.difference` gives them.
+        distinct_chair_i, recall, chair_i (fractions) and words.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`changes`.
     """
-    pair = [
-        dict(zip(rows["image_id"], rows["caption"], strict=True))
-        for rows in (store.captions(_same_images(baseline, experiment)), store.captions(experiment))
-    ]
-    return difference(*pair, truth(experiment), "fixed", equal_length=True, n_resamples=n_resamples)
+    scored = [store.score(each) for each in (_same_images(baseline, experiment), experiment)]
+    a, b = equal_objects(*scored)
+    metrics = (*PRIMARY, "chair_i", "words")
+    return {metric: paired_bootstrap(a, b, metric, n_resamples=n_resamples) for metric in metrics}
 
 
 def equal_lengths(
@@ -100,22 +117,20 @@ def equal_lengths(
     """Return :func:`at_equal_length` of several experiments, in percent, as columns that join what :func:`changes` returned.
 
     Returns:
-        equal_chair_i, equal_low, equal_high; equal_recall, equal_recall_low, equal_recall_high. NaN for the baseline itself.
+        equal_distinct_chair_i and equal_recall, each with _low and _high (95%). NaN for the baseline itself.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`changes`.
     """
+    columns = [f"equal_{metric}{end}" for metric in PRIMARY for end in ("", "_low", "_high")]
     lines = []
     for experiment in experiments:
         line = {}
         if experiment != baseline:
             found = at_equal_length(store, experiment, baseline, n_resamples=n_resamples)
-            for metric, start in (("chair_i", "equal"), ("recall", "equal_recall")):
-                d = found[metric]
-                ends = {f"equal_{metric}": d.estimate, f"{start}_low": d.low, f"{start}_high": d.high}
-                line |= {name: 100 * value for name, value in ends.items()}
+            ends = [(d.estimate, d.low, d.high) for d in (found[metric] for metric in PRIMARY)]
+            line = dict(zip(columns, (100 * value for end in ends for value in end), strict=True))
         lines.append(line)
-    columns = [f"equal_{name}" for name in ("chair_i", "low", "high", "recall", "recall_low", "recall_high")]
     return pd.DataFrame(lines, columns=columns, dtype=float)
 
 

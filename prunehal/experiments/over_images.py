@@ -71,7 +71,9 @@ class SharedImages:
                     f"{store.path(each)}: {len(missing)} of {len(keys)} images of {each.name} have no row; expected all; make "
                     "them by ph.sweep([experiment], store)"
                 )
-            frame = pd.DataFrame({"image_id": keys, "caption": [rows[key]["caption"] for key in keys]})
+            frame = pd.DataFrame(
+                {"image_id": keys} | {name: [rows[key][name] for key in keys] for name in ("caption", "finished")}
+            )
             results.append(score(frame, facts))
             visual.append([rows[key]["visual"] for key in keys])
         return cls(tuple(experiments), tuple(results), np.array(visual, dtype=float))
