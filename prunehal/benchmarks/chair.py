@@ -79,7 +79,7 @@ class ChairResult:
         """Return metrics and items in the layout that the command line writes.
 
         Each item holds image_id, nodes, hallucinated ([word, node] pairs), and of the one caption chair_i, chair_s,
-        distinct_chair_i, absent (distinct absent objects), recall, repeats (share of its mentions), unfinished (0 or 1) and words.
+        distinct_chair_i, absent (distinct absent objects), recall, repeats (share of its mentions), unfinished (0 or 1), words.
         """
         items = [
             {

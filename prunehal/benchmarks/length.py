@@ -82,8 +82,8 @@ def first_objects(result: ChairResult, most: Mapping[Hashable, int]) -> pd.DataF
         most: image_id -> k, of all images; a caption that names fewer objects stays whole.
 
     Returns:
-        One row for each caption: image_id, words (up to the end of that mention), n_mentions, n_hallucinated, n_truth, n_recalled,
-        n_distinct, n_absent, n_repeats, hallucinated; as `prunehal.statistics.paired_bootstrap` takes them.
+        One row for each caption: image_id, words (up to the end of that mention), n_mentions, n_hallucinated, n_truth,
+        n_recalled, n_distinct, n_absent, n_repeats, hallucinated; as `prunehal.statistics.paired_bootstrap` takes them.
 
     >>> result = score({1: "A dog, a dog and a bus by a cat."}, {1: {"dog"}})
     >>> first_objects(result, {1: 2})[["n_mentions", "n_distinct", "n_absent", "words"]].values.tolist()

@@ -58,9 +58,9 @@ def changes(
     Returns:
         Columns: experiment (the object), name, policy, one for each option of the policies; visual (mean share of the visual
         tokens that a layer's cache held over the steps of a caption, in percent of the baseline's), prunes (mean for each
-        caption); the metrics of METRICS: chair_i, chair_s, distinct_chair_i, recall, f1, repeats and unfinished (percent), absent
-        and words (mean of a caption); for each of them d_ (difference), d_..._low and d_..._high (its 95% interval); with p_values
-        p_distinct_chair_i and p_recall.
+        caption); the metrics of METRICS: chair_i, chair_s, distinct_chair_i, recall, f1, repeats and unfinished (percent),
+        absent and words (mean of a caption); for each of them d_ (difference), d_..._low and d_..._high (its 95% interval); with
+        p_values p_distinct_chair_i and p_recall.
 
     Raises:
         ValueError: an experiment that has other images than the baseline.
