@@ -70,7 +70,6 @@ rows: $(VENV)/installed
 	$(BIN)/python -m prunehal sweep $(wildcard data/grids/*.toml) --store data/results --resume
 	test -e data/results/interventions.csv.gz || $(BIN)/python -m prunehal causal
 	test -e data/results/evidence.csv.gz || $(BIN)/python -m prunehal evidence
-	test -e data/results/polled.csv.gz || $(BIN)/python -m prunehal poll
 
 bench: $(VENV)/installed
 	$(BIN)/python -m prunehal bench

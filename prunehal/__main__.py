@@ -130,18 +130,6 @@ def evidence(
 
 @app.command()
 @named_errors()
-def poll(
-    images: Annotated[int, typer.Option(min=1, help="Scenes of the test split.")] = 100,
-    out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/polled.csv.gz"),
-) -> None:
-    """Ask POPE's questions about scenes, with pruning before the first token and without."""
-    from prunehal.polled import measure
-
-    typer.echo(f"{out}: {len(measure(out, images))} rows")
-
-
-@app.command()
-@named_errors()
 def seeds(
     models: Annotated[list[Path], typer.Argument(help="Finished models of other seeds than the embedded one, seed 1 first.")],
     work: Annotated[Path, typer.Option(help="Folder of the rows under way; the same call goes on there.")] = Path("runs/seeds"),

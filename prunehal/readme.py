@@ -18,7 +18,6 @@ SECTIONS = {
     "redundant": summary.redundant,
     "seeds": summary.training_seeds,
     "beyond": summary.beyond_the_paper,
-    "answers": summary.answers,
     "released": summary.released,
     "scoring": measured.scoring,
     "sweeps": measured.sweeps,

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pandas as pd
 
-from prunehal import beyond, polled, redundancy, seeds, seeds_reading
+from prunehal import beyond, redundancy, seeds, seeds_reading
 from prunehal.benchmarks import ground_truth_coco, score
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, met, released_captions, scores_with_wordnet_truth
@@ -26,7 +26,6 @@ from prunehal.statistics import adjusted_logit, association
 from prunehal.tried import Setting
 
 __all__ = [
-    "answers",
     "beyond_the_paper",
     "causal",
     "chosen_on_validation",
@@ -142,20 +141,6 @@ def beyond_the_paper() -> str:
     base = Experiment(split="test", n_images=300)
     table = beyond.as_table(beyond.compare(STORED, settings, base), settings, chosen)
     return f"{table}\n\n{base.n_images} images; percent; paired 95% BCa intervals over images, against no pruning."
-
-
-def answers() -> str:
-    """Return the README's table of yes-or-no answers with pruning before the first token, by tiles and kind of question."""
-    rows, shown = polled.stored(), [f"first token, {name}" for name in ("r = 0.4", "informative tokens", "oracle")]
-    table = polled.compare(rows, N_RESAMPLES)
-    lines = [f"| background tiles | absent objects | accuracy | {' | '.join(shown)} |", "|---" * (3 + len(shown)) + "|"]
-    for (tiles, clutter, kind), part in table.groupby(["tiles", "clutter", "kind"], sort=False):
-        cell, where = part.set_index("rule"), f"{tiles} {_TILES[int(clutter)]}" if tiles else "0"
-        changes = [f"{line['d_accuracy']:+.1f} [{line['low']:.1f}, {line['high']:.1f}]" for _, line in cell.loc[shown].iterrows()]
-        lines.append(f"| {where} | {kind} | {cell.loc['no pruning', 'accuracy']:.1f} | {' | '.join(changes)} |")
-    n = rows.groupby(["tiles", "clutter", "kind"])["question_id"].nunique().iloc[0]
-    what = f"{n} questions about {rows['image_id'].nunique()} scenes in each line; percent, and changes in points"
-    return "\n".join([*lines, "", f"{what}; paired 95% BCa intervals over images."])
 
 
 def causal() -> str:

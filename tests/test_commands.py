@@ -63,7 +63,6 @@ def test_a_model_or_a_readme_that_is_not_there_is_named(tmp_path):
         ("bench", "prunehal.bench.run"),
         ("causal", "prunehal.interventions.measure"),
         ("evidence", "prunehal.evidence.measure"),
-        ("poll", "prunehal.polled.measure"),
     ],
 )
 def test_what_a_measurement_refuses_is_said_without_a_traceback(command, called, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal import evidence, polled
+from prunehal import evidence
 from prunehal.benchmarks.files import BadInput
 from prunehal.causal import HALF_MOVES, MOVES, SCALES, WITHHELD
 from prunehal.experiments import Experiment, Store
@@ -89,4 +89,3 @@ def test_make_rows_makes_them_where_they_are_missing():
     rows = makefile.split("\nrows: $(VENV)/installed")[1].split("\n\n")[0]
     assert f"test -e data/results/{FILE} || $(BIN)/python -m prunehal causal" in rows
     assert f"test -e data/results/{evidence.FILE} || $(BIN)/python -m prunehal evidence" in rows
-    assert f"test -e data/results/{polled.FILE} || $(BIN)/python -m prunehal poll" in rows

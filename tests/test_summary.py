@@ -7,7 +7,7 @@ import model_table
 import pytest
 from families import FAMILIES, LISTED
 
-from prunehal import evidence, interventions, polled, seeds
+from prunehal import evidence, interventions, seeds
 from prunehal.experiments import Store, graded, read_grid
 from prunehal.readme import SECTIONS, markers, update_readme
 from prunehal.resources import data_path
@@ -48,7 +48,6 @@ def test_nothing_is_stored_that_no_grid_asks_for():
     assert {path.name for path in store.folder.iterdir()} - {"run.lock"} == asked | {
         evidence.FILE,
         interventions.FILE,
-        polled.FILE,
         seeds.FILE,
     }
 
