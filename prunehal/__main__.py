@@ -148,6 +148,31 @@ def seeds(
 
 @app.command()
 @named_errors()
+def repetition(
+    images: Annotated[int, typer.Option(min=2, max=400, help="Scenes of the test split.")] = 400,
+) -> None:
+    """Print what repetition hides: the paper's controls counted by mentions (CHAIR_i) and by distinct objects."""
+    from prunehal.experiments import Experiment, Store
+    from prunehal.repetition import as_table
+    from prunehal.repetition import repetition as measured
+
+    typer.echo(as_table(measured(Store.shipped(), Experiment(split="test", n_images=images))))
+    typer.echo(f"\n{images} images; percent, absent objects and words a caption; paired 95% BCa intervals over images.")
+
+
+@app.command()
+@named_errors()
+def claims() -> None:
+    """Compute every confirmatory claim of the notebooks from the stored rows, correct for all of them (Holm), and store them."""
+    from prunehal.claims import lines, write
+    from prunehal.experiments import Store
+
+    for notebook, part in write(Store.shipped()).groupby("notebook"):
+        typer.echo("\n".join([f"notebook {notebook}", *(f"  {line}" for line in lines(part))]))
+
+
+@app.command()
+@named_errors()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
     from prunehal.readme import update_readme

@@ -1,0 +1,91 @@
+"""What repetition hides: the controls of the paper, counted by mentions and by distinct objects.
+
+CHAIR_i counts mentions, and a caption that says a true sentence again has a lower one. Pruned captions loop, so the order of the
+controls by CHAIR_i is another than by distinct CHAIR_i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from prunehal.core import PruneHal
+from prunehal.experiments import Experiment, Store, changes
+from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
+
+__all__ = ["SETTINGS", "as_table", "between", "levels", "repetition", "settings"]
+
+SELECTIONS = ("top", "random", "lowest")
+SETTINGS = ((0.4, 1), (0.4, 3))  # r and t
+
+
+def settings(base: Experiment) -> dict[str, Experiment]:
+    """Return no pruning, and each selection at each r and t of SETTINGS, by name.
+
+    >>> list(settings(Experiment(split="test")))[:3]
+    ['no pruning', 'r = 0.4, t = 1, top', 'r = 0.4, t = 1, random']
+    """
+    pruned = {
+        f"r = {r}, t = {t}, {selection}": replace(base, policy=PruneHal(r=r, t=t, selection=selection))
+        for r, t in SETTINGS
+        for selection in SELECTIONS
+    }
+    return {"no pruning": base} | pruned
+
+
+def repetition(store: Store, base: Experiment | None = None, *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+    """Return the controls of the paper beside each other: what they score by mentions, and by distinct objects.
+
+    Args:
+        store: holds the rows.
+        base: without pruning; by default 400 scenes of the test split.
+        n_resamples: of the bootstrap over images.
+
+    Returns:
+        Indexed by the names of :func:`settings`: the columns of `prunehal.experiments.changes`.
+
+    Raises:
+        FileNotFoundError: rows are missing.
+
+    >>> table = repetition(Store.shipped(), n_resamples=100)
+    >>> table.loc["r = 0.4, t = 3, lowest", ["chair_i", "distinct_chair_i", "repeats"]].round(1).tolist()
+    [21.4, 33.6, 42.7]
+    """
+    named = settings(Experiment(split="test") if base is None else base)
+    table = changes(store, list(named.values()), named["no pruning"], n_resamples=n_resamples)
+    return table.set_index(pd.Index(named, name="setting"))
+
+
+def as_table(table: pd.DataFrame) -> str:
+    """Return what :func:`repetition` returned as Markdown: the columns of LEVELS, and the changes of both CHAIR_i.
+
+    >>> as_table(repetition(Store.shipped(), n_resamples=100)).splitlines()[2].split(" | ")[:3]
+    ['| no pruning', '15.7', '16.3']
+    """
+    both = ("chair_i", "distinct_chair_i")
+    head = ["setting", *LEVELS.values(), *(f"change of {LEVELS[metric]}" for metric in both)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for number, (name, line) in enumerate(table.iterrows()):
+        changed = [between(line, f"d_{metric}") if number else "" for metric in both]
+        lines.append(f"| {' | '.join([str(name), *levels(line), *changed])} |")
+    return "\n".join(lines)
+
+
+def levels(line: pd.Series) -> list[str]:
+    """Return the cells of LEVELS of one line of a table: percent with one decimal, absent objects a caption with two.
+
+    >>> levels(pd.Series(dict.fromkeys(LEVELS, 1.0)))
+    ['1.0', '1.0', '1.00', '1.0', '1.0', '1.0', '1.0']
+    """
+    return [f"{line[name]:.{2 if METRICS[name] == 1 and name != 'words' else 1}f}" for name in LEVELS]
+
+
+def between(line: pd.Series, name: str, digits: int = 1) -> str:
+    """Return an estimate with its interval, such as ``+1.2 [0.3, 2.1]``, from the columns name, name_low and name_high.
+
+    >>> between(pd.Series({"d": 1.23, "d_low": 0.31, "d_high": 2.12}), "d")
+    '+1.2 [0.3, 2.1]'
+    """
+    low, high = (line[f"{name}_{end}"] for end in ("low", "high"))
+    return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
