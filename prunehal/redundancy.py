@@ -1,7 +1,8 @@
 """When does pruning help? Redundancy as a knob: background tiles around a scene, clean or cluttered, and what each rule does.
 
 A rule is a way of selecting what stays, with one setting of each chosen on the validation split (both kinds of three background
-tiles together) and reported on the test split, in every cell of the grid of tiles.
+tiles together) and reported on the test split, in every cell of the grid of tiles. `prunehal.redundancy_tables` holds the
+notebook's other tables and its sentences, `prunehal.redundancy_figures` draws them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from prunehal.bootstrap import Interval
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, Standout, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
-from prunehal.experiments.compare import METRICS, N_RESAMPLES
+from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
 from prunehal.gain import gain_in_f1
 from prunehal.resources import data_path
-from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose
+from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose, choose_by_rule
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
 from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.world import NAMES
@@ -74,8 +75,9 @@ def candidates() -> list[Experiment]:
 def chosen_rules(store: Store, experiments: Sequence[Experiment] | None = None) -> dict[str, Chosen]:
     """Choose one setting of each way of selecting on the validation split, among three background tiles.
 
-    The setting of lowest CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall
-    against no pruning in each of the two; where none does, the one of highest recall.
+    By the project's one rule (`prunehal.selection_rule.choose_by_rule`), with recall asked of both kinds of tiles: the setting of
+    lowest distinct CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall against no
+    pruning in each of the two; where none does, the one of highest recall over both.
 
     Args:
         store: holds the rows.
@@ -95,14 +97,12 @@ def chosen_rules(store: Store, experiments: Sequence[Experiment] | None = None) 
         of_family = {rule: _pooled(store, cells[rule]) for rule in cells if _family(rule) == family}
         losses = {rule: [before[kind] - own for kind, own in _recall_by_kind(store, cells[rule]).items()] for rule in of_family}
         keeping = {rule: of_family[rule] for rule in of_family if max(losses[rule]) <= CHOSEN_BY["recall"] + ROUNDING}
-        graded = Graded("validation", {_NONE: none} | (keeping or of_family))
-        found = choose(graded, "chair_i" if keeping else "recall", baseline=_NONE)
-        chosen[family] = replace(
-            found,
-            subject_to=tuple(CHOSEN_BY.items()) if keeping else (),
-            missed=() if keeping else tuple(CHOSEN_BY.items()),
-            n_candidates=len(of_family),
-        )
+        if keeping:  # in each kind of tiles, and so over both
+            found = choose_by_rule(Graded("validation", {_NONE: none} | keeping), _NONE)
+        else:
+            found = choose(Graded("validation", {_NONE: none} | of_family), "recall", baseline=_NONE)
+            found = replace(found, missed=tuple(CHOSEN_BY.items()))
+        chosen[family] = replace(found, n_candidates=len(of_family))
     return chosen
 
 
@@ -174,8 +174,9 @@ def levels(store: Store, base: Experiment, *, n_resamples: int = N_RESAMPLES) ->
         n_resamples: of the bootstrap over images.
 
     Returns:
-        One line for each cell: tiles, kind ("clean", "cluttered" or "positions only"); chair_i, recall (percent) and words with
-        _low and _high (95%); d_ of each against the scene alone, with _low and _high.
+        One line for each cell: tiles, kind ("clean", "cluttered" or "positions only"); the columns of
+        `prunehal.experiments.compare.LEVELS`, chair_i and distinct_chair_i among them, with _low and _high (95%); d_ of each
+        against the scene alone, with _low and _high.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -187,7 +188,7 @@ def levels(store: Store, base: Experiment, *, n_resamples: int = N_RESAMPLES) ->
     for kind, experiment in cells:
         items = store.score(experiment).items
         line = {"tiles": experiment.tiles, "kind": kind}
-        for metric in ("chair_i", "recall", "words"):
+        for metric in LEVELS:
             of = {
                 metric: bootstrap_interval(items, metric, n_resamples),
                 f"d_{metric}": paired_bootstrap(alone, items, metric, n_resamples),
@@ -218,7 +219,7 @@ def responses(
 
     Returns:
         The columns of `prunehal.experiments.changes` with p values, and: rule (its name), tiles, clutter; those of
-        `prunehal.experiments.equal_lengths`.
+        `prunehal.experiments.equal_lengths`, in which both captions of a scene name equally many distinct objects.
 
     Raises:
         FileNotFoundError: rows are missing.
