@@ -1,11 +1,12 @@
 """Every confirmatory claim of the notebooks in one table, with one correction for all of them.
 
-A claim is confirmatory if it answers the question at the head of a notebook. Twelve notebooks ask many questions of the same scenes,
-so that some of their answers would come out by chance: Holm's correction here is over all claims of all notebooks together. All
-other numbers of the notebooks are exploratory: their intervals and p-values are uncorrected, or corrected within one table only.
+A claim is confirmatory if it answers the question at the head of a notebook. Twelve notebooks ask many questions of the same
+scenes, so that some of their answers would come out by chance: Holm's correction here is over all claims of all notebooks
+together. All other numbers of the notebooks are exploratory: their intervals and p-values are uncorrected, or corrected within
+one table only.
 
-Notebooks 00, 02 and 09 make no confirmatory claim (00 and 02 show single captions; the doses, the control and the split of 09 were
-set after first looks), nor does 11 (the captions of its other seeds are no longer at hand).
+Notebooks 00, 02 and 09 make no confirmatory claim (00 and 02 show single captions; the doses, the control and the split of 09
+were set after first looks), nor does 11 (the captions of its other seeds are no longer at hand).
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def corrected(found: list[Claim]) -> pd.DataFrame:
     Returns:
         The attributes of Claim, p_holm, and verdict: "lower", "higher" ("matters" for a share), or "unclear".
 
-    >>> corrected([Claim("03", "a", "points", -2.0, -3.0, -1.0, 0.01), Claim("03", "b", "points", 1.0, -1.0, 3.0, 0.3)])["verdict"].tolist()
+    >>> two = [Claim("03", "a", "points", -2.0, -3.0, -1.0, 0.01), Claim("03", "b", "points", 1.0, -1.0, 3.0, 0.3)]
+    >>> corrected(two)["verdict"].tolist()
     ['lower', 'unclear']
     """
     table = holm(pd.DataFrame([asdict(claim) for claim in found]), "p", ALPHA)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pandas as pd
 
-from prunehal import beyond, redundancy, seeds, seeds_reading
+from prunehal import beyond, claims, redundancy, seeds, seeds_reading
 from prunehal.benchmarks import ground_truth_coco, score
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.released import MODELS, met, released_captions, scores_with_wordnet_truth
@@ -16,12 +16,13 @@ from prunehal.decoding import Decoder
 from prunehal.dose import comparisons, responses
 from prunehal.dose_reading import answer, reading
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, graded, grid, read_grid
-from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.inference import holm
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
+from prunehal.repetition import between, levels
 from prunehal.resources import data_path
-from prunehal.selection_rule import CHOSEN_BY, Chosen, choose
+from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.statistics import adjusted_logit, association
 from prunehal.tried import Setting
 
@@ -38,15 +39,17 @@ __all__ = [
 ]
 
 STORED = Store.shipped()
+_CHANGES = ["change of distinct CHAIR_i", "at equal length", "change of recall", "at equal length"]
+_UNITS = (
+    "percent and changes in points, absent objects and words a caption; at equal length: both captions of an image name equally "
+    "many distinct objects"
+)
 _TILES = ("clean", "cluttered")
 
 
 def chosen_on_validation() -> Chosen:
-    """Return the (r, t) of lowest CHAIR_i on the validation split among those that lose at most a point of recall there.
-
-    Where none keeps the recall, it is the one of highest recall, and its note says so.
-    """
-    return choose(graded(STORED, [*thresholds("validation")]), subject_to=CHOSEN_BY, otherwise="recall", baseline=NoPruning())
+    """Return the (r, t) that `prunehal.selection_rule.choose_by_rule` chooses on the validation split."""
+    return choose_by_rule(graded(STORED, [*thresholds("validation")]), NoPruning())
 
 
 def thresholds(split: str) -> list[Experiment]:
@@ -62,52 +65,63 @@ def findings() -> str:
     chosen = chosen_on_validation()
     best = replace(plain, policy=chosen.setting)
     redundant = replace(plain, tiles=3)
-    conditions = {
-        "no pruning": plain,
-        "PruneHal, r = 0.4, t = 3 (published for LLaVA-1.5)": published,
-        "the same with random selection": published.with_options({"policy.selection": "random"}),
-        "the same with lowest-attention selection": published.with_options({"policy.selection": "lowest"}),
+    mild = replace(plain, policy=PruneHal(0.4, 1))
+    conditions = {"no pruning": plain}
+    for name, experiment in {"t = 1": mild, "t = 3 (published for LLaVA-1.5)": published}.items():
+        conditions |= {
+            f"PruneHal, r = 0.4, {name}": experiment,
+            f"the same, {name[:5]}, random tokens": experiment.with_options({"policy.selection": "random"}),
+            f"the same, {name[:5]}, lowest attention": experiment.with_options({"policy.selection": "lowest"}),
+        }
+    conditions |= {
         f"PruneHal, r = {best.policy.r}, t = {best.policy.t} ({_how(chosen)})": best,
         "no pruning, 576 visual tokens (3 background tiles)": redundant,
         "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=published.policy),
     }
-    head = ["test split", "CHAIR_i", "CHAIR_s", "recall", "words", "change of CHAIR_i", "at equal length", "change of recall"]
-    lines = [f"| {' | '.join([*head, 'at equal length'])} |", "|---" * (len(head) + 1) + "|"]
+    head = ["test split", *LEVELS.values(), *_CHANGES]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, experiment in conditions.items():
         base = redundant if experiment.tiles else plain
         line = changes(STORED, [experiment], base).join(equal_lengths(STORED, [experiment], base)).iloc[0]
-        told = [""] * 4 if experiment == base else _changes(line)
-        numbers = [f"{line[key]:.1f}" for key in ("chair_i", "chair_s", "recall", "words")]
-        lines.append(f"| {name} | {' | '.join([*numbers, *told])} |")
-    note = f"{plain.n_images} images; percent, and changes in points; at equal length: both cut to the shorter mean length"
-    return "\n".join([*_observation(), "", *lines, "", f"{note}; paired 95% BCa intervals over images."])
+        lines.append(f"| {name} | {' | '.join([*levels(line), *([''] * 4 if experiment == base else _changes(line))])} |")
+    note = f"{plain.n_images} images; {_UNITS}; paired 95% BCa intervals over images."
+    return "\n".join([*_observation(), "", *lines, "", note])
 
 
 def released() -> str:
-    """Return the README's table of the released captions of OPERA's authors, scored again, and at equal length."""
+    """Return the README's tables of the released captions of OPERA's authors: scored again, and OPERA against greedy decoding."""
     truth, captions = ground_truth_coco("pattern"), released_captions()
     scored = {key: score(texts, truth, "wordnet").metrics for key, texts in captions.items()}
     n_met = met({key: (100 * metrics["chair_s"], 100 * metrics["chair_i"]) for key, metrics in scored.items()})
-    lines = [
-        "| model | greedy: CHAIR_i, words | OPERA: CHAIR_i, words | OPERA minus greedy, as written | at equal length |",
-        "|---" * 5 + "|",
-    ]
-    better = {False: 0, True: 0}
+    head = ["model", "decoding", *LEVELS.values()]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for model, name in MODELS.items():
-        cells = [f"{100 * scored[model, d]['chair_i']:.1f}, {scored[model, d]['words']:.0f}" for d in ("greedy", "ours")]
-        for equal in (False, True):
-            pair = captions[model, "greedy"], captions[model, "ours"]
-            d = difference(*pair, truth, "wordnet", equal_length=equal, n_resamples=N_RESAMPLES)["chair_i"]
+        for decoding, label in (("greedy", "greedy"), ("ours", "OPERA")):
+            in_units = pd.Series({metric: METRICS[metric] * scored[model, decoding][metric] for metric in LEVELS})
+            lines.append(f"| {name} | {label} | {' | '.join(levels(in_units))} |")
+    kinds = {"CHAIR_i, as written": ("chair_i", None), "CHAIR_i, at equal words": ("chair_i", "words")}
+    kinds |= {"distinct CHAIR_i, as written": ("distinct_chair_i", None)}
+    kinds |= {"distinct CHAIR_i, at equal objects": ("distinct_chair_i", "objects")}
+    lines += ["", f"| OPERA minus greedy | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    lower = dict.fromkeys(kinds, 0)
+    for model, name in MODELS.items():
+        cells, pair = [], (captions[model, "greedy"], captions[model, "ours"])
+        for kind, (metric, equal) in kinds.items():
+            d = difference(*pair, truth, "wordnet", equal=equal, n_resamples=N_RESAMPLES)[metric]
             cells.append(f"{100 * d.estimate:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]")
-            better[equal] += d.high < 0
+            lower[kind] += d.high < 0
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    counts = (
+    counts = "; ".join(f"{kind}: {count}" for kind, count in lower.items())
+    said = (
         f"{n_met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer, `pattern` ground truth; "
-        f"with the `wordnet` one {met(scores_with_wordnet_truth())}). OPERA's CHAIR_i is below "
-        f"that of greedy decoding, with its whole interval, for {better[False]} of {len(MODELS)} models as written, and for "
-        f"{better[True]} at equal length."
+        f"with the `wordnet` one {met(scores_with_wordnet_truth())}). For how many of {len(MODELS)} models OPERA is lower than "
+        f"greedy decoding, with its whole interval: {counts}."
     )
-    return "\n".join([counts, "", *lines, "", "500 images a model; percent; paired 95% BCa intervals over images."])
+    note = (
+        "500 images a model; percent, absent objects and words a caption; unfinished: the text ends in no mark that ends a "
+        "sentence; paired 95% BCa intervals over images, uncorrected"
+    )
+    return "\n".join([said, "", *lines, "", f"{note}."])
 
 
 def decoders() -> str:
@@ -116,22 +130,19 @@ def decoders() -> str:
     shown = list(POLICIES)[:2]
     table = matrix(STORED, chosen, policies=shown).set_index(["policy", "decoding"])
     plain, published = (table.loc[policy] for policy in shown)
-    head = ["decoding", "CHAIR_i", "recall", "words", "change of CHAIR_i", "at equal length", "change of recall"]
-    head.append("at equal length")
-    head.append("what PruneHal (r = 0.4, t = 3) adds to CHAIR_i")
+    head = ["decoding", *LEVELS.values(), *_CHANGES, "what PruneHal (r = 0.4, t = 3) adds to distinct CHAIR_i"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in plain.iterrows():
         setting = "" if name not in chosen else _values(chosen[name].setting)
         told = [""] * 4 if line["experiment"].decoding == "greedy" else _changes(line)
-        numbers = [f"{line[key]:.1f}" for key in ("chair_i", "recall", "words")]
-        added = beyond.between(published.loc[name], "own_chair_i", "own")
-        lines.append(f"| {name}{setting} | " + " | ".join([*numbers, *told, added]) + " |")
+        added = between(published.loc[name], "own_distinct_chair_i")
+        lines.append(f"| {name}{setting} | " + " | ".join([*levels(line), *told, added]) + " |")
     images = plain["experiment"].iloc[0].n_images
     for word, sign in (("lower", -1), ("higher", 1)):
-        shown = plain.index[plain["rejected"].fillna(False).astype(bool) & (sign * plain["d_chair_i"] > 0)]
-        lines += ["", f"CHAIR_i shown to be {word} than greedy decoding's (Holm, over all cells): {', '.join(shown) or 'none'}."]
+        shown = plain.index[plain["rejected"].fillna(False).astype(bool) & (sign * plain["d_distinct_chair_i"] > 0)]
+        lines += ["", f"Distinct CHAIR_i {word} than greedy decoding's (Holm, over all cells): {', '.join(shown) or 'none'}."]
     lines += ["", _fallbacks(chosen)]
-    return "\n".join([*lines, "", f"{images} images; percent; paired 95% BCa intervals over images, against greedy decoding."])
+    return "\n".join([*lines, "", f"{images} images; {_UNITS}; paired 95% BCa intervals over images, against greedy decoding."])
 
 
 def beyond_the_paper() -> str:
@@ -140,7 +151,7 @@ def beyond_the_paper() -> str:
     settings = {family: each.setting for family, each in chosen.items()} | beyond.controls(chosen)
     base = Experiment(split="test", n_images=300)
     table = beyond.as_table(beyond.compare(STORED, settings, base), settings, chosen)
-    return f"{table}\n\n{base.n_images} images; percent; paired 95% BCa intervals over images, against no pruning."
+    return f"{table}\n\n{base.n_images} images; {_UNITS}; paired 95% BCa intervals over images, against no pruning."
 
 
 def causal() -> str:
@@ -169,7 +180,7 @@ def redundant() -> str:
     head = [
         "rule",
         "setting",
-        *(f"{kind} tiles: {what}" for kind in _TILES for what in ("CHAIR_i", "recall", "share of the oracle's gain in F1")),
+        *(f"{kind} tiles: {what}" for kind in _TILES for what in ("distinct CHAIR_i", "recall", "share of the oracle's gain")),
     ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     cells = {kind: replace(base, tiles=3, clutter=kind == "cluttered") for kind in _TILES}
@@ -180,20 +191,22 @@ def redundant() -> str:
             ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
             _, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
             share = "no gain shown" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
-            found += [beyond.between(line, "d_chair_i"), beyond.between(line, "d_recall"), share]
+            found += [between(line, "d_distinct_chair_i"), between(line, "d_recall"), share]
         lines.append(f"| {' | '.join(found)} |")
-    shown = holm(pd.concat([table.assign(metric=metric, p=table[f"p_{metric}"]) for metric in ("chair_i", "recall")]), "p")
-    shown = shown[shown["rejected"] & (shown["metric"] == "chair_i")].drop(index=redundancy.ORACLE, level="rule")
+    shown = holm(pd.concat([table.assign(metric=metric, p=table[f"p_{metric}"]) for metric in PRIMARY]), "p")
+    shown = shown[shown["rejected"] & (shown["metric"] == PRIMARY[0])].drop(index=redundancy.ORACLE, level="rule")
     for clutter, kind in enumerate(_TILES):
         part = shown[shown.index.get_level_values("clutter") == bool(clutter)]
-        ends = [", ".join(part.index.get_level_values("rule")[sign * part["d_chair_i"] > 0]) or "no rule" for sign in (-1, 1)]
-        lines += ["", f"Shown to lower CHAIR_i without labels (Holm), {kind} tiles: {ends[0]}; to raise it: {ends[1]}."]
+        names, changed = part.index.get_level_values("rule"), part["d_distinct_chair_i"]
+        ends = [", ".join(names[sign * changed > 0]) or "no rule" for sign in (-1, 1)]
+        lines += ["", f"Distinct CHAIR_i lower without labels (Holm), {kind} tiles: {ends[0]}; higher: {ends[1]}."]
     lines += ["", _fallbacks(chosen)]
-    without = ", ".join(f"{kind} {100 * STORED.score(cell).metrics['chair_i']:.1f}" for kind, cell in cells.items())
-    note = (
-        f"{base.n_images} images; changes against no pruning, percent points (its CHAIR_i: {without}); paired 95% BCa intervals"
-    )
-    return "\n".join([*lines, "", f"{note} over images."])
+    head = ["no pruning", *LEVELS.values()]
+    without = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for kind, cell in cells.items():
+        without.append(f"| {kind} tiles | {' | '.join(levels(changes(STORED, [cell], cell, n_resamples=100).iloc[0]))} |")
+    note = f"{base.n_images} images; changes against no pruning; {_UNITS}; paired 95% BCa intervals over images."
+    return "\n".join([*without, "", *lines, "", note])
 
 
 def training_seeds() -> str:
@@ -210,15 +223,25 @@ def training_seeds() -> str:
     return "\n".join([*lines, "", *said, "", f"{note}; Holm's correction."])
 
 
+def all_claims() -> str:
+    """Return the README's count of what the notebooks claim: one line for each notebook, from the corrected table of all."""
+    table = claims.stored()
+    verdicts = ["lower", "higher", "matters", "unclear"]
+    counts = pd.crosstab(table["notebook"], table["verdict"]).reindex(columns=verdicts, fill_value=0)
+    lines = [f"| notebook | {' | '.join(verdicts)} |", "|---" * (1 + len(verdicts)) + "|"]
+    lines += [f"| {number} | {' | '.join(map(str, counts.loc[number]))} |" for number in counts.index]
+    note = f"{len(table)} claims; Holm's correction over all of them; a share of variance matters or is unclear"
+    return "\n".join([*lines, "", f"{note}."])
+
+
 def _how(chosen: Chosen) -> str:
     """Return in short how a setting was chosen."""
     return "of highest recall on the validation split, where none keeps it" if chosen.missed else "chosen on the validation split"
 
 
 def _changes(line: pd.Series) -> list[str]:
-    """Return the changes of CHAIR_i and of recall, each as written and at equal length."""
-    ends = {"d_chair_i": "", "equal_chair_i": "equal", "d_recall": "", "equal_recall": ""}
-    return [beyond.between(line, key, of) for key, of in ends.items()]
+    """Return the changes of distinct CHAIR_i and of recall, each as written and at equal length."""
+    return [between(line, f"{start}_{metric}") for metric in PRIMARY for start in ("d", "equal")]
 
 
 def _fallbacks(chosen: Mapping[str, Chosen]) -> str:
