@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ from prunehal.experiments import Experiment, Store
 from prunehal.experiments.description import TESTBED
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.prefill import batch_inputs, caches, object_marks
+from prunehal.figures import patch_counts
 from prunehal.loading import load
 from prunehal.marked import read_marked, write_marked
 from prunehal.redundancy import CELLS, all_rules, chosen_rules, with_rule
 from prunehal.resources import data_path
+from prunehal.testbed.scenes import Scene
 
-__all__ = ["FILE", "evidence", "measure", "stored"]
+__all__ = ["FILE", "evidence", "kept_patches", "measure", "stored"]
 
 FILE = "evidence.csv.gz"  # among the shipped results
 RULES_AMONG = 3  # background tiles among which rules are compared
@@ -99,6 +102,34 @@ def _of_row(maps: Tensor, marks: Tensor, begins: list[int]) -> dict[str, float]:
     seen = maps[-1].nan_to_num(0) > 0
     line |= {"kept": seen.float().mean().item(), "kept_objects": seen[:, marks].float().mean().item()}
     return line | {"objects": marks.float().mean().item()}
+
+
+def kept_patches(
+    model: PreTrainedModel, processor: ProcessorMixin, experiment: Experiment, shown: Scene
+) -> tuple[str, np.ndarray]:
+    """Caption one scene as an experiment says, and count in how many layers each patch is left at the end.
+
+    Args:
+        model, processor: as ``prunehal.load()`` returns them.
+        experiment: on the testbed; greedy.
+        shown: the scene.
+
+    Returns:
+        The caption, and layers (tile, 12, 12).
+
+    >>> from prunehal import load
+    >>> from prunehal.core import PruneHal
+    >>> from prunehal.testbed.scenes import scene
+    >>> text, counts = kept_patches(*load(), Experiment(tiles=1, policy=PruneHal(r=0.25, t=1)), scene("test", 6))
+    >>> counts.shape, int(counts.sum()) == 72 * load()[0].config.text_config.num_hidden_layers
+    ((2, 12, 12), True)
+    """
+    inputs = batch_inputs(model, processor, experiment, [shown.image_id])
+    cache, given = caches(model, inputs, [shown.image_id], many=True)(experiment)
+    ids = model.generate(**given, **cache.options, max_new_tokens=experiment.max_new_tokens, do_sample=False)
+    layers = range(model.config.text_config.num_hidden_layers)
+    counts = patch_counts([cache.kept(layer)[0] for layer in layers], tiles=experiment.tiles + 1)
+    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True), counts
 
 
 def measure(out: Path, n_images: int = 60, progress: bool = True) -> pd.DataFrame:
