@@ -27,20 +27,34 @@ def written_card(tmp_path_factory):
 def test_figures_are_those_of_captions_scored_one_by_one(written_card):
     found = json.loads((written_card / "figures.json").read_text())
     for split in ("validation", "test"):
-        hallucinated = mentions = recalled = true = 0
+        hallucinated = mentions = recalled = true = absent = distinct = repeats = 0
         for i in range(3):
             shown = scene(split, i)
             text = caption_scenes(*load(), [shown]).texts[shown.image_id]
             line = score({0: text}, {0: set(shown.names)}).items.iloc[0]
             hallucinated, mentions = hallucinated + line["n_hallucinated"], mentions + line["n_mentions"]
             recalled, true = recalled + line["n_recalled"], true + line["n_truth"]
+            seen = set()
+            for name in line["nodes"]:
+                repeats += name in seen
+                distinct += name not in seen
+                absent += name not in seen and name not in shown.names
+                seen.add(name)
         assert found["captions"][split]["chair_i"] == pytest.approx(hallucinated / mentions)
         assert found["captions"][split]["recall"] == pytest.approx(recalled / true)
+        assert found["captions"][split]["distinct_chair_i"] == pytest.approx(absent / distinct)
+        assert found["captions"][split]["absent"] == pytest.approx(absent / 3)
+        assert found["captions"][split]["repeats"] == pytest.approx(repeats / mentions)
+        assert found["captions"][split]["unfinished"] == 0
         assert 0 <= found["questions"][split]["accuracy"] <= 1
     assert found["images"] == 3
     text = (written_card / "README.md").read_text()
     row = found["captions"]["test"]
-    assert f"| test | {100 * row['chair_i']:.1f} | {100 * row['chair_s']:.1f} | {100 * row['recall']:.1f} |" in text
+    start = [f"{100 * row[name]:.1f}" for name in ("chair_i", "chair_s", "distinct_chair_i")]
+    rest = [f"{row['absent']:.2f}", f"{100 * row['recall']:.1f}", f"{100 * row['repeats']:.1f}", "0.0"]
+    assert f"| test | {' | '.join(start + rest)} | 100.0 |" in text
+    assert f"{100 * found['attention']['whole']:.0f}% of the masses" in text
+    assert "multiple of 1/4 (a layer has 4 heads)" in text.replace("\n  ", " ")
     assert "3.30 million parameters" in text
     assert "seed 1" not in text
 
@@ -72,10 +86,67 @@ def test_figures_of_other_seeds_stand_beside(written_card, tmp_path):
     assert "Trained from 2 seeds" in text
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| test, seed")]
     assert [line[0] for line in lines] == ["| test, seed 0", "| test, seed 1"]
-    assert lines[1][3] == "12.3"
+    header = next(line.split(" | ") for line in text.splitlines() if line.startswith("| split"))
+    assert lines[1][header.index("recall")] == "12.3"
+    assert "–" not in text
     recalls = [each["captions"]["test"]["recall"] for each in json.loads((mine / "seeds.json").read_text())]
     assert recalls[1] == 0.123
     assert np.isfinite(recalls).all()
+
+
+def test_a_caption_that_was_cut_is_unfinished(monkeypatch):
+    def cut(*arguments, **options):
+        return caption_scenes(*arguments, **options, max_new_tokens=30)
+
+    monkeypatch.setattr(card, "caption_scenes", cut)
+    scenes = [scene("test", i) for i in range(2)]
+    assert card.evaluate(*load(), scenes)["unfinished"] == 1
+    assert card.evaluate(*load(), scenes, prompt=card.BRIEF)["unfinished"] < 1
+
+
+def test_figures_of_other_seeds_stay_where_their_models_are_not_at_hand(written_card, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(written_card, mine)
+    (own,) = json.loads((mine / "seeds.json").read_text())
+    other = json.loads(json.dumps(own))
+    other.pop("attention")
+    other["weights"] = "elsewhere"
+    other["captions"]["test"] |= {"recall": 0.123, "unfinished": None}
+    (mine / "seeds.json").write_text(json.dumps([own, other]))
+    text = card.write_card(mine, 3).read_text()
+    assert json.loads((mine / "seeds.json").read_text()) == [own, other]
+    header = next(line.split(" | ") for line in text.splitlines() if line.startswith("| split"))
+    row = next(line.split(" | ") for line in text.splitlines() if line.startswith("| test, seed 1"))
+    assert row[header.index("recall")] == "12.3"
+    assert [name for name, value in zip(header, row, strict=True) if value == "–"] == ["unfinished"]
+    assert text.count("is not known") == 1
+    with pytest.raises(ValueError, match=r"^n_images=2, and .*seeds\.json holds figures of other seeds on 3"):
+        card.write_card(mine, 2)
+
+
+@pytest.mark.parametrize("change", ["column", "attention"])
+def test_figures_of_other_columns_are_evaluated_again(written_card, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(card, "evaluate", lambda *arguments, **options: pytest.fail("evaluated"))
+    mine = tmp_path / "mine"
+    shutil.copytree(written_card, mine)
+    card.figures(mine, 3)
+    old = json.loads((mine / "figures.json").read_text())
+    if change == "column":
+        old["captions"]["test"]["duplicates"] = old["captions"]["test"].pop("repeats")
+    else:
+        old.pop("attention")
+    (mine / "figures.json").write_text(json.dumps(old))
+    with pytest.raises(pytest.fail.Exception, match="evaluated"):
+        card.figures(mine, 3)
+
+
+def test_the_card_beside_the_embedded_model_is_written_from_its_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "evaluate", lambda *arguments, **options: pytest.fail("evaluated"))
+    mine = tmp_path / "mine"
+    shutil.copytree(data_path("embedded"), mine)
+    images = json.loads((mine / "figures.json").read_text())["images"]
+    before = (mine / "README.md").read_text()
+    assert card.write_card(mine, images).read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -87,6 +158,9 @@ def test_figures_of_other_seeds_stand_beside(written_card, tmp_path):
             "images is '3'; expected a whole number",
         ),
         ("figures.json", "[]", r"it is \[\]; expected an object in braces"),
+        ("seeds.json", '[{}, {"images": 3, "weights": "a", "captions": [], "questions": {}}]', r"captions is \[\]; expected"),
+        ("seeds.json", "[{}, 7]", "is 7; expected an object"),
+        ("seeds.json", "{}", r"it is \{\}; expected a list"),
         ("figures.json", '{\n"images": }', "line 2: no JSON"),
         ("training_curve.json", '[{"stage": "tower", "samples": 20, "loss": "low"}]', "loss is 'low'; expected a number"),
         ("training_curve.json", "{}", r"it is \{\}; expected a list"),

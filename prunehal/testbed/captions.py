@@ -19,8 +19,8 @@ from prunehal.testbed.scenes import Scene, SceneObject
 from prunehal.testbed.world import COMPANIONS, NAMES, SCENES
 
 __all__ = [
-    "ADJECTIVES", "BRIEF", "LONGEST", "PLACES", "PROMPT", "adjectives", "in_order", "listed", "noun_phrase", "parses",
-    "place_phrase", "vocabulary", "write_brief", "write_caption",
+    "ADJECTIVES", "BRIEF", "LONGEST", "PLACES", "PROMPT", "TEMPLATES", "adjectives", "compiled", "in_order", "listed",
+    "noun_phrase", "parses", "place_phrase", "vocabulary", "write_brief", "write_caption",
 ]  # fmt: skip
 
 PROMPT = "Describe this scene in detail."
@@ -57,6 +57,14 @@ _TWO_LATE = ("The scene also includes {a} and {b}.", "Besides, there are {a} {p}
 _MOODS = ("calm", "lively", "cheerful", "quiet", "relaxed", "ordinary")
 _CLOSING = ("The overall mood is {m}.", "It looks like a {m} moment.", "Everything about it feels {m}.")
 _BRIEF = "{S} with {l}."
+# Where in a caption a sentence stands -> its templates. "late" sentences come after the round, and hold most absent objects.
+TEMPLATES = {
+    "opening": _OPENING,
+    "round": (*_ONE, *_TWO, *_TWO_HERE),
+    "late": (*_ONE_LATE, *_TWO_LATE),
+    "closing": _CLOSING,
+    "brief": (_BRIEF,),
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ def parses(caption: str) -> bool:
     >>> parses("A farm with a cow, a dog and a sheep.")
     True
     """
-    opening, body, closing, brief = _patterns()
+    opening, closing, brief = (compiled(*TEMPLATES[name]) for name in ("opening", "closing", "brief"))
+    body = compiled(*TEMPLATES["round"], *TEMPLATES["late"])
     if brief.fullmatch(caption.strip()):
         return True
     sentences = re.findall(r"[^.]+\.", caption)
@@ -188,7 +197,7 @@ def vocabulary() -> tuple[str, ...]:
     texts = [PROMPT, BRIEF, *_MOODS, *ADJECTIVES[0], *ADJECTIVES[1], *map(noun_phrase, NAMES)]
     for place in (place for row in PLACES for place in row):
         texts += [place, _capital(place)]
-    for template in (*_OPENING, *_ONE, *_TWO, *_TWO_HERE, *_ONE_LATE, *_TWO_LATE, *_CLOSING, _BRIEF):
+    for template in (template for templates in TEMPLATES.values() for template in templates):
         texts.append(re.sub(r"\{\w\}", " ", template))
     texts += [phrase for kind in SCENES for phrase in (kind.phrase, _capital(kind.phrase))]
     return tuple(sorted({token for text in texts for token in TOKEN.findall(text)}))
@@ -226,8 +235,19 @@ def _pick(options, rng: np.random.Generator):
 
 
 @cache
-def _patterns() -> tuple[re.Pattern, re.Pattern, re.Pattern, re.Pattern]:
-    """Compile the grammar: patterns of an opening, of a sentence about objects, of a closing, and of a brief caption."""
+def compiled(*templates: str) -> re.Pattern:
+    """Return the pattern of all text that one of the templates can become.
+
+    >>> bool(compiled("There is also {a} {p}.").fullmatch("There is also a small faint dog on the left."))
+    True
+    """
+    slots = _slots()
+    return re.compile("|".join(re.sub(r"\\\{(\w)\\\}", lambda m: slots[m[1]], re.escape(t)) for t in templates))
+
+
+@cache
+def _slots() -> dict[str, str]:
+    """Return what can stand in each slot of a template, as a regular expression."""
     kinds = ["", *(" ".join(pair) for pair in product(*ADJECTIVES))]
     things = [noun_phrase(name, adjective) for name in NAMES for adjective in kinds]
     places = [place for row in PLACES for place in row]
@@ -237,10 +257,4 @@ def _patterns() -> tuple[re.Pattern, re.Pattern, re.Pattern, re.Pattern]:
         "A": map(_capital, things), "P": map(_capital, places), "S": map(_capital, phrases),
     }  # fmt: skip
     slots = {key: "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")" for key, words in choices.items()}
-    slots["l"] = f"{slots['a']}(?:(?:, {slots['a']})* and {slots['a']})?"
-
-    def compiled(*templates: str) -> re.Pattern:
-        return re.compile("|".join(re.sub(r"\\\{(\w)\\\}", lambda m: slots[m[1]], re.escape(t)) for t in templates))
-
-    body = compiled(*_ONE, *_TWO, *_TWO_HERE, *_ONE_LATE, *_TWO_LATE)
-    return compiled(*_OPENING), body, compiled(*_CLOSING), compiled(_BRIEF)
+    return slots | {"l": f"{slots['a']}(?:(?:, {slots['a']})* and {slots['a']})?"}

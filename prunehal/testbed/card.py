@@ -22,11 +22,15 @@ from prunehal.loading import load, weights_mark
 from prunehal.reading import convert, read_json, reading
 from prunehal.resources import written
 from prunehal.testbed.captions import BRIEF, PROMPT, parses
+from prunehal.testbed.card_text import CARD, COLUMNS, in_words, other_seeds, table
+from prunehal.testbed.looking import looks, start_token_share
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.questions import is_there, presence
 from prunehal.testbed.scenes import Scene, image_ids, scene_of
 
 __all__ = ["answers", "evaluate", "figures", "write_card"]
+
+_TRACED = 100  # scenes from which a card says where the model looks
 
 
 class _Point(msgspec.Struct):
@@ -40,25 +44,27 @@ class _Figures(msgspec.Struct):
     weights: str
     captions: dict[str, dict[str, float | None]]
     questions: dict[str, dict[str, float | None]]
+    attention: dict[str, float | None] = {}
 
 
 def evaluate(model, processor, scenes: list[Scene], k: int = 0, clutter: bool = False, prompt: str = PROMPT) -> dict[str, float]:
     """Caption scenes greedily without pruning and score them.
 
     Returns:
-        chair_i, chair_s, recall, duplicates, parses (share of captions that the grammar accepts), words and tokens (mean
-        length), and chair_i_shuffled: the same captions against the truth of another scene, what a blind model would get.
+        chair_i, chair_s, distinct_chair_i, absent (distinct absent objects of a caption), recall, repeats, unfinished (share of
+        captions cut at the limit), parses (share that the grammar accepts), words and tokens (mean length), and
+        chair_i_shuffled: the same captions against the truth of another scene, what a blind model would get.
     """
     done = caption_scenes(model, processor, scenes, k=k, clutter=clutter, prompt=prompt, progress=True)
     truth = {s.image_id: set(s.names) for s in scenes}
-    metrics = score(done.texts, truth).metrics
+    metrics = score(done.captions, truth).metrics
     shuffled = dict(zip(truth, [*list(truth.values())[1:], next(iter(truth.values()))], strict=True))
-    return {key: metrics[key] for key in ("chair_i", "chair_s", "recall", "duplicates")} | {
+    found = metrics | {
         "parses": done.captions["caption"].map(parses).mean(),
         "chair_i_shuffled": score(done.texts, shuffled).metrics["chair_i"],
-        "words": done.captions["caption"].str.split().str.len().mean(),
         "tokens": done.captions["tokens"].mean(),
     }
+    return {name: found[name] for name in COLUMNS}
 
 
 def answers(model, processor, scenes: list[Scene], questions: int = 4, batch_size: int = 50) -> dict[str, float]:
@@ -91,13 +97,15 @@ def _generator(s: Scene) -> np.random.Generator:
 def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
     """Return what a finished model scores, from figures.json beside its weights, or evaluate it and write that file.
 
+    It is evaluated where that file is missing, is of other weights or images, or holds other columns.
+
     Args:
         folder: what ``train`` returned.
         n_images: images of each split; the redundant conditions use half of them.
 
     Returns:
-        images, weights (mark of the weights that were evaluated), captions (condition -> what :func:`evaluate` returns) and
-        questions (split -> what :func:`answers` returns).
+        images, weights (mark of the weights that were evaluated), captions (condition -> what :func:`evaluate` returns),
+        questions (split -> what :func:`answers` returns) and attention (what `prunehal.testbed.looking` returns).
 
     Raises:
         OSError: the folder holds no model.
@@ -108,7 +116,8 @@ def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
         with reading(path):
             before = read_json(path)
             convert(before, _Figures)
-        if made.items() <= before.items():
+        current = before.get("attention") and all(tuple(row) == COLUMNS for row in before["captions"].values())
+        if current and made.items() <= before.items():
             return before
     model, processor = load(folder, dtype="float32")
     splits = {name: [scene_of(key) for key in image_ids(name, n_images)] for name in ("validation", "test")}
@@ -118,7 +127,7 @@ def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
     rows["test, 3 clean background tiles"] = evaluate(model, processor, few, k=3)
     rows["test, 3 cluttered background tiles"] = evaluate(model, processor, few, k=3, clutter=True)
     asked = {name: answers(model, processor, scenes) for name, scenes in splits.items()}
-    found = made | {"captions": rows, "questions": asked}
+    found = made | {"captions": rows, "questions": asked, "attention": _attention(folder, splits["test"][:_TRACED])}
     with written(path) as part:
         part.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return found
@@ -127,6 +136,9 @@ def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
 def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) -> Path:
     """Write README.md, seeds.json and training_curve.png beside a finished model's weights; see :func:`figures`.
 
+    seeds.json keeps the figures of all seeds, this model's first. Without `beside` those of the others stay as they are there, so
+    that the card can be written again where their weights are not at hand.
+
     Args:
         folder: what ``train`` returned.
         n_images: images of each split; the redundant conditions use half of them.
@@ -134,6 +146,7 @@ def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) 
 
     Raises:
         OSError: a folder holds no model.
+        ValueError: seeds.json holds figures of other seeds on another number of images.
     """
     for model_folder in (folder, *beside):  # checked before the long evaluation of any
         if not (model_folder / "config.json").is_file():
@@ -142,7 +155,8 @@ def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) 
         points = read_json(folder / "training_curve.json")
         convert(points, Annotated[list[_Point], msgspec.Meta(min_length=1)])
     curve = pd.DataFrame(points)
-    found = [figures(each, n_images) for each in (folder, *beside)]
+    others = [] if beside else _kept_seeds(folder, n_images)
+    found = [*(figures(each, n_images) for each in (folder, *beside)), *others]
     _draw(curve, folder / "training_curve.png")
     with written(folder / "seeds.json") as part:
         part.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -153,15 +167,18 @@ def write_card(folder: Path, n_images: int = 1000, beside: Sequence[Path] = ()) 
         "width": config["text_config"]["hidden_size"],
         "parameters": f"{_parameters(folder) / 1e6:.2f}",
         "trained": "; ".join(f"{name} {count:,} scenes" for name, count in samples.items()),
-        "table": _table(found[0]["captions"]),
-        "questions": _table(found[0]["questions"]),
-        "seeds": _seeds(found),
+        "table": table(found[0]["captions"], COLUMNS),
+        "questions": table(found[0]["questions"], ("accuracy", "yes", "accuracy_usual_absent")),
+        "seeds": other_seeds(found),
+        "traced": min(n_images, _TRACED),
+        "heads": config["text_config"]["num_attention_heads"],
+        **in_words(found[0]["attention"]),
         "n": n_images,
         "few": max(1, n_images // 2),
     }
     card = folder / "README.md"
     with written(card) as part:
-        part.write_text(_CARD.format(prompt=PROMPT, brief=BRIEF, **numbers), encoding="utf-8")
+        part.write_text(CARD.format(prompt=PROMPT, brief=BRIEF, **numbers), encoding="utf-8")
     return card
 
 
@@ -171,23 +188,30 @@ def _parameters(folder: Path) -> int:
         return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
-def _seeds(found: Sequence[dict[str, Any]]) -> str:
-    """Return a section on other seeds, or nothing where there are none."""
-    if len(found) < 2:
-        return ""
-    rows = {f"{name}, seed {seed}": each["captions"][name] for name in found[0]["captions"] for seed, each in enumerate(found)}
-    return _SEEDS.format(n=len(found), table=_table(rows))
+def _attention(folder: Path, scenes: list[Scene]) -> dict[str, float | None]:
+    """Return where a model looks in captions of scenes; None where no mention is of a kind."""
+    model, processor = load(folder, dtype="float32", attn_implementation="eager")  # which alone returns weights
+    done = caption_scenes(model, processor, scenes, trace=True, progress=True)
+    scored = score(done.texts, {each.image_id: set(each.names) for each in scenes})
+    found = looks(done, scored, model.config.get_text_config().num_attention_heads)
+    found["start"] = start_token_share(model, processor, scenes, done.texts)
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
-def _table(rows: dict[str, dict[str, float]]) -> str:
-    """Return a Markdown table: a line for each split, in percent but for mean lengths."""
-    lengths = ("words", "tokens")
-    columns = list(next(iter(rows.values())))
-    lines = ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        cells = (f"{value if key in lengths else 100 * value:.1f}" for key, value in row.items())
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _kept_seeds(folder: Path, n_images: int) -> list[dict[str, Any]]:
+    """Return the figures of other seeds that seeds.json beside a model holds."""
+    path = folder / "seeds.json"
+    if not path.exists():
+        return []
+    with reading(path):
+        _, *others = convert(read_json(path), Annotated[list[Any], msgspec.Meta(min_length=1)])
+        convert(others, list[_Figures])
+    if bad := sorted({each["images"] for each in others} - {n_images}):
+        raise ValueError(
+            f"n_images={n_images}, and {path} holds figures of other seeds on {bad[0]}; expected the same number; take {bad[0]} "
+            "images, give the models of the other seeds, or remove the file"
+        )
+    return others
 
 
 def _draw(curve: pd.DataFrame, path: Path) -> None:
@@ -201,45 +225,3 @@ def _draw(curve: pd.DataFrame, path: Path) -> None:
         axis.set_ylim(bottom=0)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-_CARD = """# The embedded model
-
-A small multimodal LLM of LLaVA architecture (`LlavaForConditionalGeneration`: CLIP vision tower, patch 8, 96 x 96 pixels, 144
-visual tokens a tile; two-layer projector; Llama decoder of {layers} layers x {width}), {parameters} million parameters in
-bfloat16.
-Trained from scratch by `python -m prunehal train` on scenes and captions that this project renders and writes itself
-({trained}; every training scene is fresh). License: Apache-2.0.
-It is a testbed, not a captioner of photos.
-
-It answers "{prompt}" with some 80 words that go over the scene from the top left to the bottom right, "{brief}"
-with one sentence, and "Is there a dog in the image?" with "Yes." or "No."; also "Where is the dog?" and "What is at the top
-left?". Each split draws its objects in looks of its own (tilts and tints that the others never have), so that validation and
-test show looks that training never saw; those of test were made milder once, after the tower's accuracy on them had been seen and
-before any caption was scored.
-
-Training showed a scene's tile alone, with positions numbered as if up to four other tiles stood around it. Background tiles, and
-clutter as large and as opaque as theirs, are beyond what it saw; so are the positions of eight tiles.
-
-It hallucinates for the reason that real ones are said to: its training captions name, mostly late, objects that usually go with
-such a scene although they are absent.
-
-Greedy decoding, no pruning; percent, but words and tokens. {n} scenes of each split, {few} for the other conditions. `parses`:
-captions that the grammar accepts. `chair_i_shuffled`: the same captions scored against another scene's truth, i.e. without
-looking.
-
-{table}
-
-Four questions a scene whether a thing is in the image, half of them about things that are; `accuracy_usual_absent`: at absent
-things that are usual in such a scene.
-
-{questions}
-
-{seeds}![loss of each stage against the scenes seen](training_curve.png)
-"""
-
-_SEEDS = """Trained from {n} seeds of the initial weights (the samples are the same); the weights of seed 0 are here.
-
-{table}
-
-"""
