@@ -6,7 +6,7 @@ scipy.stats.bootstrap gives for the same draws; weights make thousands of images
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from scipy import special
 __all__ = ["Interval", "Statistic", "bca", "check_confidence"]
 
 _CHUNK = 2_000_000  # weights held at once: 16 MB
+_KEPT = 25_000_000  # numbers of draws that are kept for the next interval: 50 MB
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights (resample, unit) -> values (resample,)
 
@@ -44,21 +45,15 @@ def bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, c
     if n_resamples < 100:
         raise ValueError(f"n_resamples is {n_resamples}, expected at least 100; 2000 or more give a steady interval")
     check_confidence(confidence)
+    step = max(1, _CHUNK // max(units, n))
 
-    def drawn(rows: range) -> np.ndarray:
-        return _times_drawn(units, n_resamples, seed)[rows.start : rows.stop].astype(float)
-
-    def leaving_one_out(rows: range) -> np.ndarray:
-        return 1.0 - np.equal.outer(np.asarray(rows), np.arange(units))
-
-    def evaluate(weights: Callable[[range], np.ndarray], count: int) -> np.ndarray:
-        step = max(1, _CHUNK // max(units, n))
-        values = np.concatenate([statistic(weights(range(i, min(i + step, count)))) for i in range(0, count, step)])
+    def evaluate(parts: Iterable[np.ndarray]) -> np.ndarray:
+        values = np.concatenate([statistic(weights) for weights in parts])
         return values[np.isfinite(values)]
 
     estimate = statistic(np.ones((1, units))).item()
-    draws = evaluate(drawn, n_resamples)
-    influence = evaluate(leaving_one_out, units)
+    draws = evaluate(_drawn(units, n_resamples, seed, step))
+    influence = evaluate(_leaving_one_out(units, step))
     influence = influence.mean() - influence
     spread = (influence**2).sum() ** 1.5
     acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
@@ -70,18 +65,38 @@ def bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, c
     return Interval(estimate, float(low), float(high), n)
 
 
+def _drawn(units: int, n_resamples: int, seed: int, step: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample draws each unit, `step` resamples at a time: float array (resample, unit)."""
+    if units * n_resamples <= _KEPT:
+        times = _kept_draws(units, n_resamples, seed)
+        parts = (times[start : start + step] for start in range(0, n_resamples, step))
+    else:
+        parts = _draws(units, n_resamples, seed, step)
+    return (part.astype(float) for part in parts)
+
+
 @lru_cache(maxsize=2)  # a table holds many intervals over the same images
-def _times_drawn(units: int, n_resamples: int, seed: int) -> np.ndarray:
-    """Return how often each resample draws each unit: int16 array (resample, unit), read-only."""
-    rng, parts = np.random.default_rng(seed), []
-    step = max(1, _CHUNK // units)
+def _kept_draws(units: int, n_resamples: int, seed: int) -> np.ndarray:
+    """Return all draws at once, int16 and read-only."""
+    parts = _draws(units, n_resamples, seed, max(1, _CHUNK // units))
+    times = np.concatenate([part.astype(np.int16) for part in parts])
+    times.flags.writeable = False
+    return times
+
+
+def _draws(units: int, n_resamples: int, seed: int, step: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample draws each unit; the draws are the same for every step."""
+    rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, step):
         rows = min(step, n_resamples - start)
         drawn_units = rng.integers(0, units, (rows, units)) + units * np.arange(rows)[:, None]
-        parts.append(np.bincount(drawn_units.ravel(), minlength=rows * units).reshape(rows, units).astype(np.int16))
-    times = np.concatenate(parts)
-    times.flags.writeable = False
-    return times
+        yield np.bincount(drawn_units.ravel(), minlength=rows * units).reshape(rows, units)
+
+
+def _leaving_one_out(units: int, step: int) -> Iterator[np.ndarray]:
+    """Yield the weights that leave out each unit in turn, `step` units at a time."""
+    for start in range(0, units, step):
+        yield 1.0 - np.equal.outer(np.arange(start, min(start + step, units)), np.arange(units))
 
 
 def check_confidence(confidence: float) -> None:

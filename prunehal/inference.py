@@ -210,8 +210,8 @@ def no_harm(
 ) -> Verdict:
     """Test whether b is at most a margin worse than a (non-inferiority); how much better it is does not matter.
 
-    Worse is a higher chair_i, chair_s or distinct_chair_i, a lower recall, and fewer words (`WORSE`). One-sided at alpha: the end of the interval
-    of 1 - 2 alpha on the worse side decides.
+    Worse is more of what is wrong or repeated (chair_i, chair_s, distinct_chair_i, absent, repeats, unfinished), a lower recall
+    or f1, and fewer words (`WORSE`). One-sided at alpha: the end of the interval of 1 - 2 alpha on the worse side decides.
 
     Args:
         items_a, items_b: the baseline and the condition: one row per caption, as in `ChairResult.items`, of the same images.

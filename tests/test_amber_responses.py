@@ -116,15 +116,15 @@ def test_no_answer_that_can_be_read_is_an_error(rule, response, file):
 def test_what_run_writes_is_scored(tmp_path):
     """Models end their answer by a full stop; ids are AMBER's own, also where only some queries were asked."""
     items = items_of("amber", tmp_path, "discriminative")[100:160]
-    texts = {item.key: annotations()[item.key]["truth"].capitalize() + "." for item in items}
-    path = write_result("amber", tmp_path, items, texts)
+    rows = {item.key: {"text": annotations()[item.key]["truth"].capitalize() + ".", "finished": True} for item in items}
+    path = write_result("amber", tmp_path, items, rows)
     with pytest.raises(BadInput, match="none of the 60 answers can be read"):
         score_discriminative(path)
     report = score_discriminative(path, rule="strict")
     assert [item["id"] for item in report.items] == list(range(1105, 1165))
     assert (report.metrics["all"]["accuracy"], report.metrics["n"]) == (100.0, 60)
     items = items_of("pope", tmp_path, "coco/popular")
-    path = write_result("pope", tmp_path, items[1000:1002], {item.key: "Yes." for item in items})
+    path = write_result("pope", tmp_path, items[1000:1002], {item.key: {"text": "Yes."} for item in items})
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["question_id"], row["image"], row["question"]) for row in rows] == [
         (item.key, item.image, item.text) for item in items[1000:1002]

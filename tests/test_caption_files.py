@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput, drop_unfinished, ground_truth_coco, read_captions, score
+from prunehal.benchmarks.captions import read_caption_file
 
 
 @pytest.mark.parametrize("key", ["image_id", "image", "file_name"])
@@ -287,14 +288,60 @@ def test_the_command_scores_and_writes(file, tmp_path):
             "hallucinated": [["zebra", "zebra"]],
             "chair_i": 1 / 3,
             "chair_s": 1,
+            "distinct_chair_i": 1 / 3,
+            "absent": 1,
             "recall": 2 / len(ground_truth_coco()[226988]),
+            "repeats": 0,
+            "unfinished": 1,
+            "words": 8,
         }
     ]
-    assert report["settings"]["scorer"] == "wordnet"
+    for name in ("chair_i", "distinct_chair_i", "absent", "recall", "repeats", "unfinished", "words"):
+        assert f"\n{name}: {report['metrics'][name]:.4f}\n" in f"\n{done.stdout}"
+    assert (report["settings"]["scorer"], report["settings"]["unfinished_by"]) == ("wordnet", "text")
     called(captions, "--drop-unfinished", "--json", out)
     assert json.loads(out.read_text())["metrics"]["chair_i"] == 0
     called(captions, "--truncate-words", 2, "--json", out)
     assert json.loads(out.read_text())["items"][0]["nodes"] == ["pizza"]
+
+
+def unfinished(out, *words):
+    """Return image -> unfinished, their share, and how it is known, as the command writes them."""
+    done = called(*words, "--json", out)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    of_items = {item["image_id"]: item["unfinished"] for item in report["items"]}
+    return of_items, report["metrics"]["unfinished"], report["settings"]["unfinished_by"]
+
+
+@pytest.mark.parametrize("cut", [(), ("--truncate-words", 2), ("--drop-unfinished",)])
+def test_unfinished_is_read_from_the_captions_before_they_are_cut(file, tmp_path, cut):
+    texts = {226988: "A pizza. On a table", 310196: "Skis and a man.", 42: "A dog. It is on a bed."}
+    rows = [{"image_id": image, "caption": text} for image, text in texts.items()]
+    assert unfinished(tmp_path / "out.json", file(rows), *cut) == ({226988: 1, 310196: 0, 42: 0}, 1 / 3, "text")
+
+
+@pytest.mark.parametrize("cut", [(), ("--truncate-words", 2), ("--drop-unfinished",)])
+def test_unfinished_is_what_the_file_says_of_every_caption(file, tmp_path, cut):
+    rows = [{"image_id": 226988, "caption": "A pizza. On", "finished": True}]
+    rows += [{"image_id": 310196, "caption": "Skis. Snow.", "finished": False}]
+    out = tmp_path / "out.json"
+    assert unfinished(out, file(rows), *cut) == ({226988: 0, 310196: 1}, 1 / 2, "finished")
+    assert read_caption_file(file(rows)).finished == {226988: True, 310196: False}
+    for other in ({}, {"finished": None}, {"finished": 1}, {"finished": "no"}):  # not known of all captions: by their text
+        row = {"image_id": 310196, "caption": "Skis. Snow."} | other
+        assert unfinished(out, file([rows[0], row]), *cut) == ({226988: 1, 310196: 0}, 1 / 2, "text")
+        assert read_caption_file(file([rows[0], row])).finished is None
+
+
+def test_finished_belongs_to_the_caption_that_is_kept(file):
+    rows = [{"image_id": 1, "caption": "A dog.", "finished": False}, {"image_id": 1, "caption": "A cat.", "finished": True}]
+    found = read_caption_file(file([*rows, {"image_id": 2, "caption": 5}]), skip_bad=True)
+    assert (found.captions, found.finished, found.n_bad) == ({1: "A dog."}, {1: False}, 2)
+    by_image = {"1": {"caption": "A dog.", "finished": True}, "2": {"caption": "A cat", "finished": False}}
+    for content in (by_image, {"imgToEval": by_image}):
+        assert read_caption_file(file(content)).finished == {1: True, 2: False}
+    assert read_caption_file(file({"1": "A dog."})).finished is None
 
 
 def test_bad_input_writes_nothing_and_exits_with_2(file, tmp_path):

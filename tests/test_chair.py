@@ -99,22 +99,32 @@ def test_score_by_hand():
     assert result.metrics == {
         "chair_i": 3 / 9,
         "chair_s": 2 / 4,
+        "distinct_chair_i": 2 / 7,  # cat and bench, of dog, couch, cat, person, bus, bench, zebra
+        "absent": 2 / 4,
         "recall": 5 / 7,
+        "f1": 2 * (5 / 7) * (5 / 7) / (10 / 7),
+        "repeats": 2 / 9,
+        "unfinished": 0.0,
         "n": 4,
         "n_empty": 1,
         "n_mentions": 9,
         "n_hallucinated": 3,
+        "n_distinct": 7,
+        "n_absent": 2,
         "n_captions_hallucinated": 2,
         "words": (11 + 11 + 2 + 0) / 4,
         "length": (13 + 12 + 3 + 0) / 4,
-        "duplicates": 2 / 9,
     }
     assert result.items.drop(columns=["nodes", "hallucinated_words"]).to_numpy().tolist() == [
-        [1, 11, 13, 4, 1, 3, 2, True],
-        [2, 11, 12, 4, 2, 2, 2, True],
-        [3, 2, 3, 1, 0, 1, 1, False],
-        [4, 0, 0, 0, 0, 1, 0, False],
+        [1, 11, 13, 4, 1, 3, 2, 3, 1, 1, True, False],
+        [2, 11, 12, 4, 2, 2, 2, 3, 1, 1, True, False],
+        [3, 2, 3, 1, 0, 1, 1, 1, 0, 0, False, False],
+        [4, 0, 0, 0, 0, 1, 0, 0, 0, 0, False, False],
     ]
+    assert result.items.columns.tolist()[1:-2] == [
+        "words", "length", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "n_distinct", "n_absent", "n_repeats",
+        "hallucinated", "unfinished",
+    ]  # fmt: skip
     assert result.items["hallucinated_words"].tolist() == [[["cat", "cat"]], [["bench", "bench"]] * 2, [], []]
     assert result.items["nodes"].tolist()[0] == ["dog", "couch", "dog", "cat"]
     mentions = result.mentions
@@ -131,9 +141,26 @@ def test_score_takes_a_frame_and_a_loaded_scorer():
     pd.testing.assert_frame_equal(a.mentions, b.mentions)
 
 
+def test_a_report_holds_the_numbers_of_each_caption():
+    captions = CAPTIONS | {1: CAPTIONS[1] + " The dog"}  # cut in the middle of a sentence
+    report = score(captions, TRUTH).report({"captions": "mine.json"})
+    assert report.settings == {"benchmark": "chair", "scorer": "fixed", "unfinished_by": "text", "captions": "mine.json"}
+    first, second, third, empty = report.items
+    assert first == {
+        "image_id": 1, "nodes": ["dog", "couch", "dog", "cat", "dog"], "hallucinated": [["cat", "cat"]], "chair_i": 1 / 5,
+        "chair_s": 1, "distinct_chair_i": 1 / 3, "absent": 1, "recall": 2 / 3, "repeats": 2 / 5, "unfinished": 1, "words": 13,
+    }  # fmt: skip
+    assert [second[name] for name in ("chair_i", "distinct_chair_i", "absent", "repeats")] == [2 / 4, 1 / 3, 1, 1 / 4]
+    assert [third[name] for name in ("chair_i", "distinct_chair_i", "absent", "repeats")] == [0, 0, 0, 0]
+    assert [empty[name] for name in ("distinct_chair_i", "recall", "repeats", "unfinished", "words")] == [0, 0, 0, 0, 0]
+    for name in ("absent", "unfinished", "words"):
+        assert sum(item[name] for item in report.items) / 4 == report.metrics[name]
+
+
 def test_no_object_anywhere_scores_zero():
     result = score({1: "Nothing here.", 2: ""}, {1: set(), 2: set()})
-    assert (result.metrics["chair_i"], result.metrics["recall"], result.metrics["duplicates"]) == (0.0, 0.0, 0.0)
+    for name in ("chair_i", "distinct_chair_i", "absent", "recall", "f1", "repeats", "unfinished"):
+        assert result.metrics[name] == 0.0
     assert result.mentions.empty
     assert result.mentions["hallucinated"].dtype == bool
     assert result.mentions["start"].dtype == np.int64

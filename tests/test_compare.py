@@ -7,7 +7,7 @@ import pytest
 from prunehal.bootstrap import Interval
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, graded
-from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY, equal_lengths
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.inference import paired_p_value
 from prunehal.statistics import paired_bootstrap
@@ -42,7 +42,8 @@ def store(tmp_path_factory):
         for experiment, captions in CAPTIONS.items():
             rows = []
             for key, caption, prunes in zip(image_keys(experiment), captions, PRUNES[experiment], strict=True):
-                row = {"key": key, "caption": caption, "tokens": len(caption.split()), "finished": True}
+                finished = (experiment, key) != (TOP, KEYS[1])
+                row = {"key": key, "caption": caption, "tokens": len(caption.split()), "finished": finished}
                 row |= {"visual": VISUAL[experiment], "events": [[2, "forced", 9]] * prunes, "voted": [], "layers": [0]}
                 rows.append(row | {"mass": [0.5], "mentions": []})
             store.append(experiment, rows)
@@ -64,17 +65,34 @@ def test_the_table_of_changes_by_hand(store):
     assert (pruned["words"], pruned["d_words"]) == pytest.approx((16 / 3, 16 / 3 - 20 / 3))
     assert (top["chair_i"], top["recall"]) == (100, 0)
     assert top["d_recall"] == pytest.approx(-100 * 3 / sum(len(TRUTH[key]) for key in KEYS[:3]))
-    assert "p_chair_i" not in table
+    assert pruned["distinct_chair_i"] == pytest.approx(100 / 4)  # nothing is named twice
+    assert pruned["d_absent"] == pytest.approx(1 / 3 - 2 / 3)  # of a caption, not in percent
+    assert (pruned["repeats"], pruned["d_repeats"], pruned["unfinished"]) == (0, 0, 0)
+    assert (top["unfinished"], top["d_unfinished"]) == pytest.approx((100 / 3, 100 / 3))
+    assert not [name for name in table if name.startswith("p_")]
+
+
+def test_beside_every_chair_i_stands_what_repetition_cannot_lower(store):
+    table = changes(store, [PRUNED, TOP], BASE, n_resamples=200)
+    assert list(LEVELS) == ["chair_i", "distinct_chair_i", "absent", "recall", "repeats", "unfinished", "words"]
+    for name in (*LEVELS, "chair_s", "f1"):
+        assert {name, f"d_{name}", f"d_{name}_low", f"d_{name}_high"} <= set(table)
+        assert METRICS[name] == (1 if name in ("absent", "words") else 100)
+        for line in table.to_dict("records"):
+            assert line[name] == pytest.approx(METRICS[name] * store.score(line["experiment"]).metrics[name])
+            assert line[f"d_{name}_low"] <= line[f"d_{name}"] <= line[f"d_{name}_high"]
+    assert PRIMARY == ("distinct_chair_i", "recall")
 
 
 def test_intervals_and_p_values_are_those_of_the_same_images(store):
     (line,) = changes(store, [PRUNED], BASE, p_values=True, n_resamples=200).to_dict("records")
     ours, theirs = store.score(PRUNED).items, store.score(replace(BASE, n_images=3)).items
-    for metric, unit in (("chair_i", 100), ("chair_s", 100), ("recall", 100), ("words", 1)):
+    for metric, unit in METRICS.items():
         interval = paired_bootstrap(theirs, ours, metric, n_resamples=200)
         assert (line[f"d_{metric}_low"], line[f"d_{metric}_high"]) == pytest.approx((unit * interval.low, unit * interval.high))
-    assert line["p_chair_i"] == paired_p_value(theirs, ours, "chair_i")
+    assert line["p_distinct_chair_i"] == paired_p_value(theirs, ours, "distinct_chair_i")
     assert line["p_recall"] == paired_p_value(theirs, ours, "recall")
+    assert [name for name in line if name.startswith("p_")] == ["p_distinct_chair_i", "p_recall"]
 
 
 def test_a_table_and_a_report_have_the_same_intervals(store):
@@ -85,12 +103,25 @@ def test_a_table_and_a_report_have_the_same_intervals(store):
     assert N_RESAMPLES == 5000
 
 
-def test_at_equal_length_both_are_cut_to_the_mean_of_the_shorter(store):
+def test_at_equal_length_both_captions_of_an_image_name_equally_many_objects(store):
     found = at_equal_length(store, TOP, BASE, n_resamples=200)
-    # Four words are left of the baseline's captions: the sentence that is true.
-    assert (found["words"].estimate, found["chair_i"].estimate, found["chair_s"].estimate) == (0, 1, 1)
+    # One object is left of each caption of the baseline: the one that is true. The others name an absent one, and nothing else.
+    assert list(found) == ["distinct_chair_i", "recall", "chair_i", "words"]
+    assert (found["words"].estimate, found["distinct_chair_i"].estimate, found["chair_i"].estimate) == (0, 1, 1)
     assert found["recall"].estimate == pytest.approx(-3 / sum(len(TRUTH[key]) for key in KEYS[:3]))
     assert all(isinstance(interval, Interval) and interval.n == 3 for interval in found.values())
+
+
+def test_the_columns_at_equal_length_are_those_intervals_in_percent(store):
+    table = equal_lengths(store, [BASE, PRUNED, TOP], BASE, n_resamples=200)
+    assert list(table) == [f"equal_{name}{end}" for name in PRIMARY for end in ("", "_low", "_high")]
+    assert table.iloc[0].isna().all()  # the baseline itself
+    for line, experiment in zip(table.iloc[1:].to_dict("records"), (PRUNED, TOP), strict=True):
+        found = at_equal_length(store, experiment, BASE, n_resamples=200)
+        for name in PRIMARY:
+            interval = found[name]
+            ours = [line[f"equal_{name}{end}"] for end in ("", "_low", "_high")]
+            assert ours == pytest.approx([100 * value for value in (interval.estimate, interval.low, interval.high)])
 
 
 def test_other_images_are_refused_by_name(store):

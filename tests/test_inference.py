@@ -21,6 +21,8 @@ from prunehal.statistics import bootstrap_interval, paired_bootstrap
 def make_items(n, rng, rate=0.2, mentions=4):
     named, truth = rng.poisson(mentions, n), rng.integers(1, 6, n)
     wrong = rng.binomial(named, rate)
+    absent, recalled = (wrong + 1) // 2, rng.binomial(truth, 0.7)
+    distinct = absent + np.minimum(recalled, named - wrong)
     return pd.DataFrame(
         {
             "image_id": np.arange(n),
@@ -28,8 +30,12 @@ def make_items(n, rng, rate=0.2, mentions=4):
             "n_mentions": named,
             "n_hallucinated": wrong,
             "n_truth": truth,
-            "n_recalled": rng.binomial(truth, 0.7),
+            "n_recalled": recalled,
             "hallucinated": wrong > 0,
+            "n_distinct": distinct,
+            "n_absent": absent,
+            "n_repeats": named - distinct,
+            "unfinished": wrong > 1,
         }
     )
 
@@ -257,9 +263,9 @@ def with_rate(a, column, total, share):
 )
 def test_verdicts_follow_the_direction_that_is_worse(share, equal, harm_if_higher, harm_if_lower):
     rng = np.random.default_rng(14)
-    a = pd.DataFrame({"image_id": range(600), "n_mentions": 1, "n_truth": 1})
+    a = pd.DataFrame({"image_id": range(600), "n_mentions": 1, "n_truth": 1, "n_distinct": 1})
     for metric in METRICS:
-        column = METRICS[metric][0]
+        column = METRICS[metric][0][0]
         base = a.assign(**{column: rng.permutation(np.arange(600) % 2)})
         other = with_rate(a, column, 1, share)
         kind = equivalence(base, other, metric, 0.08, n_resamples=1000)
@@ -268,7 +274,31 @@ def test_verdicts_follow_the_direction_that_is_worse(share, equal, harm_if_highe
         assert kind.verdict.split(":")[0] == equal
         assert harm.verdict.split(":")[0] == expected
         assert (kind.holds, harm.holds) == (equal == "equivalent", expected == "no harm")
-    assert dict(WORSE) == {"chair_i": "higher", "chair_s": "higher", "recall": "lower", "words": "lower"}
+    better = ("recall", "f1", "words")  # the more of them the better
+    assert dict(WORSE) == {metric: "lower" if metric in better else "higher" for metric in METRICS}
+
+
+def test_f1_is_the_harmonic_mean_of_precision_and_recall():
+    items = make_items(50, np.random.default_rng(32)).assign(n_distinct=lambda f: f["n_recalled"] + f["n_absent"])
+    precision = 1 - items["n_absent"].sum() / items["n_distinct"].sum()
+    recall = items["n_recalled"].sum() / items["n_truth"].sum()
+    assert bootstrap_interval(items, "f1", 100).estimate == pytest.approx(2 * precision * recall / (precision + recall))
+    assert bootstrap_interval(items, "distinct_chair_i", 100).estimate == pytest.approx(1 - precision)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_only_numbers_of_a_caption_may_have_margins_above_one(metric):
+    a, b = make_pair(60, np.random.default_rng(33), 0.4)
+    number = metric in ("absent", "words")
+    for test, name in (
+        (lambda: equivalence(a, b, metric, 1.5, n_resamples=100), "margin"),
+        (lambda: images_needed(a, b, metric, 1.5), "difference"),
+    ):
+        if number:
+            test()
+        else:
+            with pytest.raises(ValueError, match=f"{name} is 1.5, but {metric} is a fraction"):
+                test()
 
 
 def test_verdicts_in_words():

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 import prunehal as ph
-from prunehal.benchmarks import BadInput, pope, read_captions
+from prunehal.benchmarks import BadInput, pope
+from prunehal.benchmarks.captions import read_caption_file
 from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
 from prunehal.locking import locked
@@ -103,11 +104,12 @@ def test_every_image_has_its_row_and_its_caption(name, whole, images):
         assert row["prunes"][0]["step"] == 2
         assert row["prunes"][0]["reason"] == "forced"
         assert row["seconds"] > 0
-    captions, bad = read_captions(out / "captions.jsonl")
-    assert list(captions) == KEYS
-    assert bad == 0
-    assert captions == {row["key"]: row["text"] for row in rows}
-    assert len(set(captions.values())) > 3  # the pictures are seen
+    found = read_caption_file(out / "captions.jsonl")
+    assert list(found.captions) == KEYS
+    assert found.n_bad == 0
+    assert found.captions == {row["key"]: row["text"] for row in rows}
+    assert found.finished == {row["key"]: row["finished"] for row in rows}
+    assert len(set(found.captions.values())) > 3  # the pictures are seen
 
 
 @pytest.mark.parametrize("name", checkpoints.ARCHITECTURES)

@@ -213,12 +213,16 @@ def test_a_benchmark_of_another_name(tmp_path):
 
 def test_results_stand_in_the_benchmarks_order_and_layout(tmp_path):
     texts = {2: "Yes.", 1: 'No, "none"\n ü'}
+    answers = {key: {"text": text, "finished": key == 2, "tokens": 3} for key, text in texts.items()}
     items = [Item(1, "1.jpg", "Is there a dog?"), Item(2, "2.jpg", "Is there a cat?")]
     rows = {
-        name: [record.value for record in read_records(write_result(name, tmp_path / name, items, texts))[0]]
+        name: [record.value for record in read_records(write_result(name, tmp_path / name, items, answers))[0]]
         for name in BENCHMARKS
     }
-    assert rows["chair"] == [{"image_id": 1, "caption": texts[1]}, {"image_id": 2, "caption": "Yes."}]
+    assert rows["chair"] == [
+        {"image_id": 1, "caption": texts[1], "finished": False},
+        {"image_id": 2, "caption": "Yes.", "finished": True},
+    ]
     assert rows["pope"] == [
         {"question": "Is there a dog?", "answer": texts[1], "question_id": 1, "image": "1.jpg"},
         {"question": "Is there a cat?", "answer": "Yes.", "question_id": 2, "image": "2.jpg"},

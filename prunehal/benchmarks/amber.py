@@ -4,7 +4,8 @@ Source: Wang et al. 2023, "AMBER: An LLM-free Multi-dimensional Benchmark for ML
 2311.07397; the rule is that of ``inference.py`` in junyangwang0410/AMBER. All numbers are pooled, in percent: CHAIR =
 hallucinated nouns / nouns, Cover = truth words named / truth words, Hal = captions with a hallucinated noun / captions, Cog =
 words named of those that people tend to imagine in the image (hallu) / such words. Yes-or-no questions are scored by
-`score_discriminative`.
+`score_discriminative`. CHAIR counts a noun as often as a caption names it, so that here, too, a caption that repeats a true noun
+has a lower one; Cover, Hal and Cog count each word or caption once. Nothing is added beside these four: they are AMBER's own.
 
 Quirks of the official script, kept because the numbers of papers hold them: only nouns of the 418 listed words count, in
 exactly the listed case ("Dog" is none); a safe word counts as a noun but is never judged; a word that stands for several truth

@@ -11,7 +11,7 @@ from typing import Any
 from prunehal.benchmarks.files import BadInput, Record, bad_lines, read_records, some
 from prunehal.benchmarks.other_keys import free_text
 
-__all__ = ["drop_unfinished", "image_number", "read_captions"]
+__all__ = ["CaptionFile", "drop_unfinished", "image_number", "read_caption_file", "read_captions"]
 
 _ID_KEYS = ("image_id", "image", "file_name")
 _TEXT_KEYS = (
@@ -35,6 +35,22 @@ class _Row:
     where: str
     value: Mapping[str, Any]
     name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionFile:
+    """What a file of captions holds.
+
+    Attributes:
+        captions: image_id -> caption, in the order of the file.
+        finished: image_id -> whether the caption ended by itself and not at a limit of tokens, if every row has ``finished``
+            (true or false), as in the files that `python -m prunehal run` writes; otherwise None.
+        n_bad: the number of lines that were skipped.
+    """
+
+    captions: dict[Hashable, str]
+    finished: dict[Hashable, bool] | None
+    n_bad: int
 
 
 def read_captions(
@@ -77,9 +93,30 @@ def read_captions(
     ...     read_captions(file.name)
     ({42: 'A cat.'}, 0)
     """
+    found = read_caption_file(path, known, skip_bad, caption_key, image_key)
+    return found.captions, found.n_bad
+
+
+def read_caption_file(
+    path: Path | str,
+    known: Container[Hashable] | None = None,
+    skip_bad: bool = False,
+    caption_key: str | None = None,
+    image_key: str | None = None,
+) -> CaptionFile:
+    """Read a file as :func:`read_captions` does, and which captions ended by themselves; arguments and errors are the same.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+    ...     _ = file.write('{"image_id": 42, "caption": "A cat on", "finished": false}')
+    ...     file.flush()
+    ...     read_caption_file(file.name).finished
+    {42: False}
+    """
     records, problems = read_records(path)
     unclear: list[str] = []
     captions: dict[Hashable, str] = {}
+    finished: dict[Hashable, Any] = {}
     first: dict[Hashable, str] = {}
     for record in records:
         for row in _rows(record, known, {image_key, caption_key} - {None}):
@@ -90,7 +127,7 @@ def read_captions(
             except ValueError as error:
                 (unclear if isinstance(error, _Unclear) else problems).append(f"{row.where}: {error}")
                 continue
-            captions[image], first[image] = text, row.where
+            captions[image], finished[image], first[image] = text, row.value.get("finished"), row.where
     if unclear:
         raise BadInput(path, unclear, "These rows cannot be skipped: what they hold makes the other rows doubtful too.")
     n_bad = bad_lines(path, problems, skip_bad)
@@ -98,7 +135,8 @@ def read_captions(
         raise BadInput(path, [*problems, "no caption is left; expected objects with image_id and caption"])
     if not any(text.strip() for text in captions.values()):
         raise BadInput(path, [*problems, f"all captions are empty ({len(captions)}); expected a word in at least one"])
-    return captions, n_bad
+    known_of_all = all(isinstance(value, bool) for value in finished.values())
+    return CaptionFile(captions, finished if known_of_all else None, n_bad)
 
 
 def drop_unfinished(caption: str) -> str:

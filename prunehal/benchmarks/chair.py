@@ -25,7 +25,7 @@ import pandas as pd
 from prunehal.benchmarks.files import Report, some
 from prunehal.benchmarks.mentions import ChairScorer, load_scorer
 
-__all__ = ["ChairResult", "Truncation", "score", "truncate", "truncate_to_mean", "unmatched"]
+__all__ = ["ChairResult", "Truncation", "is_finished", "score", "truncate", "truncate_to_mean", "unmatched"]
 
 _COUNTS = [
     "words", "length", "n_mentions", "n_hallucinated", "n_truth", "n_recalled", "n_distinct", "n_absent", "n_repeats",
@@ -216,6 +216,15 @@ def unmatched(a: ChairResult, b: ChairResult) -> tuple[pd.DataFrame, pd.DataFram
     return a.mentions.drop(index=pairs["row_a"]), b.mentions.drop(index=pairs["row_b"])
 
 
+def is_finished(caption: str) -> bool:
+    """Return whether a caption ends in a mark that ends a sentence (quotes and brackets may follow); an empty one was not cut.
+
+    >>> [is_finished(text) for text in ("A dog runs.", 'A sign says "stop!"', "A dog. It is chas", "")]
+    [True, True, False, True]
+    """
+    return not caption.strip() or bool(_ENDED.search(caption))
+
+
 def truncate(caption: str, n_words: int) -> str:
     """Cut a caption after `n_words` words; a shorter caption is returned as it is.
 
@@ -261,10 +270,10 @@ def truncate_to_mean(captions: pd.DataFrame | Mapping[Hashable, str], target_mea
 
 
 def _ended(captions: pd.DataFrame | Mapping[Hashable, str], texts: Mapping[Hashable, str]) -> dict[Hashable, bool]:
-    """Return whether each caption ended by itself: as its column says, or by its last mark. An empty one was not cut."""
+    """Return whether each caption ended by itself: as the column finished says, or by :func:`is_finished`."""
     if not (isinstance(captions, pd.DataFrame) and "finished" in captions):
-        return {image: not text.strip() or bool(_ENDED.search(text)) for image, text in texts.items()}
-    if bad := [value for value in captions["finished"].tolist() if not isinstance(value, bool)]:
+        return {image: is_finished(text) for image, text in texts.items()}
+    if bad := [value for value in captions["finished"].tolist() if not pd.api.types.is_bool(value)]:
         raise ValueError(f"finished holds {some(bad)}; expected True or False for each caption; leave the column out")
     return dict(zip(captions["image_id"].tolist(), captions["finished"].tolist(), strict=True))
 

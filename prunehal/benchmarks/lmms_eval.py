@@ -63,7 +63,8 @@ def export(
         prompt, answer: names of the fields with the text sent and the text that is scored.
         target: name of the field with the reference; None writes an empty one.
         metrics: names of the fields that are metrics of the row: numbers, or the objects that the task's own
-            process_results returns.
+            process_results returns. For captions, the items of `ChairResult.report` hold them: name distinct_chair_i, recall,
+            repeats and unfinished beside chair_i, which a repeated object lowers.
         raw: name of the field with the output before it was filtered, when that differs from the answer.
         doc: names of the fields that make up the document; None takes all but answer, raw and metrics.
         doc_id: name of the field that identifies the question. Where it is a number in all rows, it is the doc_id; where it is

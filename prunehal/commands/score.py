@@ -58,14 +58,24 @@ def chair(
     json: Json = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """CHAIR: chair_i, chair_s and recall of captions."""
+    """CHAIR of captions: chair_i and chair_s; beside them distinct_chair_i, absent objects, recall, repeats, unfinished, words.
+
+    unfinished is the share of the captions as the file has them that were cut at a limit of tokens: by the key finished (true or
+    false) if every row has it, and else by their last mark.
+    """
+    import pandas as pd
+
     from prunehal import benchmarks
+    from prunehal.benchmarks.captions import read_caption_file
+    from prunehal.benchmarks.chair import is_finished
 
     def scored() -> Report:
         loaded = benchmarks.load_scorer(scorer)
         sources = ground_truth or [benchmarks.truth_of_scorer(loaded)]
         truth = benchmarks.load_ground_truth(sources, loaded)
-        texts, n_bad = benchmarks.read_captions(captions, truth, skip_bad, caption_key, image_key)
+        read = read_caption_file(captions, truth, skip_bad, caption_key, image_key)
+        texts = read.captions
+        ended = [is_finished(text) for text in texts.values()] if read.finished is None else list(read.finished.values())
         if truncate_words is not None:
             texts = {image: benchmarks.truncate(text, truncate_words) for image, text in texts.items()}
         if drop_unfinished:
@@ -75,7 +85,8 @@ def chair(
                 f"{captions}: no caption keeps a word; expected one that does. Fix: raise --truncate-words, or leave out "
                 "--drop-unfinished."
             )
-        result = benchmarks.score(texts, truth, loaded)
+        frame = pd.DataFrame({"image_id": list(texts), "caption": list(texts.values()), "finished": ended})
+        result = benchmarks.score(frame, truth, loaded)
         if not result.metrics["n_mentions"]:
             raise ValueError(
                 f"{captions}: no caption names an object, the first is {next(iter(texts.values()))[:60]!r}; expected English "
@@ -83,7 +94,8 @@ def chair(
             )
         settings = {
             "captions": str(captions), "ground_truth": sources, "truncate_words": truncate_words,
-            "drop_unfinished": drop_unfinished, "n_bad": n_bad, "n_distinct_captions": len(set(texts.values())),
+            "drop_unfinished": drop_unfinished, "unfinished_by": "text" if read.finished is None else "finished",
+            "n_bad": read.n_bad, "n_distinct_captions": len(set(texts.values())),
             "n_without_mention": int((result.items["n_mentions"] == 0).sum()),
         }  # fmt: skip
         return result.report(settings)

@@ -205,7 +205,7 @@ def run(settings: Run) -> Path:
     ...     scene("test", 0).image().save(f"{folder}/42.png")
     ...     settings = Run(model="embedded", benchmark="chair", images=folder, out=f"{folder}/out", max_new_tokens=4)
     ...     run(settings).read_text()
-    '{"image_id": 42, "caption": "The photo was taken"}\\n'
+    '{"image_id": 42, "caption": "The photo was taken", "finished": false}\\n'
     """
     path = settings.out / "settings.json"
     prompt = PROMPT if settings.model == EMBEDDED and settings.prompt is None else settings.prompt
@@ -238,7 +238,7 @@ def run(settings: Run) -> Path:
             keep_free(path, counts)
             _say(file.repair())
         texts = {item.key: file.rows[item.key]["text"] for item in chosen}
-        result = write_result(settings.benchmark, settings.out, chosen, texts)
+        result = write_result(settings.benchmark, settings.out, chosen, file.rows)
     n_pruned = sum(bool(file.rows[item.key]["prunes"]) for item in chosen) if settings.prunes else None
     for problem in _remarks(counts["left_out"], len(items) - len(chosen), texts, n_pruned):
         _say(f"{result}: {problem}")

@@ -1,6 +1,7 @@
 """What a model is asked in each benchmark, where the images lie, and the file that the benchmark's own scorer reads.
 
-- ``chair``: every image of a folder (or a list of image ids), one prompt for all; ``captions.jsonl`` with image_id, caption.
+- ``chair``: every image of a folder (or a list of image ids), one prompt for all; ``captions.jsonl`` with image_id, caption,
+  finished (whether the caption ended by itself, and not at the limit of tokens).
 - ``pope``: yes-or-no questions, a shipped file or one of the user's; ``answers.jsonl`` with question, answer,
   question_id, image.
 - ``amber``: the generative and the discriminative queries; ``responses.json`` with id, response.
@@ -29,6 +30,7 @@ __all__ = ["BENCHMARKS", "CAPTION_PROMPT", "Item", "Task", "image_key", "images_
 
 CAPTION_PROMPT = "Please describe this image in detail."
 
+_Answer = Mapping[str, Any]  # text and finished, among others
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # Where the images lie below the folder that the user names: as COCO, AMBER and MMHal-Bench unpack.
 _FOLDERS = ("", "val2014", "image", "images")
@@ -51,13 +53,13 @@ class Task:
     Attributes:
         ask: from the folder of images, ``questions`` and ``prompt`` (each may be None) to the items, in the benchmark's order.
         result: name of the result file.
-        write: writes the texts of items to that file.
+        write: writes the rows of items (text, finished) to that file.
         prompted: whether the user chooses the prompt; otherwise the benchmark's questions are the prompts.
     """
 
     ask: Callable[[Path, str | None, str | None], list[Item]]
     result: str
-    write: Callable[[Path, Sequence[Item], Sequence[str]], None]
+    write: Callable[[Path, Sequence[Item], Sequence[_Answer]], None]
     prompted: bool = False
 
 
@@ -153,24 +155,24 @@ def image_key(name: str) -> int | str:
     return path.stem if path.suffix.lower() in _SUFFIXES else path.name
 
 
-def write_result(benchmark: str, folder: Path, items: Sequence[Item], texts: Mapping[int | str, str]) -> Path:
+def write_result(benchmark: str, folder: Path, items: Sequence[Item], rows: Mapping[int | str, _Answer]) -> Path:
     """Write the benchmark's own result file, whole, in the benchmark's order; return its path.
 
     Args:
         benchmark: a name of BENCHMARKS.
         folder: where to.
         items: as `items_of` gives them, or the first of them.
-        texts: what the model said, by key.
+        rows: by key, what was answered: text, and finished (whether it ended by itself), as the rows of a run have them.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write_result("chair", Path(folder), [Item(42, "42.jpg", "")], {42: "A cat."})
+    ...     path = write_result("chair", Path(folder), [Item(42, "42.jpg", "")], {42: {"text": "A cat.", "finished": True}})
     ...     path.name, path.read_text()
-    ('captions.jsonl', '{"image_id": 42, "caption": "A cat."}\\n')
+    ('captions.jsonl', '{"image_id": 42, "caption": "A cat.", "finished": true}\\n')
     """
     task = BENCHMARKS[benchmark]
     path = Path(folder) / task.result
-    task.write(path, items, [texts[item.key] for item in items])
+    task.write(path, items, [rows[item.key] for item in items])
     return path
 
 
@@ -239,8 +241,9 @@ def _listed_images(path: Path) -> list[int | str]:
     return list(dict.fromkeys(value if isinstance(value, int) else image_key(value.strip()) for value in values.values()))
 
 
-def _write_captions(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
-    lines = [{"image_id": item.key, "caption": text} for item, text in zip(items, texts, strict=True)]
+def _write_captions(path: Path, items: Sequence[Item], rows: Sequence[_Answer]) -> None:
+    pairs = zip(items, rows, strict=True)
+    lines = [{"image_id": item.key, "caption": row["text"], "finished": row["finished"]} for item, row in pairs]
     with written(path) as part:
         part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
@@ -258,8 +261,9 @@ def _ask_pope(images: Path, questions: str | None, prompt: str | None) -> list[I
     return [Item(place.content.question_id, place.content.image, place.content.text) for place in places]
 
 
-def _write_pope(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
-    pope.write_answers(path, [pope.Question(item.key, item.image, item.text, "") for item in items], texts)
+def _write_pope(path: Path, items: Sequence[Item], rows: Sequence[_Answer]) -> None:
+    questions = [pope.Question(item.key, item.image, item.text, "") for item in items]
+    pope.write_answers(path, questions, [row["text"] for row in rows])
 
 
 def _ask_amber(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
@@ -272,8 +276,8 @@ def _ask_amber(images: Path, questions: str | None, prompt: str | None) -> list[
     return [Item(query["id"], query["image"], query["query"]) for query in read_queries(questions)]
 
 
-def _write_amber(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
-    amber.write_responses(path, {item.key: text for item, text in zip(items, texts, strict=True)})
+def _write_amber(path: Path, items: Sequence[Item], rows: Sequence[_Answer]) -> None:
+    amber.write_responses(path, {item.key: row["text"] for item, row in zip(items, rows, strict=True)})
 
 
 def _ask_mmhal(images: Path, questions: str | None, prompt: str | None) -> list[Item]:
@@ -285,9 +289,9 @@ def _ask_mmhal(images: Path, questions: str | None, prompt: str | None) -> list[
     ]
 
 
-def _write_mmhal(path: Path, items: Sequence[Item], texts: Sequence[str]) -> None:
+def _write_mmhal(path: Path, items: Sequence[Item], rows: Sequence[_Answer]) -> None:
     records = judged.questions()
-    filled = [records[item.key] | {"model_answer": text} for item, text in zip(items, texts, strict=True)]
+    filled = [records[item.key] | {"model_answer": row["text"]} for item, row in zip(items, rows, strict=True)]
     with written(path) as part:  # of the first items only, where a limit was set
         part.write_text(json.dumps(filled, indent=2) + "\n", encoding="utf-8")
 
