@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.core import MassShare, attach
 from prunehal.experiments import Experiment, Store, changes
-from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.experiments.compare import N_RESAMPLES, PRIMARY
 from prunehal.selection_rule import Chosen
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import Scene
@@ -37,9 +37,9 @@ def transfer(
         n_resamples: of the bootstrap over images.
 
     Returns:
-        The columns of `prunehal.experiments.changes` against no pruning, and: family, chosen ("there" or "here"); regret_chair_i
-        and regret_recall with _low and _high: by how many points the setting chosen there is worse than the one chosen here, so
-        that above 0 is worse for both metrics. NaN on the line of the setting chosen here.
+        The columns of `prunehal.experiments.changes` against no pruning, and: family, chosen ("there" or "here");
+        regret_distinct_chair_i and regret_recall with _low and _high: by how many points the setting chosen there is worse than
+        the one chosen here, so that above 0 is worse for both metrics. NaN on the line of the setting chosen here.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -49,9 +49,10 @@ def transfer(
         pair = [each[family].setting.on(base) for each in (there, here)]
         part = changes(store, pair, base, n_resamples=n_resamples).assign(family=family, chosen=["there", "here"])
         regret = changes(store, pair[:1], pair[1], n_resamples=n_resamples)
+        distinct, recall = PRIMARY
         for end, other in (("", ""), ("_low", "_high"), ("_high", "_low")):
-            part[f"regret_chair_i{end}"] = [regret[f"d_chair_i{end}"].item(), np.nan]
-            part[f"regret_recall{end}"] = [0.0 - regret[f"d_recall{other}"].item(), np.nan]  # a fall of recall is worse
+            part[f"regret_{distinct}{end}"] = [regret[f"d_{distinct}{end}"].item(), np.nan]
+            part[f"regret_{recall}{end}"] = [0.0 - regret[f"d_{recall}{other}"].item(), np.nan]  # a fall of recall is worse
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 

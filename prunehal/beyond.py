@@ -15,18 +15,18 @@ import pandas as pd
 from prunehal.core import Bank, Keep, NoPruning, PruneHal, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths
-from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.gain import part_of_change
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
 from prunehal.redundancy import at_random
-from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
+from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose_by_rule
 from prunehal.tried import FALLBACK, Setting, candidates, standing
 
 __all__ = [
-    "CHOSEN_BY",
     "as_table",
     "between",
+    "both_changes",
     "chosen_policies",
     "compare",
     "controls",
@@ -36,20 +36,17 @@ __all__ = [
     "verdict",
 ]
 
-MARGIN = 100 * CHOSEN_BY["recall"]  # the same in points: recall is equal where its interval shows no larger loss
+MARGIN = METRICS["recall"] * CHOSEN_BY["recall"]  # the same in points: recall is equal where its interval shows no larger loss
 ALPHA = 0.05  # of Holm's correction
 ORACLE = "oracle"
-_AT_RANDOM, _INT8 = ", random tokens", ", int8"  # ends of the names of controls
+AT_RANDOM, INT8 = ", random tokens", ", int8"  # ends of the names of controls
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
 # Families with a control of as many random tokens.
 WITH_RANDOM = ("PruneHal", "RobustVote", "MassShare", "Informative", "Standout")
 
 
 def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict[str, Chosen]:
-    """Choose one setting of each family on the validation split.
-
-    The one of lowest CHAIR_i among those that lose at most a point of recall against no pruning; where none does, the one of
-    highest recall.
+    """Choose one setting of each family on the validation split, against no pruning, by `selection_rule.choose_by_rule`.
 
     Args:
         store: holds the rows of data/grids/beyond_validation.toml and thresholds.toml.
@@ -69,7 +66,7 @@ def chosen_policies(store: Store, tiles: int = 0, model: str = EMBEDDED) -> dict
         scores = {none: store.score(none.on(experiments[0]))}
         scores |= {Setting(each.policy, each.mode): store.score(each) for each in experiments}
         graded = Graded("validation", scores)
-        chosen[family] = choose(graded, subject_to=CHOSEN_BY, otherwise="recall", baseline=none)
+        chosen[family] = choose_by_rule(graded, none)
     return chosen
 
 
@@ -85,10 +82,10 @@ def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     found = {"PruneHal, published": Setting(PUBLISHED)}
     for family in WITH_RANDOM:
         policy, mode = chosen[family].setting
-        found[family + _AT_RANDOM] = Setting(at_random(policy), mode)
+        found[family + AT_RANDOM] = Setting(at_random(policy), mode)
     for family, each in chosen.items():
         if isinstance(each.setting.policy, Bank):
-            found[family + _INT8] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
+            found[family + INT8] = Setting(replace(each.setting.policy, store="int8"), each.setting.mode)
     return found | {ORACLE: Setting(Keep(), "first-token")}
 
 
@@ -102,11 +99,11 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
         n_resamples: of the bootstrap over images.
 
     Returns:
-        Indexed by the names: the columns of `prunehal.experiments.changes` (visual is what the cache held), and attended (what
-        a step attends to of it; in percent of no pruning, too, and without a draft); equal_chair_i, equal_low, equal_high,
-        equal_recall, equal_recall_low, equal_recall_high (differences in percent after both were cut to the shorter mean
-        length); p_holm and rejected (of chair_i, over the settings), p_holm_recall, lowers (:func:`lowers`). With a setting
-        named "oracle" also part_chair_i, part_recall, and their _low and _high: the change as a part of the oracle's.
+        Indexed by the names: the columns of `prunehal.experiments.changes` (visual is what the cache held) and of
+        ``equal_lengths`` (differences where both captions name equally many distinct objects); attended (what a step attends to
+        of what is held; in percent of no pruning, too, and without a draft); p_holm and rejected (of distinct_chair_i, over the
+        settings), p_holm_recall, lowers (:func:`lowers`). With a setting named "oracle" also part_distinct_chair_i, part_recall,
+        and their _low and _high: the change as a part of the oracle's.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -121,8 +118,8 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
     table = table.join(equal_lengths(store, cells, base, n_resamples=n_resamples))
     table["attended"] = [_attended(store, cell, base) for cell in cells]
     table["p_holm_recall"] = holm(table, "p_recall")["p_holm"]
-    table = holm(table, "p_chair_i").set_index(pd.Index(settings, name="policy"))
-    for metric in ("chair_i", "recall") if ORACLE in settings else ():
+    table = holm(table, "p_distinct_chair_i").set_index(pd.Index(settings, name="policy"))
+    for metric in PRIMARY if ORACLE in settings else ():
         bound, plain = (store.score(each).items for each in (settings[ORACLE].on(base), base))
         parts = [part_of_change(store.score(each).items, bound, plain, metric, n_resamples=n_resamples) for each in cells]
         table[[f"part_{metric}{end}" for end in ("", "_low", "_high")]] = [(each.estimate, each.low, each.high) for each in parts]
@@ -130,46 +127,47 @@ def compare(store: Store, settings: Mapping[str, Setting], base: Experiment, *, 
 
 
 def lowers(table: pd.DataFrame) -> pd.Series:
-    """Return which settings are shown to lower CHAIR_i at equal recall and length.
+    """Return which settings are shown to lower distinct CHAIR_i at equal recall and an equal number of distinct objects.
 
-    CHAIR_i is lower after Holm's correction, its interval at equal length is below 0, and that of recall shows a loss of at
-    most a point; an estimate alone shows nothing.
+    Distinct CHAIR_i is lower after Holm's correction, its interval at an equal number of objects is below 0, and that of recall
+    shows a loss of at most a point; an estimate alone shows nothing.
 
     Args:
-        table: with the columns rejected, d_chair_i, equal_high and d_recall_low of :func:`compare`.
+        table: with the columns rejected, d_distinct_chair_i, equal_distinct_chair_i_high and d_recall_low of :func:`compare`.
 
-    >>> line = {"rejected": True, "d_chair_i": -3.0, "equal_high": -0.5, "d_recall": -0.9}
+    >>> line = {"rejected": True, "d_distinct_chair_i": -3.0, "equal_distinct_chair_i_high": -0.5, "d_recall": -0.9}
     >>> lowers(pd.DataFrame([line | {"d_recall_low": -1.0}, line | {"d_recall_low": -3.5}])).tolist()
     [True, False]
     """
-    lower = table["rejected"] & (table["d_chair_i"] < 0) & (table["equal_high"] < 0)
+    lower = table["rejected"] & (table["d_distinct_chair_i"] < 0) & (table["equal_distinct_chair_i_high"] < 0)
     return lower & (table["d_recall_low"] >= -MARGIN)
 
 
 def shown_parts(table: pd.DataFrame, metric: str) -> pd.Series | None:
     """Return which policies are shown to win a part of the oracle's gain, or None where the oracle is not shown to gain.
 
-    Shown is a part whose interval lies above 0, where the change is also one after Holm's correction.
+    The oracle gains where its interval is on the better side of 0 and it is a change after Holm's correction: a part of next to
+    nothing means nothing. A part is shown where its interval lies above 0 and the policy's change is one after the correction.
 
     Args:
         table: what :func:`compare` returned, with an oracle.
-        metric: "chair_i" (less is better) or "recall".
+        metric: "distinct_chair_i" (less is better) or "recall".
 
-    >>> oracle = {"d_recall_low": 2.0, "d_recall_high": 6.0, "part_recall_low": 1.0, "p_holm_recall": 0.01}
+    >>> oracle = {"d_recall_low": 2.0, "d_recall_high": 6.0, "p_holm_recall": 0.01}
     >>> lines = {"a": {"part_recall_low": 0.1, "p_holm_recall": 0.2}, "b": {"part_recall_low": 0.1, "p_holm_recall": 0.01}}
     >>> shown_parts(pd.DataFrame.from_dict(lines | {"oracle": oracle}, orient="index"), "recall").to_dict()
     {'a': False, 'b': True}
     """
-    sign = -1 if metric == "chair_i" else 1
+    sign = 1 if metric == "recall" else -1
     ends = sign * table.loc[ORACLE, [f"d_{metric}_low", f"d_{metric}_high"]].astype(float)
-    if ends.min() <= 0:
+    p = table["p_holm_recall" if metric == "recall" else "p_holm"]
+    if ends.min() <= 0 or p[ORACLE] > ALPHA:
         return None
-    p = table["p_holm" if metric == "chair_i" else "p_holm_recall"]
     return ((table[f"part_{metric}_low"] > 0) & (p <= ALPHA)).drop(ORACLE)
 
 
 def as_table(table: pd.DataFrame, settings: Mapping[str, Setting], chosen: Mapping[str, Chosen] | None = None) -> str:
-    """Return what :func:`compare` returned as markdown, and what it says in words.
+    """Return what :func:`compare` returned as markdown, no pruning first, and what it says in words.
 
     Args:
         table: what :func:`compare` returned for the settings.
@@ -178,16 +176,18 @@ def as_table(table: pd.DataFrame, settings: Mapping[str, Setting], chosen: Mappi
 
     >>> base, settings = Experiment(split="test", n_images=50), {"a": Setting(PUBLISHED), "oracle": Setting(PruneHal(r=0.9, t=1))}
     >>> as_table(compare(Store.shipped(), settings, base, n_resamples=200), settings).splitlines()[1]
-    '|---|---|---|---|---|---|---|---|---|---|'
+    '|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|'
     """
-    head = ["policy", "setting", "held in the cache", "attended to", "CHAIR_i", "recall"]
-    head += ["change of CHAIR_i", "of recall", "of CHAIR_i at equal length", "of recall at equal length"]
+    head = ["policy", "setting", "held in the cache", "attended to", *LEVELS.values()]
+    head += ["change of distinct CHAIR_i", "of recall", "of distinct CHAIR_i at equal objects", "of recall at equal objects"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    first = table.iloc[0]
+    plain = {metric: first[metric] - first[f"d_{metric}"] for metric in LEVELS}
+    lines.append(f"| {' | '.join(['no pruning', '', '100%', '100%', *_levels(plain), '', '', '', ''])} |")
     for name, line in table.iterrows():
         mark = f" ({FALLBACK})" if name in (chosen or {}) and standing(chosen[name]) == FALLBACK else ""
         cells = [f"{name}{mark}", settings[name].label, f"{line['visual']:.0f}%", f"{line['attended']:.0f}%"]
-        cells += [f"{line['chair_i']:.1f}", f"{line['recall']:.1f}", between(line, "d_chair_i"), between(line, "d_recall")]
-        cells += [between(line, "equal_chair_i", "equal"), between(line, "equal_recall")]
+        cells += [*_levels(line), *(between(line, f"{kind}_{metric}") for kind in ("d", "equal") for metric in PRIMARY)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {each}" for each in footnotes(settings)), *(f"- {each}." for each in verdict(table))])
 
@@ -217,20 +217,27 @@ def footnotes(settings: Mapping[str, Setting]) -> list[str]:
 
 
 def verdict(table: pd.DataFrame) -> list[str]:
-    """Return in words which policies are shown to lower CHAIR_i, which raise it, and what of the oracle's gain they win.
+    """Return in words which policies are shown to lower distinct CHAIR_i, which raise it, and what of the oracle's gain they win.
 
     Args:
         table: what :func:`compare` returned; "oracle", "..., random tokens" and "..., int8" are controls.
     """
-    own = table[[name != ORACLE and not name.endswith((_AT_RANDOM, _INT8)) for name in table.index]]
-    lower = own["rejected"] & (own["d_chair_i"] < 0)
+    own = table[[name != ORACLE and not name.endswith((AT_RANDOM, INT8)) for name in table.index]]
+    change = own["d_distinct_chair_i"]
     kinds = {
-        "Lower CHAIR_i after Holm's correction, lower at equal length, recall shown to be at most a point lower": own["lowers"],
-        "Lower CHAIR_i after Holm's correction, but not shown at equal length or at equal recall": lower & ~own["lowers"],
-        "Higher CHAIR_i after Holm's correction": own["rejected"] & (own["d_chair_i"] > 0),
+        "Distinct CHAIR_i lower, lower at equal objects too, recall shown to be at most a point lower": own["lowers"],
+        "Distinct CHAIR_i lower, but not shown at equal objects or at equal recall": own["rejected"]
+        & (change < 0)
+        & ~own["lowers"],
+        "Distinct CHAIR_i higher": own["rejected"] & (change > 0),
+        "Distinct CHAIR_i unclear": ~own["rejected"].astype(bool),
     }
-    said = [f"{what}: {', '.join(own.index[which]) or 'no policy'}" for what, which in kinds.items()]
-    for metric, label in (("chair_i", "CHAIR_i"), ("recall", "recall")):
+    said = []
+    for what, which in kinds.items():
+        named = [f"{name} {between(line, 'd_distinct_chair_i')}" for name, line in own[which].iterrows()]
+        said.append(f"{what}: {', '.join(named) or 'no policy'}")
+    for metric in PRIMARY:
+        label = LEVELS[metric]
         oracle, shown = between(table.loc[ORACLE], f"d_{metric}"), shown_parts(table, metric)
         if shown is None:
             said.append(
@@ -250,6 +257,21 @@ def between(line: pd.Series, name: str, ends: str = "", digits: int = 1) -> str:
     """Return an estimate with its interval, such as ``+1.2 [0.3, 2.1]``."""
     low, high = (line[f"{ends or name}_{end}"] for end in ("low", "high"))
     return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def both_changes(line: Mapping[str, float], kind: str = "d") -> str:
+    """Return the changes of distinct CHAIR_i and of recall with their intervals, of the columns that begin with ``kind``.
+
+    >>> line = {f"d_{metric}{end}": value for metric in PRIMARY for end, value in (("", 1.0), ("_low", 0.5), ("_high", 1.5))}
+    >>> both_changes(line)
+    'distinct CHAIR_i +1.0 [0.5, 1.5], recall +1.0 [0.5, 1.5]'
+    """
+    return ", ".join(f"{LEVELS[metric]} {between(line, f'{kind}_{metric}')}" for metric in PRIMARY)
+
+
+def _levels(line: Mapping[str, float]) -> list[str]:
+    """Return the cells of a table that stand beside every CHAIR_i: two decimals for absent objects of a caption, else one."""
+    return [f"{line[metric]:.{2 if metric == 'absent' else 1}f}" for metric in LEVELS]
 
 
 def _attended(store: Store, experiment: Experiment, base: Experiment) -> float:

@@ -69,7 +69,7 @@ def candidates(tiles: int = 0, model: str = EMBEDDED) -> dict[str, list[Experime
 
 
 def standing(chosen: Chosen) -> str:
-    """Return in words how a setting was chosen: as the one of lowest CHAIR_i that kept the recall, or for want of one.
+    """Return in words how a setting was chosen: as the one of lowest distinct CHAIR_i that kept the recall, or for want.
 
     >>> from prunehal.beyond import chosen_policies
     >>> {family: standing(each) for family, each in chosen_policies(Store.shipped(), tiles=3).items()}["PruneHal"]

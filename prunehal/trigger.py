@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from prunehal.bootstrap import bca
-from prunehal.core import PruneHal
+from prunehal.core import NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.over_images import SharedImages
 from prunehal.loading import EMBEDDED
 from prunehal.pooled import ratio
 from prunehal.resources import data_path
-from prunehal.selection_rule import Chosen, choose
+from prunehal.selection_rule import Chosen, choose_by_rule
 
 __all__ = [
     "at_edge",
@@ -156,37 +156,34 @@ def on_mentions(store: Store, experiment: Experiment, *, n_resamples: int = 5000
     return line
 
 
-def chosen_factors(store: Store, subject_to: Mapping[str, float], model: str = EMBEDDED) -> dict[float, Chosen]:
+def chosen_factors(store: Store, model: str = EMBEDDED) -> dict[float, Chosen]:
     """Choose a factor of the threshold for each r on the validation split, where the vote alone decides when to prune.
 
-    The one of lowest CHAIR_i among those that meet the conditions against sqrt(r), which is no candidate itself.
+    The choice is against no pruning, by `prunehal.selection_rule.choose_by_rule`; sqrt(r) is a candidate like the others.
 
     Args:
-        store: holds the rows of data/grids/factor.toml.
-        subject_to: metric -> how much worse than with sqrt(r) it may be at most, as in `prunehal.selection_rule.choose`.
+        store: holds the rows of data/grids/factor.toml, and those without pruning.
         model: as in `Experiment`.
 
     Returns:
-        r -> the choice, whose ``setting`` is a PruneHal; r for which no factor meets the conditions are left out.
+        r -> the choice, whose ``setting`` is a PruneHal; where no factor keeps the recall it is that of highest recall, and
+        ``missed`` says so.
 
     Raises:
         FileNotFoundError: rows are missing.
 
-    >>> sorted(chosen_factors(Store.shipped(), {}))
-    [0.4, 0.7, 0.9]
+    >>> {r: each.setting.factor for r, each in chosen_factors(Store.shipped()).items()}
+    {0.4: 0.1, 0.7: 0.1, 0.9: 0.1}
     """
     by_ratio: dict[float, list[Experiment]] = {}
     for each in read_grid(data_path("grids", "factor.toml")):
         if each.split == "validation":
             by_ratio.setdefault(each.policy.r, []).append(each.with_options({"model": model}))
-    chosen = {}
-    for r, experiments in by_ratio.items():
-        usual = next(each.policy for each in experiments if each.policy.factor is None)
-        try:
-            chosen[r] = choose(graded(store, experiments), subject_to=subject_to, baseline=usual)
-        except ValueError:  # no factor meets the conditions
-            continue
-    return chosen
+    none = NoPruning()
+    return {
+        r: choose_by_rule(graded(store, [replace(experiments[0], policy=none), *experiments]), none)
+        for r, experiments in by_ratio.items()
+    }
 
 
 def at_edge(policy: PruneHal) -> str:
@@ -215,7 +212,7 @@ def factors_at_equal_budget(shared: SharedImages, metric: str, degree: int = 2, 
 
     Args:
         shared: settings of PruneHal that differ in r and factor, and a baseline.
-        metric: "chair_i", "chair_s", "recall" or "words".
+        metric: a name of `prunehal.experiments.compare.METRICS`, such as "distinct_chair_i".
         degree: of the polynomial.
         n_resamples: of the bootstrap over images.
 

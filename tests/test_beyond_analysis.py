@@ -10,6 +10,7 @@ import pytest
 import prunehal as ph
 from prunehal.automatic import chosen_ratios, transfer
 from prunehal.beyond import as_table, chosen_policies, compare, controls, footnotes, lowers, shown_parts, verdict
+from prunehal.beyond_controls import against_controls
 from prunehal.core import (
     Accumulated,
     Bank,
@@ -24,6 +25,7 @@ from prunehal.core import (
     attach,
 )
 from prunehal.experiments import Experiment, read_grid, sweep
+from prunehal.experiments.compare import LEVELS
 from prunehal.experiments.pictures import truth
 from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen
@@ -64,7 +66,7 @@ def test_a_choice_keeps_the_recall_or_has_the_highest(tiles):
         found = {Setting(each.policy, each.mode): store.score(each).metrics for each in experiments}
         keeping = {setting: m for setting, m in found.items() if m["recall"] >= base["recall"] - 0.01 - 1e-12}
         if keeping:
-            assert found[choice.setting]["chair_i"] == min(m["chair_i"] for m in keeping.values())
+            assert found[choice.setting]["distinct_chair_i"] == min(m["distinct_chair_i"] for m in keeping.values())
             assert choice.setting in keeping
         else:
             assert found[choice.setting]["recall"] == max(m["recall"] for m in found.values())
@@ -83,7 +85,7 @@ def test_every_candidate_is_shown_and_the_choice_marked(tiles):
         assert part["images"].tolist() == [each.n_images for each in experiments]
         for line, each in zip(part.to_dict("records"), experiments, strict=True):
             metrics = store.score(each).metrics
-            for metric in ("chair_i", "recall"):
+            for metric in ("chair_i", "distinct_chair_i", "recall"):
                 assert line[metric] == pytest.approx(100 * metrics[metric])
                 assert line[f"d_{metric}"] == pytest.approx(100 * (metrics[metric] - base[metric]))
         marked = part[part["choice"] != ""]
@@ -143,15 +145,20 @@ def test_settings_are_compared_with_no_pruning(small):
     words = {name: store.score(each.on(base)).metrics for name, each in settings.items()}
     assert table.index.tolist() == [*"abcd", "oracle"]
     for name, line in table.iterrows():
-        for metric in ("chair_i", "recall"):
+        for metric in ("chair_i", "distinct_chair_i", "recall"):
             assert line[f"d_{metric}"] == pytest.approx(100 * (words[name][metric] - plain[metric]))
-        assert line["equal_low"] <= line["equal_chair_i"] <= line["equal_high"]
-        assert line["equal_recall_low"] <= line["equal_recall"] <= line["equal_recall_high"]
-        assert line["p_holm"] >= line["p_chair_i"]
-        assert line["lowers"] == bool(
-            line["rejected"] and line["d_chair_i"] < 0 and line["equal_high"] < 0 and line["d_recall_low"] >= -1
+        for metric in ("distinct_chair_i", "recall"):
+            assert line[f"equal_{metric}_low"] <= line[f"equal_{metric}"] <= line[f"equal_{metric}_high"]
+        assert line["p_holm"] >= line["p_distinct_chair_i"]
+        assert line["p_holm_recall"] >= line["p_recall"]
+        shown = (
+            line["rejected"],
+            line["d_distinct_chair_i"] < 0,
+            line["equal_distinct_chair_i_high"] < 0,
+            line["d_recall_low"] >= -1,
         )
-        for metric in ("chair_i", "recall"):
+        assert line["lowers"] == all(shown)
+        for metric in ("distinct_chair_i", "recall"):
             wins = (words[name][metric] - plain[metric]) / (words["oracle"][metric] - plain[metric])
             assert line[f"part_{metric}"] == pytest.approx(wins)
         assert (line["attended"] < line["visual"]) == (name == "d")
@@ -174,7 +181,7 @@ def test_attended_tokens_are_those_with_weight_at_each_step(policy, tmp_path):
     assert table.loc["a", "attended"] == pytest.approx(100 * np.mean(seen) / 144, abs=0.02)
 
 
-def test_a_policy_lowers_only_where_recall_stays_and_length_is_no_reason(tmp_path):
+def test_a_policy_lowers_only_where_recall_stays_and_fewer_objects_are_no_reason(tmp_path):
     base = Experiment(split="test", n_images=40)
     settings = {name: Setting(PruneHal(r=r)) for name, r in (("silent", 0.5), ("short", 0.6), ("same", 0.7))}
     store = ph.Store(tmp_path)
@@ -183,7 +190,7 @@ def test_a_policy_lowers_only_where_recall_stays_and_length_is_no_reason(tmp_pat
         base: lambda names: f"There is a {names[0]}, a {names[1]} and a {_absent(names)}.",
         settings["silent"].on(base): lambda names: f"There is a {names[0]}, a wall, a floor and a wall.",
         settings["short"].on(base): lambda names: f"There is a {names[0]} and a {names[1]}.",
-        settings["same"].on(base): lambda names: f"There is a {names[0]}, a {names[1]} and a wall.",
+        settings["same"].on(base): lambda names: f"There is a {', a '.join(names[:3])} and a wall.",
     }
     with store.writing():
         for experiment, text in texts.items():
@@ -199,13 +206,14 @@ def test_a_policy_lowers_only_where_recall_stays_and_length_is_no_reason(tmp_pat
         ({}, True),
         ({"d_recall": -0.9, "d_recall_low": -3.5, "d_recall_high": 1.7}, False),  # the estimate alone is within a point
         ({"d_recall_low": -1.0}, True),
-        ({"equal_high": 0.0}, False),
+        ({"equal_distinct_chair_i_high": 0.0}, False),
         ({"rejected": False}, False),
-        ({"d_chair_i": 3.0}, False),
+        ({"d_distinct_chair_i": 3.0}, False),
     ],
 )
 def test_equal_recall_and_length_are_shown_by_intervals(changed, expected):
-    line = {"rejected": True, "d_chair_i": -3.0, "equal_high": -0.2, "d_recall": 0.0, "d_recall_low": -0.5, "d_recall_high": 0.5}
+    line = {"rejected": True, "d_distinct_chair_i": -3.0, "equal_distinct_chair_i_high": -0.2}
+    line |= {"d_recall": 0.0, "d_recall_low": -0.5, "d_recall_high": 0.5}
     assert lowers(pd.DataFrame([line | changed])).tolist() == [expected]
 
 
@@ -219,21 +227,25 @@ def _row(key, text):
 
 
 def planted(**oracle):
-    line = {"d_chair_i": 0.0, "d_recall": 0.0, "rejected": False, "lowers": False, "p_holm": 1.0, "p_holm_recall": 1.0}
-    line |= {f"{kind}_{metric}{end}": 0.0 for kind in ("d", "part") for metric in ("chair_i", "recall") for end in ENDS}
+    line = {"rejected": False, "lowers": False, "p_holm": 1.0, "p_holm_recall": 1.0}
+    line |= {f"{kind}_{metric}{end}": 0.0 for kind in ("d", "part") for metric in ("distinct_chair_i", "recall") for end in ENDS}
     return {"A": line, "B": line, "A, random tokens": line, "oracle": line | oracle}
 
 
 ENDS = ("", "_low", "_high")
 
 
-@pytest.mark.parametrize(("metric", "sign"), [("chair_i", -1), ("recall", 1)])
+@pytest.mark.parametrize(("metric", "sign"), [("distinct_chair_i", -1), ("recall", 1)])
 def test_a_part_of_the_oracles_gain_is_shown_by_its_interval_and_after_correction(metric, sign):
-    p = "p_holm" if metric == "chair_i" else "p_holm_recall"
-    for low, high in ((-5.0, -3.0), (-0.5, 9.0), (0.0, 9.0)):
-        lines = planted(**dict(zip((f"d_{metric}_low", f"d_{metric}_high"), sorted((sign * low, sign * high)), strict=True)))
-        assert shown_parts(pd.DataFrame.from_dict(lines, orient="index"), metric) is None
-    lines = planted(**dict(zip((f"d_{metric}_low", f"d_{metric}_high"), sorted((sign * 3.0, sign * 5.0)), strict=True)))
+    p = "p_holm_recall" if metric == "recall" else "p_holm"
+
+    def gaining(low, high, p_value):
+        low, high = sorted((sign * low, sign * high))
+        return planted(**{f"d_{metric}_low": low, f"d_{metric}_high": high, p: p_value})
+
+    for low, high, p_value in ((-5.0, -3.0, 0.01), (-0.5, 9.0, 0.01), (0.0, 9.0, 0.01), (3.0, 5.0, 0.06)):
+        assert shown_parts(pd.DataFrame.from_dict(gaining(low, high, p_value), orient="index"), metric) is None
+    lines = gaining(3.0, 5.0, 0.01)
     lines["A"] = lines["A"] | {f"part_{metric}_low": 0.01, p: 0.2}
     lines["B"] = lines["A"] | {p: 0.04}
     lines["C"] = lines["B"] | {f"part_{metric}_low": -0.1}
@@ -241,28 +253,50 @@ def test_a_part_of_the_oracles_gain_is_shown_by_its_interval_and_after_correctio
     assert shown.to_dict() == {"A": False, "B": True, "C": False, "A, random tokens": False}
 
 
-def test_the_words_follow_the_numbers():
-    said = verdict(pd.DataFrame.from_dict(planted(), orient="index"))
-    assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["no policy"] * 3
-    assert said[3:] == [
-        f"The oracle changes {label} by +0.0 [0.0, 0.0]: no gain is shown, and so none of which a selection could win a part"
-        for label in ("CHAIR_i", "recall")
-    ]
-    lines = planted(d_recall=4.0, d_recall_low=1.0, d_recall_high=9.0)
-    lines["A, random tokens"] = lines["A, random tokens"] | {"rejected": True, "d_chair_i": 3.0}
-    lines["C, published"] = lines["A"] | {"rejected": True, "d_chair_i": 4.0}
-    lines["A"] = lines["A"] | {"rejected": True, "lowers": True, "d_chair_i": -2.0}
-    lines["A"] |= {"part_recall": 0.25, "part_recall_low": 0.1, "part_recall_high": 0.5}
-    lines["B"] = lines["B"] | {"rejected": True, "d_chair_i": -4.0}
-    lines["B"] |= {"part_recall": -1.25, "part_recall_low": -2.0, "part_recall_high": 0.25}
+def said_of(lines):
+    """Return the sentences of the verdict on planted lines, without what introduces each list."""
     said = verdict(pd.DataFrame.from_dict(lines, orient="index"))
-    assert [sentence.rpartition(": ")[2] for sentence in said[:3]] == ["A", "B", "C, published"]
-    assert said[4].endswith(
+    return [sentence.rpartition(": ")[2] for sentence in said[:4]], said[4:]
+
+
+def test_the_words_follow_the_numbers():
+    named, oracle = said_of(planted())
+    assert named == ["no policy"] * 3 + ["A +0.0 [0.0, 0.0], B +0.0 [0.0, 0.0]"]
+    assert oracle == [
+        f"The oracle changes {label} by +0.0 [0.0, 0.0]: no gain is shown, and so none of which a selection could win a part"
+        for label in ("distinct CHAIR_i", "recall")
+    ]
+    lines = planted(d_recall=4.0, d_recall_low=1.0, d_recall_high=9.0, p_holm_recall=0.01)
+    lines["A, random tokens"] = lines["A, random tokens"] | {"rejected": True, "d_distinct_chair_i": 3.0}
+    lines["C, published"] = lines["A"] | {"rejected": True, "d_distinct_chair_i": 4.0}
+    lines["A"] = lines["A"] | {"rejected": True, "lowers": True, "d_distinct_chair_i": -2.0}
+    lines["A"] |= {"part_recall": 0.25, "part_recall_low": 0.1, "part_recall_high": 0.5}
+    lines["B"] = lines["B"] | {"rejected": True, "d_distinct_chair_i": -4.0}
+    lines["B"] |= {"part_recall": -1.25, "part_recall_low": -2.0, "part_recall_high": 0.25}
+    named, oracle = said_of(lines)
+    assert named == ["A -2.0 [0.0, 0.0]", "B -4.0 [0.0, 0.0]", "C, published +4.0 [0.0, 0.0]", "no policy"]
+    assert oracle[1].endswith(
         "by +4.0 [1.0, 9.0]; the policies' parts of that: A 25% [10%, 50%], C, published 0% [0%, 0%], B -125% [-200%, 25%]"
     )
-    assert said[5].endswith("Holm's correction): no policy")
+    assert oracle[2].endswith("Holm's correction): no policy")
     lines["A"]["p_holm_recall"] = 0.01
-    assert verdict(pd.DataFrame.from_dict(lines, orient="index"))[5].endswith("Holm's correction): A")
+    assert said_of(lines)[1][2].endswith("Holm's correction): A")
+
+
+def test_a_policy_is_compared_with_itself_after_one_change(tmp_path):
+    base = Experiment(split="test", n_images=6)
+    settings = {"P": Setting(PruneHal(r=0.7, t=1)), "P, random tokens": Setting(PruneHal(r=0.7, t=1, selection="random"))}
+    settings |= {"B": Setting(Bank()), "B, int8": Setting(Bank(store="int8")), "alone": Setting(MassShare())}
+    store = sweep([each.on(base) for each in settings.values()], tmp_path, progress=False)
+    table = against_controls(store, settings, base, n_resamples=200)
+    assert table.index.tolist() == [("P", "P, random tokens"), ("B, int8", "B")]
+    for (ours, theirs), line in table.iterrows():
+        a, b = (store.score(settings[name].on(base)) for name in (ours, theirs))
+        for metric in ("distinct_chair_i", "recall"):
+            assert line[f"d_{metric}"] == pytest.approx(100 * (a.metrics[metric] - b.metrics[metric]))
+        texts = [store.captions(settings[name].on(base))["caption"].tolist() for name in (ours, theirs)]
+        assert line["other"] == pytest.approx(100 * np.mean([x != y for x, y in zip(*texts, strict=True)]))
+        assert line["p_holm"] >= line["p_distinct_chair_i"]
 
 
 def test_footnotes_name_what_the_columns_leave_out():
@@ -279,16 +313,21 @@ def test_the_table_shows_recall_at_equal_length_and_marks_a_fallback(small):
     table = compare(store, settings, base, n_resamples=200)
     choices = {"a": _choice(settings["a"], missed=(("recall", 0.01),)), "b": _choice(settings["b"])}
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in as_table(table, settings, choices).splitlines()]
-    head, body = lines[0], {line[0]: line for line in lines[2 : 2 + len(settings)]}
-    assert list(body) == [f"a ({FALLBACK})", "b", "c", "d", "oracle"]
+    head, body = lines[0], {line[0]: line for line in lines[2 : 3 + len(settings)]}
+    assert list(body) == ["no pruning", f"a ({FALLBACK})", "b", "c", "d", "oracle"]
     line = table.loc["a"]
     ends = f"[{line['equal_recall_low']:.1f}, {line['equal_recall_high']:.1f}]"
-    assert body[f"a ({FALLBACK})"][head.index("of recall at equal length")] == f"{line['equal_recall']:+.1f} {ends}"
+    assert body[f"a ({FALLBACK})"][head.index("of recall at equal objects")] == f"{line['equal_recall']:+.1f} {ends}"
+    for name, experiment in (("no pruning", base), ("c", settings["c"].on(base))):
+        metrics = store.score(experiment).metrics
+        for metric, label in LEVELS.items():
+            unit, digits = 1 if metric in ("absent", "words") else 100, 2 if metric == "absent" else 1
+            assert body[name][head.index(label)] == f"{unit * metrics[metric]:.{digits}f}"
     assert FALLBACK not in as_table(table, settings)
 
 
 def _choice(setting, **options):
-    return Chosen(setting, "validation", "chair_i", 0.0, NONE, (), 2, 2, False, frozenset(), **options)
+    return Chosen(setting, "validation", "distinct_chair_i", 0.0, NONE, (), 2, 2, False, (0.0, 0.0), frozenset(), **options)
 
 
 def test_regret_is_how_much_worse_it_is_than_what_was_chosen_here(small):
@@ -296,7 +335,7 @@ def test_regret_is_how_much_worse_it_is_than_what_was_chosen_here(small):
     there, here = {"X": _choice(settings["a"])}, {"X": _choice(settings["c"])}
     table = transfer(store, there, here, base, ["X"], n_resamples=200).set_index("chosen")
     ours, theirs = (store.score(settings[name].on(base)).metrics for name in "ac")
-    for metric, worse in (("chair_i", 1), ("recall", -1)):
+    for metric, worse in (("distinct_chair_i", 1), ("recall", -1)):
         line = table.loc["there"]
         assert line[f"regret_{metric}"] == pytest.approx(worse * 100 * (ours[metric] - theirs[metric]))
         assert line[f"regret_{metric}_low"] < line[f"regret_{metric}"] < line[f"regret_{metric}_high"]

@@ -1,5 +1,6 @@
 """Trigger: times to a prune against a loop of Kaplan and Meier, votes, saturation and factors by hand, on made-up rows."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,18 +128,34 @@ def test_without_votes_there_is_no_share_of_them(tmp_path):
     assert line[["votes_naming", "votes_naming_low", "prunes_naming"]].isna().all()
 
 
-@pytest.mark.parametrize("subject_to", [{}, {"recall": 0.01}])
-def test_the_chosen_factor_has_the_lowest_chair_of_those_that_keep_the_recall_of_the_square_root(subject_to):
-    store, lowest = Store.shipped(), {}
+def test_the_chosen_factor_follows_the_one_rule_against_no_pruning():
+    store = Store.shipped()
+    base = store.score(Experiment(split="validation", n_images=100)).metrics
     tried = [each for each in read_grid(data_path("grids", "factor.toml")) if each.split == "validation"]
-    metrics = {(each.policy.r, each.policy.factor): store.score(each).metrics for each in tried}
-    for (r, factor), found in metrics.items():
-        kept = not subject_to or found["recall"] >= metrics[r, None]["recall"] - 0.01 - 1e-12
-        if factor is not None and kept and found["chair_i"] < lowest.get(r, (1, None))[0]:
-            lowest[r] = found["chair_i"], factor
-    found = chosen_factors(store, subject_to)
-    assert {r: (choice.value, choice.setting.factor) for r, choice in found.items()} == lowest
-    assert all(choice.baseline == PruneHal(r=r, t=3, forced_first=False) for r, choice in found.items())
+    found = chosen_factors(store)
+    assert set(found) == {each.policy.r for each in tried}
+    for r, choice in found.items():
+        metrics = {each.policy: store.score(each).metrics for each in tried if each.policy.r == r}
+        keeping = {policy: m["distinct_chair_i"] for policy, m in metrics.items() if m["recall"] >= base["recall"] - 0.01 - 1e-12}
+        best = min(keeping, key=keeping.get) if keeping else max(metrics, key=lambda policy: metrics[policy]["recall"])
+        assert (choice.setting, choice.baseline, bool(choice.missed)) == (best, NoPruning(), not keeping)
+        assert choice.n_candidates == len(metrics) == 5  # sqrt(r) among them
+
+
+def test_a_factor_that_keeps_the_recall_is_chosen_by_distinct_chair_and_not_by_repetition(tmp_path, monkeypatch):
+    plain = Experiment(n_images=2, split="validation")
+    factors = {0.25: "A dog, a cat and a bus.", 0.5: "A dog, a dog, a dog, a dog, a cat, a bus and a car.", None: "A dog."}
+    cells = {factor: replace(plain, policy=PruneHal(r=0.7, factor=factor)) for factor in factors}
+    store = Store(tmp_path)
+    with store.writing():
+        for experiment, text in [(plain, "A dog and a cat."), *((cells[factor], text) for factor, text in factors.items())]:
+            store.append(experiment, [row(key, 9, True, []) | {"caption": text} for key in image_keys(plain)])
+    monkeypatch.setattr("prunehal.trigger.read_grid", lambda path: list(cells.values()))
+    monkeypatch.setattr("prunehal.experiments.store.truth", lambda *args: {key: {"dog", "cat"} for key in image_keys(plain)})
+    scores = {factor: store.score(cell).metrics for factor, cell in cells.items()}
+    assert scores[0.5]["chair_i"] < scores[0.25]["chair_i"]
+    assert scores[0.5]["distinct_chair_i"] > scores[0.25]["distinct_chair_i"]
+    assert chosen_factors(store)[0.7].setting.factor == 0.25
 
 
 def test_a_factor_at_the_edge_of_those_tried_is_named():
@@ -154,7 +171,7 @@ def test_the_shipped_grid_reports_the_chosen_factors_and_the_square_root():
     on_test = {
         (each.policy.r, each.policy.factor) for each in read_grid(data_path("grids", "factor.toml")) if each.split == "test"
     }
-    chosen = chosen_factors(Store.shipped(), {"recall": 0.01})
+    chosen = chosen_factors(Store.shipped())
     assert on_test == {(r, factor) for r, each in chosen.items() for factor in (each.setting.factor, None)}
 
 
@@ -175,12 +192,12 @@ def shared(seed, effect, settings=24, images=30):
 
 def test_factors_are_compared_at_equal_budget():
     made = shared(0, effect=3.0)
-    found = factors_at_equal_budget(made, "chair_i", n_resamples=500).set_index("factor")
+    found = factors_at_equal_budget(made, "distinct_chair_i", n_resamples=500).set_index("factor")
     assert found.loc[0.25, "low"] < 3 < found.loc[0.25, "high"]
     assert found.loc[0.25, "low"] > 2
     assert found.loc[0.95, "low"] < 0 < found.loc[0.95, "high"]
     even = np.ones((1, 30))
-    frame = pd.DataFrame({"y": made.change("chair_i")(even)[0], "b": made.budget(even)[0]})
+    frame = pd.DataFrame({"y": made.change("distinct_chair_i")(even)[0], "b": made.budget(even)[0]})
     frame["factor"] = ["usual" if each.policy.factor is None else str(each.policy.factor) for each in made.experiments]
     fit = smf.ols("y ~ C(factor, Treatment('usual')) + b + I(b ** 2)", frame).fit()
     assert found["difference"].tolist() == pytest.approx(
@@ -192,4 +209,4 @@ def test_factors_are_compared_at_equal_budget():
 def test_factors_without_the_square_root_or_without_others_are_refused(factors):
     made = SimpleNamespace(experiments=[Experiment(policy=PruneHal(factor=factor)) for factor in factors])
     with pytest.raises(ValueError, match=r"factors \[.*expected None, which is sqrt\(r\), and others"):
-        factors_at_equal_budget(made, "chair_i")
+        factors_at_equal_budget(made, "distinct_chair_i")
