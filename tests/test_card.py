@@ -94,14 +94,13 @@ def test_figures_of_other_seeds_stand_beside(written_card, tmp_path):
     assert np.isfinite(recalls).all()
 
 
-def test_a_caption_that_was_cut_is_unfinished(monkeypatch):
-    def cut(*arguments, **options):
-        return caption_scenes(*arguments, **options, max_new_tokens=30)
-
-    monkeypatch.setattr(card, "caption_scenes", cut)
-    scenes = [scene("test", i) for i in range(2)]
-    assert card.evaluate(*load(), scenes)["unfinished"] == 1
-    assert card.evaluate(*load(), scenes, prompt=card.BRIEF)["unfinished"] < 1
+def test_a_caption_that_was_cut_after_a_sentence_is_unfinished(monkeypatch):
+    shown = scene("test", 0)
+    whole = caption_scenes(*load(), [shown]).captions.iloc[0]
+    limit = whole["starts"].index(whole["caption"].index(".")) + 1  # tokens of the first sentence
+    monkeypatch.setattr(card, "caption_scenes", lambda *args, **options: caption_scenes(*args, **options, max_new_tokens=limit))
+    assert caption_scenes(*load(), [shown], max_new_tokens=limit).texts[shown.image_id].endswith(".")
+    assert card.evaluate(*load(), [shown])["unfinished"] == 1
 
 
 def test_figures_of_other_seeds_stay_where_their_models_are_not_at_hand(written_card, tmp_path):
