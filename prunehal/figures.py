@@ -224,7 +224,9 @@ def draw_doses(axis: Axes, curve: pd.DataFrame, color: str, label: str, x: str =
     axis.axhline(0, color=COLORS["none"], linestyle="--", linewidth=0.8, zorder=0)
 
 
-def draw_choice(axis: Axes, chosen_on: Graded, found: Reported, reported_on: Graded, metric: str, label: str) -> None:
+def draw_choice(
+    axis: Axes, chosen_on: Graded, found: Reported, reported_on: Graded, metric: str, label: str, note: str | None = None
+) -> None:
     """Draw every setting's change from the baseline on the split that chose against the split that reports.
 
     Points on the diagonal keep on the second split what they showed on the first. The chosen setting stands out, under the label
@@ -234,8 +236,9 @@ def draw_choice(axis: Axes, chosen_on: Graded, found: Reported, reported_on: Gra
         axis: where to draw.
         chosen_on, reported_on: scores of the same settings on the two splits, the baseline among them.
         found: what `prunehal.selection_rule.report` gave.
-        metric: "chair_i", "chair_s" or "recall", drawn in percentage points.
+        metric: "distinct_chair_i" or another fraction of `found.differences`, drawn in percentage points.
         label: of the metric.
+        note: the title; by default that of ``found``.
     """
     base, best = found.chosen.baseline, found.chosen.setting
     x, y = (
@@ -255,5 +258,5 @@ def draw_choice(axis: Axes, chosen_on: Graded, found: Reported, reported_on: Gra
     axis.errorbar([x[best]], [y[best]], whiskers, fmt="D", markersize=8, capsize=4, color=color, zorder=3, label=found.label)
     names = (chosen_on.split, reported_on.split)
     axis.set(**{f"{way}label": f"change of {label}, points, {name} split" for way, name in zip("xy", names, strict=True)})
-    axis.set_title(textwrap.fill(found.note, 62), fontsize=10, loc="left")
+    axis.set_title(textwrap.fill(found.note if note is None else note, 72), fontsize=10, loc="left")
     axis.legend(frameon=False, fontsize=10)

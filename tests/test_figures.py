@@ -23,8 +23,9 @@ def graded(split, first, **wrong):
     for name, total in wrong.items():
         items = pd.DataFrame({"image_id": np.arange(first, first + 20), "words": 10, "n_mentions": 2, "n_truth": 2})
         items = items.assign(n_recalled=1, n_hallucinated=np.clip(total - 2 * np.arange(20), 0, 2))
+        items = items.assign(n_distinct=2, n_absent=items["n_hallucinated"], n_repeats=0, unfinished=False)
         items["hallucinated"] = items["n_hallucinated"] > 0
-        metrics = {"chair_i": total / 40, "chair_s": items["hallucinated"].mean(), "recall": 0.5, "words": 10.0}
+        metrics = {"chair_i": total / 40, "distinct_chair_i": total / 40, "recall": 0.5, "f1": 0.6, "words": 10.0}
         results[name] = ChairResult("fixed", metrics, items, pd.DataFrame())
     return Graded(split, results)
 
@@ -36,7 +37,7 @@ TEST = graded("test", 100, none=12, mild=14, hard=8)
 def drawn(axis, chosen_on, reported_on, allow=False):
     chosen = choose(chosen_on, baseline="none", allow_test_selection=allow)
     found = report(chosen, reported_on, n_resamples=200)
-    draw_choice(axis, chosen_on, found, reported_on, "chair_i", "CHAIR_i")
+    draw_choice(axis, chosen_on, found, reported_on, "distinct_chair_i", "distinct CHAIR_i")
     legend = [text.get_text() for text in axis.get_legend().get_texts()]
     return found, legend, " ".join(axis.get_title(loc="left").split())
 
@@ -46,15 +47,21 @@ def test_a_choice_on_validation_is_drawn_on_both_splits_and_says_where_it_was_ma
     assert "hard (chosen on validation)" in legend
     assert title == found.note
     assert "CHOSEN ON TEST" not in title
-    assert axis.get_xlabel() == "change of CHAIR_i, points, validation split"
-    assert axis.get_ylabel() == "change of CHAIR_i, points, test split"
+    assert axis.get_xlabel() == "change of distinct CHAIR_i, points, validation split"
+    assert axis.get_ylabel() == "change of distinct CHAIR_i, points, test split"
     (others,) = axis.collections[:1]
     assert others.get_offsets().tolist() == [pytest.approx([100 * (10 - 12) / 40, 100 * (14 - 12) / 40])]
     (container,) = axis.containers
     point, _, (bars,) = container
     assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((-25, -10))
-    d = found.differences["chair_i"]
+    d = found.differences["distinct_chair_i"]
     assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([100 * d.low, 100 * d.high])
+
+
+def test_a_choice_takes_another_title(axis):
+    found, *_ = drawn(axis, VALIDATION, TEST)
+    draw_choice(axis, VALIDATION, found, TEST, "distinct_chair_i", "distinct CHAIR_i", "its own words")
+    assert axis.get_title(loc="left") == "its own words"
 
 
 def test_a_choice_on_test_says_so_in_legend_and_title_and_has_another_colour(axis):

@@ -6,6 +6,7 @@ import pytest
 
 import prunehal as ph
 from prunehal.experiments import changes
+from prunehal.experiments.compare import METRICS
 from prunehal.experiments.effects import main_effects
 from prunehal.experiments.over_images import SharedImages, p_over_images, share_intervals
 
@@ -76,7 +77,8 @@ def test_shared_images_give_the_table_of_changes():
     store = ph.Store.shipped()
     both = SharedImages.read(store, settings, base)
     ours, theirs = both.table(["chair_i"], n_resamples=200), changes(store, settings, base, n_resamples=200)
-    shared = ["r", "t", "visual", "d_chair_i", "d_chair_i_low", "d_chair_i_high", "d_chair_s", "d_recall", "d_words"]
+    changed = [f"d_{metric}" for metric in METRICS]
+    shared = ["r", "t", "visual", *METRICS, *changed, "d_chair_i_low", "d_chair_i_high"]
     pd.testing.assert_frame_equal(ours[shared], theirs[shared])
     weights = np.zeros((1, 30))
     weights[0, :2] = 1, 3  # the second image thrice

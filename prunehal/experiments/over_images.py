@@ -24,7 +24,7 @@ from prunehal.inference import holm
 from prunehal.pooled import counts
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["SharedImages", "p_over_images", "share_intervals"]
+__all__ = ["SharedImages", "fit_over_images", "p_over_images", "share_intervals"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +107,15 @@ class SharedImages:
             n_resamples: of that.
 
         Returns:
-            Columns: experiment, one for each option of the policies, visual, d_ of each metric, d_..._low and d_..._high.
+            Columns: experiment, one for each option of the policies, visual, each metric, d_ of it, d_..._low and d_..._high.
         """
         even = np.ones((1, self.visual.shape[1]))
         frame = pd.DataFrame([{"experiment": each, **vars(each.policy)} for each in self.experiments])
         frame = frame.assign(visual=self.budget(even)[0])
-        frame = frame.assign(**{f"d_{metric}": self.change(metric)(even)[0] for metric in METRICS})
         base, *ours = self.items
+        for metric, unit in METRICS.items():
+            frame[metric] = [unit * each.metrics[metric] for each in self.results[1:]]
+            frame[f"d_{metric}"] = self.change(metric)(even)[0]
         for metric in intervals:
             found = [paired_bootstrap(base, each, metric, n_resamples=n_resamples) for each in ours]
             for end in ("low", "high"):
@@ -210,29 +212,54 @@ def p_over_images(
     >>> bool(p_over_images(table, ["kept"], *pools, 30, ["kept"])["p"][0] < 1e-6)
     True
     """
-    import statsmodels.api as sm
-
-    center, scale = _scale(budget, n_images)
-    weights = np.concatenate([np.ones((1, n_images)), 1.0 - np.eye(n_images)])  # all images, then all but one
-    y, powers = change(weights), _powers((budget(weights) - center) / scale, degree)
     lines = []
     for term in terms:
         pair = () if isinstance(term, str) else term
         names = design(table, options, (), pair=pair)
         mine = [n for n, column in enumerate(names) if (", " in column if pair else column.startswith(f"{term}="))]
-        x = np.concatenate([np.broadcast_to(names.to_numpy(), (len(y), *names.shape)), powers], axis=-1)  # (fit, setting, column)
         label = term if isinstance(term, str) else " x ".join(term)
-        if not mine or np.linalg.matrix_rank(x[0]) < x.shape[-1]:
+        fit = fit_over_images(names, change, budget, n_images, degree) if mine else None
+        if fit is None:
             lines.append({"term": label, "df": len(mine), "p": 1.0})
             continue
-        turned = x.transpose(0, 2, 1)
-        left_out = np.linalg.solve(turned @ x, turned @ y[..., None])[1:, mine, 0]
-        fit = sm.OLS(y[0], x[0]).fit()
-        moved = left_out - left_out.mean(axis=0)
-        covariance = fit.cov_params()[np.ix_(mine, mine)] + (n_images - 1) / n_images * moved.T @ moved
-        f = fit.params[mine] @ np.linalg.solve(covariance, fit.params[mine]) / len(mine)
-        lines.append({"term": label, "df": len(mine), "p": stats.f.sf(f, len(mine), min(n_images - 1, fit.df_resid))})
+        params, covariance, freedom = fit
+        f = params[mine] @ np.linalg.solve(covariance[np.ix_(mine, mine)], params[mine]) / len(mine)
+        lines.append({"term": label, "df": len(mine), "p": stats.f.sf(f, len(mine), freedom)})
     return holm(pd.DataFrame(lines), "p").drop(columns="rejected")
+
+
+def fit_over_images(
+    names: pd.DataFrame, change: Statistic, budget: Statistic, n_images: int, degree: int = DEGREE
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Fit the change by columns of options and powers of the budget, with an error from both samples, settings and images.
+
+    Args:
+        names: columns of options, one line for each setting, such as `prunehal.experiments.effects.design` gives.
+        change, budget, n_images, degree: as :func:`share_intervals`.
+
+    Returns:
+        Coefficients (those of the columns, then of the powers), their covariance, and degrees of freedom; None where the settings
+        cannot tell the columns apart.
+
+    >>> does = np.random.default_rng(0).normal([[0.0], [1.0], [0.0], [1.0]] * 5, 0.5, (20, 30))  # (setting, image)
+    >>> pools = [lambda weights, m=m: weights @ m.T / weights.sum(axis=1, keepdims=True) for m in (does, does**2)]
+    >>> names = design(pd.DataFrame({"kept": list("abab") * 5}), ["kept"], ())
+    >>> [each.shape for each in fit_over_images(names, *pools, 30, 2)[:2]]
+    [(4,), (4, 4)]
+    """
+    import statsmodels.api as sm
+
+    center, scale = _scale(budget, n_images)
+    weights = np.concatenate([np.ones((1, n_images)), 1.0 - np.eye(n_images)])  # all images, then all but one
+    y, powers = change(weights), _powers((budget(weights) - center) / scale, degree)
+    x = np.concatenate([np.broadcast_to(names.to_numpy(), (len(y), *names.shape)), powers], axis=-1)  # (fit, setting, column)
+    if np.linalg.matrix_rank(x[0]) < x.shape[-1]:
+        return None
+    turned = x.transpose(0, 2, 1)
+    left_out = np.linalg.solve(turned @ x, turned @ y[..., None])[1:, :, 0]
+    fit = sm.OLS(y[0], x[0]).fit()
+    moved = left_out - left_out.mean(axis=0)
+    return fit.params, fit.cov_params() + (n_images - 1) / n_images * moved.T @ moved, min(n_images - 1, fit.df_resid)
 
 
 def _scale(budget: Statistic, n_images: int) -> tuple[float, float]:
