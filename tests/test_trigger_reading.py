@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from prunehal.trigger_reading import FEWEST, singles_out, votes_at_names
+from prunehal.trigger_reading import FEWEST, singles_out, votes_at_names, whole_heads
 
 N_IMAGES = 40
 
@@ -72,3 +72,12 @@ def test_a_model_needs_ten_votes_at_names(few):
 )
 def test_the_words_follow_the_intervals(gap, odds_low, says):
     assert re.match(says, singles_out({"gap_low": gap[0], "gap_high": gap[1], "odds_low": odds_low}))
+
+
+def test_masses_near_whole_heads_are_counted_by_a_loop():
+    rng = np.random.default_rng(0)
+    mass = np.concatenate([rng.uniform(0, 1, 2000), np.repeat([0.0, 0.25, 0.5, 0.75, 1.0], 100)])
+    near = sum(any(abs(value - head / 4) <= 0.02 for head in range(5)) for value in mass) / len(mass)
+    found, chance = whole_heads(mass, 4)
+    assert found == pytest.approx(near)
+    assert chance == pytest.approx(whole_heads(rng.uniform(0, 1, 200_000), 4)[0], abs=0.005)
