@@ -2,8 +2,8 @@
 
 The best of many settings is partly the luckiest, so its gain on the rows that chose it is too large on average (Cawley and Talbot
 2010, "On Over-fitting in Model Selection and Subsequent Selection Bias in Performance Evaluation", JMLR 11). `choose` therefore
-refuses rows of a test split and `report` refuses images that the choice has seen. Who does it all the same says so in the call,
-and the answer carries it into every table and plot: `selected_on_test`, `note` and `label`.
+refuses rows of a test split, and of a final one, and `report` refuses images that the choice has seen. Who does it all the same
+says so in the call, and the answer carries it into every table and plot: `selected_on_test`, `note` and `label`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from prunehal.benchmarks.files import some
 from prunehal.bootstrap import Interval
 from prunehal.inference import WORSE
 from prunehal.statistics import paired_bootstrap
+from prunehal.testbed.final import FINAL, is_final
 
 __all__ = ["CHOSEN_BY", "ROUNDING", "Chosen", "Graded", "Reported", "choose", "choose_by_rule", "report"]
 
 CHOSEN_BY = {"recall": 0.01}  # how much recall the project's own choices may lose on the validation split
 REPORTED = ("distinct_chair_i", "chair_i", "absent", "recall", "repeats", "unfinished", "words")  # metrics of a report
 
-# Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one: a test split that is
-# not noticed does harm in silence, a refusal does not.
+# Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one, and any with "final":
+# a test split that is not noticed does harm in silence, a refusal does not.
 _NO_TEST = re.compile(r"(?<![A-Za-z])(?i:la|con|fas|grea|shor|ligh|brigh|smar)test(?![A-Za-z])")
 ROUNDING = 1e-12  # 0.80 - 0.79 is a little more than 0.01 in floating point
 
@@ -72,8 +73,18 @@ class Graded:
 
     @property
     def is_test(self) -> bool:
-        """Whether the name holds "test", in any case and place, but for words such as latest and contest."""
-        return "test" in _NO_TEST.sub("", self.split).lower()
+        """Whether nothing may be chosen on the split: it is a test split or a final one.
+
+        Its name holds "test", in any case and place, but for words such as latest and contest, or "final"; or, whatever it is
+        called, scenes of the testbed's final split are among its images.
+        """
+        name = _NO_TEST.sub("", self.split).lower()
+        return "test" in name or FINAL in name or self.n_final > 0
+
+    @property
+    def n_final(self) -> int:
+        """How many of the images are scenes of the testbed's final split."""
+        return sum(map(is_final, self.images))
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Chosen:
         subject_to: (metric, largest worsening against the baseline) pairs that it had to meet.
         missed: such pairs that no setting met, where `choose` was told to go on by another metric.
         n_candidates, n_allowed: settings compared; those of them that met the conditions it was chosen by.
-        selected_on_test: whether the split was a test split.
+        selected_on_test: whether the split was a test split or a final one.
         f1: F1 of the distinct objects that the setting names on that split, and the baseline's; shown, and never asked.
         images: image_ids that the choice has seen.
     """
@@ -195,8 +206,9 @@ def choose(
     'F1 of distinct objects 1.000, of the baseline 0.800'
     """
     if results.is_test and not allow_test_selection:
+        final = f" ({results.n_final} scenes of the final split)" if results.n_final else ""
         raise ValueError(
-            f"these are results of the {results.split!r} split, expected those of a split to choose on, such as 'validation'; "
+            f"these are results of the {results.split!r} split{final}, expected those of a split to choose on, such as 'validation'; "
             "the best of many settings is partly luck, and here nothing would be left to show it; pass allow_test_selection=True "
             "to mark the choice instead"
         )

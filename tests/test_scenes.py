@@ -19,6 +19,7 @@ CHECKSUMS = {
     "train": "0ea56d1044e520b19ef38d0de23fda4914cce418e58e2b23b0913f00d3fdf78d",
     "validation": "36ad69ed8ceedc73e9d9605db9a42bb91d28860023012b7a28231057b1285d12",
     "test": "bd3e6a40ff641ad5bb7735f7d8a2e3eef4f94b995dc8b4ec64fe08262c80edd5",
+    "final": "bac7308776d491db5e98bce708a0bc00ee2bd68fbc3d71968a8a7cb0fdd94fb4",
 }
 TILES = "d21f920fb4ae6a1b6b0507a78723d99d83472d3deeefc4984d076236bdb1e9cf"  # of test scene 0, three clean and three cluttered
 # The 80 categories of COCO in the order of their ids, and the ids up to 90 that COCO leaves out.
@@ -243,7 +244,7 @@ def test_every_object_of_the_world_has_a_sprite_of_every_size():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("tests", 0), r"split='tests': expected one of train, validation, test"),
+        (("tests", 0), r"split='tests': expected one of train, validation, test, final$"),
         (("test", -1), r"index=-1: expected 0 <= index < 100000000"),
         (("train", 100_000_000), r"index=100000000: expected 0 <= index"),
     ],

@@ -65,12 +65,16 @@ class _Scenes(Mapping[Hashable, set[str]]):
     """Render nothing and know all: the objects of a scene of the testbed follow from its image_id."""
 
     def __getitem__(self, image: Hashable) -> set[str]:
+        from prunehal.testbed.final import is_kept_back
         from prunehal.testbed.scenes import scene_of
 
         try:
-            return set(scene_of(image).names)
+            known = scene_of(image)
         except ValueError as error:
             raise KeyError(image) from error
+        if is_kept_back(known.image_id):
+            raise KeyError(image)
+        return set(known.names)
 
     def __iter__(self) -> Iterator[int]:
         return iter(())  # without end: asked for one by one
@@ -120,7 +124,7 @@ def ground_truth_coco(name: str = PATTERN) -> Mapping[Hashable, set[str]]:
 
 
 def ground_truth_testbed() -> Mapping[Hashable, set[str]]:
-    """Return the objects of the testbed's scenes, by their image_id.
+    """Return the objects of the testbed's scenes, by their image_id; none of scenes of the final split that are kept back.
 
     >>> from prunehal.testbed.scenes import scene
     >>> ground_truth_testbed()[scene("test", 3).image_id] == set(scene("test", 3).names)

@@ -32,11 +32,13 @@ from prunehal.experiments.modes import check_mode
 from prunehal.loading import EMBEDDED
 from prunehal.running.chat import check_template
 from prunehal.running.loop import DTYPES, MOST_NEW_TOKENS
+from prunehal.testbed.final import FINAL, FINAL_SPLITS, final_indices, purpose_of
 from prunehal.testbed.scenes import MOST_SCENES, SPLITS
 
 __all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 
 TESTBED = "testbed"
+_SPLITS = (*(name for name in SPLITS if name != FINAL), *FINAL_SPLITS)
 POLICIES: dict[str, type[Policy]] = {
     kind.__name__: kind
     for kind in (NoPruning, PruneHal, TopK, Accumulated, RobustVote, MassShare, StepTopK, Keep, Bank, Informative, Standout)
@@ -60,8 +62,9 @@ class Experiment:
         revision: of a hub name; None for the embedded model.
         dtype: ``"auto"`` (that of the checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``; the embedded model is float32.
         images: ``"testbed"`` (rendered scenes, whose truth is known) or a folder of COCO images, scored by COCO's truth.
-        split: of the testbed: train, validation or test. Of a folder: what its images are called where settings are chosen and
-            reported; give each split its own ``questions``.
+        split: of the testbed: train, validation, test, or the purpose for which scenes of the final split are read once:
+            ``"final-worlds"`` or ``"final-selections"``, see `prunehal.testbed.final`. Of a folder: what its images are called
+            where settings are chosen and reported; give each split its own ``questions``.
         questions: a file of image ids, to choose from a folder; by default all of it, in the order of the ids.
         n_images: the first so many. It is not part of the key: rows of more images are added to those of fewer.
         tiles: background tiles around each scene of the testbed; each adds 144 visual tokens.
@@ -86,9 +89,9 @@ class Experiment:
 
     >>> Experiment(policy=PruneHal(r=0.7, t=2)).name
     'validation_prunehal_r0.7_t2'
-    >>> Experiment(split="tset")
+    >>> Experiment(split="tset")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: split='tset': expected one of 'train', 'validation', 'test', the splits of the testbed
+    ValueError: split='tset': expected one of 'train', 'validation', 'test', 'final-worlds', ..., the splits of the testbed
     """
 
     model: str = EMBEDDED
@@ -146,8 +149,10 @@ class Experiment:
                 f"min_new_tokens={self.min_new_tokens}: expected at most max_new_tokens={self.max_new_tokens}; raise that too"
             )
         if self.images == TESTBED:
-            if self.split not in SPLITS:
-                known = ", ".join(map(repr, SPLITS))
+            if (purpose := purpose_of(self.split)) is not None:
+                final_indices(purpose, self.n_images)
+            elif self.split not in SPLITS:
+                known = ", ".join(map(repr, _SPLITS))
                 raise ValueError(f"split={self.split!r}: expected one of {known}, the splits of the testbed")
             if self.n_images > MOST_SCENES:
                 raise ValueError(f"n_images={self.n_images}: expected 1 to {MOST_SCENES:,} scenes of the testbed")

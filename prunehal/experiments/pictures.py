@@ -16,6 +16,7 @@ from prunehal.benchmarks.truth import PATTERN
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.images import load_image
 from prunehal.running.tasks import images_of, items_of
+from prunehal.testbed.final import refuse_other_ranges
 from prunehal.testbed.scenes import image_ids, scene_of
 
 __all__ = ["image_keys", "pictures", "pictures_version", "truth"]
@@ -46,10 +47,14 @@ def image_keys(experiment: Experiment) -> list[int | str]:
 def pictures(experiment: Experiment, keys: Sequence[int | str]) -> list[list[Image.Image]]:
     """Return the pictures that the model sees for each image id: one, or a scene among its background tiles.
 
+    Raises:
+        ValueError: a scene of the final split whose purpose is not the experiment's.
+
     >>> [len(row) for row in pictures(Experiment(split="test", tiles=3), [300000000])]
     [4]
     """
     if experiment.images == TESTBED:
+        refuse_other_ranges(experiment.split, keys)
         if experiment.positions_only:
             return [[scene_of(key).image()] for key in keys]
         return [scene_of(key).tiles(experiment.tiles, experiment.clutter)[0] for key in keys]
@@ -66,7 +71,8 @@ def truth(experiment: Experiment, keys: Sequence[int | str] | None = None, coco:
         coco: which of COCO's two ground truths a folder's images have; see `prunehal.benchmarks.ground_truth_coco`.
 
     Raises:
-        ValueError: COCO says nothing about an image of the folder.
+        ValueError: COCO says nothing about an image of the folder; a scene of the final split whose purpose is not the
+            experiment's.
         FileNotFoundError: the wordnet truth is not at hand.
 
     >>> sorted(truth(Experiment(split="test", n_images=1))[300000000])[0]
@@ -74,6 +80,7 @@ def truth(experiment: Experiment, keys: Sequence[int | str] | None = None, coco:
     """
     keys = image_keys(experiment) if keys is None else list(keys)
     if experiment.images == TESTBED:
+        refuse_other_ranges(experiment.split, keys)
         known = ground_truth_testbed()
         return {key: set(known[key]) for key in keys}
     known = ground_truth_coco(coco)

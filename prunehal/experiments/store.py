@@ -18,7 +18,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +30,14 @@ from prunehal.benchmarks.chair import ChairResult, score
 from prunehal.benchmarks.files import some
 from prunehal.benchmarks.truth import truth_of_scorer
 from prunehal.core.observed import PRUNES
-from prunehal.experiments.description import Experiment
+from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
 from prunehal.locking import locked
 from prunehal.reading import LIMIT, BadInput
 from prunehal.resources import data_path, written
 from prunehal.running.rows import Keyed, RowFile, read_rows
+from prunehal.testbed.final import refuse_other_ranges
 
 __all__ = ["Store"]
 
@@ -96,7 +97,8 @@ class Store:
         """Return ``{image id: row}`` of all images that are stored, perhaps more or fewer than the experiment asks for.
 
         Raises:
-            ValueError: the rows were made by other weights, images or code.
+            ValueError: the rows were made by other weights, images or code, or are of scenes of the final split whose purpose is
+                not the experiment's.
             BadInput: the file is broken.
         """
         found: dict[int | str, dict[str, Any]] = {}
@@ -107,6 +109,7 @@ class Store:
                 refuse_other_versions(path, header["made_by"], made_by(experiment))
             elif header or rows:
                 raise ValueError(f"{path}: does not say what made its rows; expected a header; remove the file")
+            _refuse_other_ranges(path, experiment, rows)
             found |= rows
         return found
 
@@ -189,7 +192,8 @@ class Store:
             by: what made them, as `prunehal.experiments.versions.made_by` says it on the worker; by default this process.
 
         Raises:
-            ValueError: an image has a row already, or rows that something else made are there.
+            ValueError: an image has a row already, rows that something else made are there, or a row is of a scene of the final
+                split whose purpose is not the experiment's.
             OSError: there is no room; nothing is added.
         """
         by = made_by(experiment) if by is None else by
@@ -200,6 +204,7 @@ class Store:
             raise ValueError(
                 f"{self.path(experiment)}: has rows of {some(doubled)} already; expected new ones; read missing() first"
             )
+        _refuse_other_ranges(self.path(experiment), experiment, [row["key"] for row in rows])
         header = {"key": _HEADER, "experiment": experiment.description, "made_by": by}
         held.file.append([*([] if held.file.rows else [header]), *rows])
         held.made_by.setdefault(held.file.path, by)
@@ -260,6 +265,14 @@ class _Held:
     file: RowFile
     keys: set[int | str]
     made_by: dict[Path, MadeBy]
+
+
+def _refuse_other_ranges(path: Path, experiment: Experiment, keys: Iterable[int | str]) -> None:
+    if experiment.images == TESTBED:
+        try:
+            refuse_other_ranges(experiment.split, keys)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _prunes(row: Mapping[str, Any]) -> list[list[Any]]:

@@ -1,7 +1,8 @@
 """Seeded scenes: what stands where, drawn to pixels, annotated as COCO does.
 
 A scene is a pure function of ``(split, index)``. Pixels are made by integer or elementwise arithmetic only, so that the
-three splits come out bit for bit the same on every machine (tests hold a checksum).
+splits come out bit for bit the same on every machine (tests hold a checksum). Scenes of the final split are read by purpose, see
+`prunehal.testbed.final`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
+from prunehal.testbed.final import FINAL, final_indices, purpose_of
 from prunehal.testbed.sprites import LOOKS, PLAIN, SIZES, Look, dressed
 from prunehal.testbed.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
 
@@ -32,7 +34,7 @@ __all__ = [
 TILE = 96  # pixels, width and height of one tile
 PATCH = 8  # pixels of one patch of the vision tower; objects are snapped to this grid
 GRID = TILE // PATCH  # patches along one side: 12, so one tile gives 144 visual tokens
-SPLITS = {"train": 1, "validation": 2, "test": 3}  # the first word of every seed: splits share no scene
+SPLITS = {"train": 1, "validation": 2, "test": 3, FINAL: 4}  # the first word of every seed: splits share no scene
 MOST_SCENES = 1_000_000  # of a split at once: their captions take days, and a larger number is a typing error
 _ID_STEP = 100_000_000  # image_id = split * step + index
 
@@ -185,17 +187,26 @@ def scene(split: str, index: int) -> Scene:
 def image_ids(split: str, count: int) -> list[int]:
     """Return the image ids of the first scenes of a split, and draw none of them.
 
+    Args:
+        split: train, validation, test, or a purpose of the final split, such as "final-worlds".
+        count: number of scenes.
+
     Raises:
-        ValueError: the split is unknown, or the count is not from 1 to 1,000,000.
+        ValueError: the split is unknown, or final without a purpose; the count is not from 1 to 1,000,000, or is more than the
+            final split has for that purpose.
 
     >>> image_ids("test", 2)
     [300000000, 300000001]
+    >>> image_ids("final-selections", 2)
+    [400004000, 400004001]
     >>> image_ids("test", 10**12)
     Traceback (most recent call last):
     ValueError: n_images=1000000000000: expected 1 to 1,000,000 scenes of the testbed; give a smaller number
     """
     if not 1 <= count <= MOST_SCENES:
         raise ValueError(f"n_images={count}: expected 1 to {MOST_SCENES:,} scenes of the testbed; give a smaller number")
+    if (purpose := purpose_of(split)) is not None:
+        return [SPLITS[FINAL] * _ID_STEP + index for index in final_indices(purpose, count)]
     first = scene(split, 0).image_id
     return list(range(first, first + count))
 
