@@ -10,12 +10,14 @@ from prunehal import bootstrap
 from prunehal.bootstrap import Interval
 from prunehal.statistics import adjusted_logit, association, bootstrap_interval, paired_bootstrap
 
-METRICS = ["chair_i", "chair_s", "recall", "words"]
+METRICS = ["chair_i", "chair_s", "distinct_chair_i", "absent", "recall", "f1", "repeats", "unfinished", "words"]
 
 
 def make_items(n: int, rng: np.random.Generator, rate: np.ndarray | float = 0.2) -> pd.DataFrame:
     mentions, truth = rng.integers(0, 8, n), rng.integers(1, 6, n)
-    wrong = rng.binomial(mentions, rate)
+    wrong, recalled = rng.binomial(mentions, rate), rng.binomial(truth, 0.7)
+    absent = (wrong + 1) // 2
+    distinct = absent + np.minimum(recalled, mentions - wrong)
     return pd.DataFrame(
         {
             "image_id": np.arange(n),
@@ -23,8 +25,12 @@ def make_items(n: int, rng: np.random.Generator, rate: np.ndarray | float = 0.2)
             "n_mentions": mentions,
             "n_hallucinated": wrong,
             "n_truth": truth,
-            "n_recalled": rng.binomial(truth, 0.7),
+            "n_recalled": recalled,
             "hallucinated": wrong > 0,
+            "n_distinct": distinct,
+            "n_absent": absent,
+            "n_repeats": mentions - distinct,
+            "unfinished": wrong > 1,
         }
     )
 
@@ -33,7 +39,12 @@ def pooled(items: pd.DataFrame, metric: str) -> float:
     return {
         "chair_i": items["n_hallucinated"].sum() / items["n_mentions"].sum(),
         "chair_s": items["hallucinated"].mean(),
+        "distinct_chair_i": items["n_absent"].sum() / items["n_distinct"].sum(),
+        "absent": items["n_absent"].mean(),
         "recall": items["n_recalled"].sum() / items["n_truth"].sum(),
+        "f1": 2 * items["n_recalled"].sum() / (items["n_distinct"].sum() + items["n_truth"].sum()),
+        "repeats": items["n_repeats"].sum() / items["n_mentions"].sum(),
+        "unfinished": items["unfinished"].mean(),
         "words": items["words"].mean(),
     }[metric]
 
@@ -60,6 +71,68 @@ def test_bootstrap_equals_scipy_draw_for_draw(metric, monkeypatch):
         assert ours.estimate == pytest.approx(statistic(np.arange(40)), abs=1e-12)
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
         assert ours.n == 40
+
+
+def plain_draws(units, n_resamples, seed):
+    """Draw units by one call, and count each by a loop."""
+    times = np.zeros((n_resamples, units), dtype=int)
+    for row, drawn in enumerate(np.random.default_rng(seed).integers(0, units, (n_resamples, units))):
+        for unit in drawn:
+            times[row, unit] += 1
+    return times
+
+
+@pytest.fixture(params=["kept", "not kept"])
+def keeping(request, monkeypatch):
+    """Keep the draws for the next interval, or make them anew, as for units by the ten thousand."""
+    bootstrap._kept_draws.cache_clear()
+    if request.param == "not kept":
+        monkeypatch.setattr(bootstrap, "_KEPT", 0)
+    yield request.param == "kept"
+    bootstrap._kept_draws.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("units", "n_resamples", "step", "chunk"),
+    [(7, 100, 100, 2_000_000), (7, 101, 13, 7 * 9), (431, 123, 50, 431 * 11), (431, 123, 1, 1), (503, 150, 1000, 503 * 149)],
+)
+def test_draws_are_those_of_one_plain_call_in_any_chunks(units, n_resamples, step, chunk, keeping, monkeypatch):
+    monkeypatch.setattr(bootstrap, "_CHUNK", chunk)
+    plain = plain_draws(units, n_resamples, seed=3)
+    for _ in range(2):  # the second time from what was kept
+        parts = list(bootstrap._drawn(units, n_resamples, 3, step))
+        assert [len(part) for part in parts[:-1]] == [step] * (len(parts) - 1)
+        assert all(part.dtype == float for part in parts)
+        assert (np.concatenate(parts) == plain).all()
+    assert bootstrap._kept_draws.cache_info().currsize == keeping
+
+
+def test_intervals_do_not_depend_on_chunks_or_on_what_is_kept(monkeypatch):
+    items = make_items(431, np.random.default_rng(17))
+    found = []
+    for chunk, kept in ((2_000_000, 25_000_000), (431 * 7, 25_000_000), (431 * 7, 0), (1, 0)):
+        monkeypatch.setattr(bootstrap, "_CHUNK", chunk)
+        monkeypatch.setattr(bootstrap, "_KEPT", kept)
+        bootstrap._kept_draws.cache_clear()
+        found.append(bootstrap_interval(items, "distinct_chair_i", 313, seed=5))
+    assert found == [found[0]] * 4
+
+
+def test_what_is_kept_cannot_be_changed_by_a_statistic():
+    bootstrap._kept_draws.cache_clear()
+
+    def spoils(weights):
+        values = weights[:, 0].copy()
+        weights[:] = -1
+        return values
+
+    first, again = (bootstrap.bca(spoils, 20, 20, 200, 9, 0.95) for _ in range(2))
+    assert first == again
+    assert (bootstrap._kept_draws(20, 200, 9) == plain_draws(20, 200, 9)).all()
+    with pytest.raises(ValueError, match="read-only"):
+        bootstrap._kept_draws(20, 200, 9)[0, 0] = 5
+    for other in ((21, 200, 9), (20, 201, 9), (20, 200, 8)):  # other units, numbers and seeds are other draws
+        assert (bootstrap._kept_draws(*other) == plain_draws(*other)).all()
 
 
 def test_confidence_and_seed_matter_as_they_should():
