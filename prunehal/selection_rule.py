@@ -208,9 +208,9 @@ def choose(
     if results.is_test and not allow_test_selection:
         final = f" ({results.n_final} scenes of the final split)" if results.n_final else ""
         raise ValueError(
-            f"these are results of the {results.split!r} split{final}, expected those of a split to choose on, such as 'validation'; "
-            "the best of many settings is partly luck, and here nothing would be left to show it; pass allow_test_selection=True "
-            "to mark the choice instead"
+            f"these are results of the {results.split!r} split{final}, expected those of a split to choose on, such as "
+            "'validation'; the best of many settings is partly luck, and here nothing would be left to show it; pass "
+            "allow_test_selection=True to mark the choice instead"
         )
     limits = dict(subject_to or {})
     if unknown := {by, *limits, *([] if otherwise is None else [otherwise])} - set(WORSE):

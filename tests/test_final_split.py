@@ -278,7 +278,7 @@ def test_grids_keep_to_their_range_and_choose_on_validation_only(tmp_path):
     assert grid_problems(tmp_path) == ["beyond_validation.toml: 'final-selections', where settings are chosen"]
 
 
-_DRAWN = re.compile(r"""\b(?:scene|image_ids|Samples|polling_questions)\([^()]*?\\?["']final\\?["']""")
+_DRAWN = re.compile(r"""\b(?:scene|image_ids|Samples)\([^()]*?\\?["']final\\?["']""")
 
 
 def test_code_and_notebooks_draw_no_scene_of_it_past_its_purpose():

@@ -6,27 +6,41 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prunehal.benchmarks import score
 from prunehal.benchmarks.chair import ChairResult
-from prunehal.selection_rule import Graded, choose, report
+from prunehal.selection_rule import CHOSEN_BY, REPORTED, Graded, choose, choose_by_rule, report
 from prunehal.statistics import paired_bootstrap
 
 
 def graded(split="validation", first=0, n=20, **settings):
-    """Grade settings given as name=(hallucinated of 40 mentions, recalled of 40 objects)."""
+    """Grade settings given as name=(hallucinated of 40 mentions, recalled of 40 objects); no object is mentioned twice."""
     results = {}
     for name, (wrong, recalled) in settings.items():
         items = pd.DataFrame({"image_id": np.arange(first, first + n), "words": 10, "n_mentions": 2, "n_truth": 2})
         for column, total in (("n_hallucinated", wrong), ("n_recalled", recalled)):
             items[column] = np.clip(total - 2 * np.arange(n), 0, 2)
         items["hallucinated"] = items["n_hallucinated"] > 0
+        items = items.assign(n_absent=items["n_hallucinated"], n_distinct=2, n_repeats=0, unfinished=False)
         metrics = {
             "chair_i": wrong / 40,
+            "distinct_chair_i": wrong / 40,
+            "f1": 2 * recalled / 80,
             "chair_s": items["hallucinated"].mean(),
             "recall": recalled / 40,
             "words": 10.0,
         }
         results[name] = ChairResult("fixed", metrics, items, pd.DataFrame())
     return Graded(split, results)
+
+
+def counted(**settings):
+    """Grade settings given as name=(distinct absent objects, distinct objects named, recalled of 200) over 100 images."""
+    results = {}
+    for name, (absent, distinct, recalled) in settings.items():
+        items = pd.DataFrame({"image_id": np.arange(100)})
+        found = {"distinct_chair_i": absent / distinct, "recall": recalled / 200, "f1": 2 * recalled / (distinct + 200)}
+        results[name] = ChairResult("fixed", found, items, pd.DataFrame())
+    return Graded("validation", results)
 
 
 TESTS = ["mytest", "minitest", "valtest", "MYTEST", "minitest2", "coco_minitest", "latestTest", "latest-test"]
@@ -36,6 +50,7 @@ GRID = {"none": (12, 30), "mild": (10, 30), "hard": (2, 20), "odd": (10, 34)}
 @pytest.mark.parametrize(
     ("by", "subject_to", "expected"),
     [
+        ("distinct_chair_i", None, "hard"),
         ("chair_i", None, "hard"),
         ("chair_i", {"recall": 0.01}, "mild"),  # hard loses ten of 40 objects; mild and odd tie, and mild is first
         ("chair_i", {"recall": 0.25}, "hard"),  # a loss of exactly the limit is allowed
@@ -48,7 +63,9 @@ GRID = {"none": (12, 30), "mild": (10, 30), "hard": (2, 20), "odd": (10, 34)}
 def test_the_best_of_those_that_meet_the_limits_is_chosen(by, subject_to, expected):
     chosen = choose(graded(**GRID), by, subject_to, baseline="none")
     assert chosen.setting == expected
-    assert chosen.value == {"chair_i": GRID[expected][0] / 40, "recall": GRID[expected][1] / 40, "chair_s": 0.05}[by]
+    wrong, recalled = (count / 40 for count in GRID[expected])
+    assert chosen.value == {"chair_i": wrong, "distinct_chair_i": wrong, "recall": recalled, "chair_s": 0.05}[by]
+    assert chosen.f1 == (recalled, 30 / 40)
     assert (chosen.split, chosen.by, chosen.n_candidates, chosen.selected_on_test) == ("validation", by, 3, False)
 
 
@@ -64,11 +81,74 @@ def test_where_no_setting_meets_the_limits_another_metric_may_decide():
     worst = {"none": (12, 30), "a": (2, 20), "b": (9, 24)}
     found = choose(graded(**worst), subject_to={"recall": 0.01}, otherwise="recall", baseline="none")
     assert (found.setting, found.by, found.subject_to, found.n_allowed) == ("b", "recall", (), 2)
-    assert found.note.endswith("on the validation split, as none has recall at most 0.01 lower than the baseline")
+    assert found.note == (
+        "highest recall of 2 settings on the validation split, as none has recall at most 0.01 lower than the baseline; F1 of "
+        "distinct objects 0.600, of the baseline 0.750"
+    )
     met = choose(graded(**GRID), subject_to={"recall": 0.01}, otherwise="recall", baseline="none")
-    assert (met.setting, met.by, met.missed) == ("mild", "chair_i", ())
+    assert (met.setting, met.by, met.missed) == ("mild", "distinct_chair_i", ())
     with pytest.raises(ValueError, match=r"unknown metric\(s\) \['recal'\]"):
         choose(graded(**GRID), otherwise="recal", baseline="none")
+
+
+NONE = (40, 200, 160)  # distinct CHAIR_i 0.20, recall 0.80, F1 0.80
+
+
+def test_the_rule_takes_the_lowest_distinct_chair_i_of_those_that_lose_at_most_a_point_of_recall():
+    assert CHOSEN_BY == {"recall": 0.01}
+    grid = counted(none=NONE, more=(36, 198, 162), a_point=(30, 188, 158), beyond=(10, 167, 157))
+    assert grid.results["none"].metrics["recall"] - grid.results["a_point"].metrics["recall"] > 0.01  # in floating point
+    chosen = choose_by_rule(grid, "none")
+    assert (chosen.setting, chosen.by, chosen.value) == ("a_point", "distinct_chair_i", 30 / 188)
+    assert (chosen.subject_to, chosen.missed, chosen.n_candidates, chosen.n_allowed) == ((("recall", 0.01),), (), 3, 2)
+    assert choose_by_rule(counted(none=NONE, more=(36, 198, 162), beyond=(10, 167, 157)), "none").setting == "more"
+
+
+def test_where_no_setting_keeps_the_recall_the_rule_takes_the_highest_and_says_so():
+    chosen = choose_by_rule(counted(none=NONE, low=(5, 105, 100), high=(60, 210, 150), mid=(10, 140, 130)), "none")
+    assert (chosen.setting, chosen.by, chosen.value) == ("high", "recall", 0.75)
+    assert (chosen.subject_to, chosen.missed, chosen.n_allowed) == ((), (("recall", 0.01),), 3)
+
+
+def test_a_tie_in_the_rule_goes_to_the_first():
+    first, second = (20, 180, 160), (20, 180, 170)
+    assert choose_by_rule(counted(none=NONE, b=first, a=second), "none").setting == "b"
+    assert choose_by_rule(counted(none=NONE, a=second, b=first), "none").setting == "a"
+
+
+def test_f1_is_shown_and_decides_nothing():
+    grid = counted(none=NONE, cleaner=(10, 168, 158), fuller=(20, 190, 170))
+    f1 = {name: result.metrics["f1"] for name, result in grid.results.items()}
+    assert f1["fuller"] > f1["cleaner"]
+    chosen = choose_by_rule(grid, "none")
+    assert chosen.setting == "cleaner"
+    assert chosen.f1 == (f1["cleaner"], f1["none"]) == (316 / 368, 320 / 400)
+    assert chosen.note.endswith("; F1 of distinct objects 0.859, of the baseline 0.800")
+    without = {name: replaced(result, f1=float("nan")) for name, result in grid.results.items()}
+    assert choose_by_rule(Graded("validation", without), "none").setting == "cleaner"
+
+
+def replaced(result, **metrics):
+    return dataclasses.replace(result, metrics=result.metrics | metrics)
+
+
+def test_a_caption_that_repeats_what_is_there_is_not_chosen():
+    truth = {1: {"dog", "cat"}}
+    texts = {
+        "none": "A dog and a cat. A bus. A car.",
+        "loops": "A dog and a cat. A bus. A car. A dog. A dog. A dog. A dog.",
+        "plain": "A dog and a cat. A bus.",
+    }
+    grid = Graded("validation", {name: score({1: text}, truth) for name, text in texts.items()})
+    assert choose(grid, "chair_i", CHOSEN_BY, baseline="none").setting == "loops"  # 2 of 8 mentions, against 1 of 3
+    assert choose_by_rule(grid, "none").setting == "plain"  # 1 of 3 objects, against 2 of 4
+
+
+def test_the_rule_is_not_for_a_test_split():
+    with pytest.raises(ValueError, match="results of the 'test' split"):
+        choose_by_rule(graded("test", **GRID), "none")
+    with pytest.raises(ValueError, match="the baseline 'plain' has no results"):
+        choose_by_rule(graded(**GRID), "plain")
 
 
 def test_a_limit_that_rounding_misses_is_met():
@@ -125,14 +205,14 @@ def test_the_report_is_the_paired_interval_on_the_other_split():
     chosen = choose(graded(**GRID), subject_to={"recall": 0.01}, baseline="none")
     test = graded("test", 100, none=(15, 30), mild=(9, 31))
     found = report(chosen, test, n_resamples=300, seed=4, confidence=0.9)
-    assert list(found.differences) == ["chair_i", "chair_s", "recall", "words"]
+    assert tuple(found.differences) == REPORTED
     for metric, interval in found.differences.items():
         assert interval == paired_bootstrap(test.results["none"].items, test.results["mild"].items, metric, 300, 4, 0.9)
-    assert found.differences["chair_i"].estimate == pytest.approx(-6 / 40)  # setting minus baseline
+    assert found.differences["distinct_chair_i"].estimate == pytest.approx(-6 / 40)  # setting minus baseline
     assert (found.label, found.split) == ("mild (chosen on validation)", "test")
     assert found.note == (
-        "lowest chair_i of 3 settings on the validation split, given recall at most 0.01 lower than the baseline; "
-        "reported on the test split"
+        "lowest distinct_chair_i of 3 settings on the validation split, given recall at most 0.01 lower than the baseline; F1 of "
+        "distinct objects 0.750, of the baseline 0.750; reported on the test split"
     )
 
 
@@ -174,14 +254,16 @@ def test_choosing_among_equals_on_test_promises_a_gain_that_is_not_there():
         for setting in range(20):
             wrong = rng.binomial(4, 0.2, 60)
             items = pd.DataFrame({"image_id": range(first, first + 60), "n_mentions": 4, "n_hallucinated": wrong})
-            items = items.assign(words=9, n_truth=2, n_recalled=1, hallucinated=wrong > 0)
-            results[setting] = ChairResult("fixed", {"chair_i": wrong.sum() / 240}, items, pd.DataFrame())
+            items = items.assign(words=9, n_truth=2, n_recalled=1, hallucinated=wrong > 0, unfinished=False, n_repeats=0)
+            items = items.assign(n_distinct=4, n_absent=wrong)
+            metrics = {"distinct_chair_i": wrong.sum() / 240, "f1": 1 / 3}
+            results[setting] = ChairResult("fixed", metrics, items, pd.DataFrame())
         return Graded(name, results)
 
     for _ in range(40):
         chosen = choose(split("validation", 0), baseline=0)
         there.append(chosen.value)
-        elsewhere.append(report(chosen, split("test", 60), n_resamples=100).differences["chair_i"].estimate)
+        elsewhere.append(report(chosen, split("test", 60), n_resamples=100).differences["distinct_chair_i"].estimate)
     assert np.mean(there) < 0.17  # against a truth of 0.2
     assert np.mean(elsewhere) == pytest.approx(0, abs=0.02)
 

@@ -11,7 +11,17 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from numbers import Integral
 
-__all__ = ["FINAL", "FINAL_SPLITS", "RANGES", "Range", "final_indices", "is_final", "is_kept_back", "purpose_of", "refuse_other_ranges"]
+__all__ = [
+    "FINAL",
+    "FINAL_SPLITS",
+    "RANGES",
+    "Range",
+    "final_indices",
+    "is_final",
+    "is_kept_back",
+    "purpose_of",
+    "refuse_other_ranges",
+]
 
 FINAL = "final"  # the split of `prunehal.testbed.scenes.scene`
 _FIRST_ID = 400_000_000  # image_id of the final split's scene 0
