@@ -233,6 +233,18 @@ def test_similar_words():
     assert item("A car", similarity=lambda word, other: 0.8, threshold=0.79)["covered"] == ["forest"]
 
 
+def test_a_true_noun_said_again_lowers_chair_alone(nltk_data):
+    """CHAIR is AMBER's own and counts mentions; Cover, Hal and Cog count words and captions."""
+    once, again = (score_captions({1: f"A person by a lake. A car.{more}"}).metrics for more in ("", " A lake." * 10))
+    assert (once["chair"], again["chair"]) == (33.3, 7.7)
+    assert (again["n_nouns"], again["n_hallucinated"]) == (13, 1)
+    for name in ("cover_exact", "hal_exact", "cog_exact"):
+        assert again[name] == once[name]
+    captions = {1: "A person by a lake. A car. A lake. A lake."}
+    found = score_captions(captions).metrics
+    assert {name: found[name] for name in PERCENT} == twin_of_captions(captions, lambda a, b: a == b)
+
+
 def test_an_empty_caption_is_a_caption(nltk_data):
     """The official script finds no noun in it: nothing hallucinated, nothing of the truth covered."""
     captions = {1: "A person by a lake. A car.", 2: "", 5: " \n"}

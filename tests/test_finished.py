@@ -56,6 +56,22 @@ def test_a_whole_run_is_exported(images, tmp_path):
     assert len(samples) == 4
 
 
+@pytest.mark.parametrize("n_tokens", [20, 160])  # too few for any caption, though some end in a full stop; and enough for all
+@pytest.mark.parametrize("cut", [(), ("--truncate-words", "17")])
+def test_captions_of_a_run_say_which_were_cut_at_the_limit(images, tmp_path, n_tokens, cut):
+    truth, out = tmp_path / "truth.json", tmp_path / "out.json"
+    truth.write_text(json.dumps({str(index + 1): sorted(scene("test", index).names) for index in range(4)}))
+    path = asked(images, tmp_path / "run", max_new_tokens=n_tokens, batch_size=4)
+    assert any(json.loads(line)["caption"].endswith(".") for line in path.read_text().splitlines())
+    words = ["score", "chair", str(path), "--scorer", "fixed", "--ground-truth", str(truth), "--json", str(out), *cut]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert report["settings"]["unfinished_by"] == "finished"
+    assert [item["unfinished"] for item in report["items"]] == [int(n_tokens == 20)] * 4
+    assert report["metrics"]["unfinished"] == (n_tokens == 20)
+
+
 def test_a_run_that_has_not_ended_is_refused_and_taken_as_partial(interrupted):
     before = {path: path.read_bytes() for path in interrupted.iterdir()}
     done, samples = exported(interrupted)

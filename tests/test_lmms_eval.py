@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from prunehal.benchmarks import lmms_eval
+from prunehal.benchmarks import lmms_eval, score
 from prunehal.benchmarks.files import BadInput
 
 ROWS = [
@@ -52,6 +52,18 @@ def test_the_current_layout_by_hand(tmp_path):
     }
     assert "“No”" in path.read_text(encoding="utf-8")  # not escaped
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_captions_carry_what_stands_beside_chair_i(tmp_path):
+    texts = {7: "A dog. A dog. A cat.", 8: "A bus. A"}
+    report = score(texts, {7: {"dog"}, 8: {"bus"}}).report({})
+    rows = [item | {"prompt": "Describe.", "caption": texts[item["image_id"]]} for item in report.items]
+    metrics = ["chair_i", "distinct_chair_i", "absent", "recall", "repeats", "unfinished", "words"]
+    options = {"prompt": "prompt", "answer": "caption", "doc": ["image_id"], "doc_id": "image_id", "metrics": metrics}
+    path = lmms_eval.export(rows, tmp_path, "coco2014_cap_val", **options)
+    first, second = lmms_eval.read(path)
+    assert [first[name] for name in metrics] == [1 / 3, 1 / 2, 1, 1, 1 / 3, 0, 6]
+    assert [second[name] for name in metrics] == [0, 0, 0, 1, 0, 1, 3]
 
 
 def test_the_earlier_layout_by_hand(tmp_path):
