@@ -40,8 +40,7 @@ _TICKS = ([0, 1, 2, 3], ["0", "1", "3", "7"])
 def draw_levels(levels: pd.DataFrame) -> Figure:
     """Draw the scores without pruning against the number of tiles, as `prunehal.redundancy.levels` returns them."""
     labels = {"distinct_chair_i": "distinct CHAIR_i, %", "recall": "recall, %", "repeats": "repeats, % of mentions"}
-    labels |= {"words": "words in a caption"}
-    fig, axes = plt.subplots(1, len(labels), figsize=(14, 3.9))
+    fig, axes = plt.subplots(1, len(labels), figsize=(11, 3.7))
     for axis, (metric, label) in zip(axes, labels.items(), strict=True):
         for number, (kind, (color, marker)) in enumerate(KINDS.items()):
             part = levels[(levels["kind"] == kind) | ((levels["tiles"] == 0) & (kind != "positions only"))].sort_values("tiles")
@@ -92,32 +91,30 @@ def draw_kept_share(kept: pd.DataFrame, error: pd.DataFrame) -> Figure:
         axis.set(xlabel="share of all visual tokens kept", title=cell_name(tiles, clutter), xlim=(0, 1.02), ylim=(0, 1.05))
     axes[0].set_ylabel("share of the object patches kept")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="dashed: no preference")
-    fig.suptitle("Informative and standout tokens keep the objects, the published setting drops them")
+    fig.suptitle("Informative and standout tokens keep most of the objects, the published setting drops them")
     return fig
 
 
 def draw_example(pictures: Sequence[Image.Image], left: Mapping[str, np.ndarray], layers: int) -> Figure:
-    """Draw what is left of a scene's tiles under several rules.
+    """Draw what is left of a scene and of one background tile under several rules.
 
     Args:
-        pictures: the tiles.
+        pictures: the tiles, the scene first.
         left: rule -> layers that keep each patch, (tile, 12, 12).
         layers: of the model.
     """
-    fig, axes = plt.subplots(len(left), len(pictures), figsize=(2.5 * len(pictures), 2.6 * len(left)))
-    for row, (name, counts) in zip(axes, left.items(), strict=True):
-        for axis, picture, of_tile in zip(row, pictures, counts, strict=True):
-            draw_kept(axis, picture, of_tile, layers)
-        row[0].set_ylabel(name.replace(", ", ",\n"), fontsize=11)
-    fig.suptitle("What is left at the end of a caption: the darker a patch, the fewer layers hold it")
+    fig, axes = plt.subplots(1, 2 * len(left), figsize=(3.4 * len(left), 2.3))
+    for pair, (name, counts) in zip(axes.reshape(-1, 2), left.items(), strict=True):
+        for axis, number, title in zip(pair, (0, 1), (f"{name}:\nthe scene", "\na cluttered tile"), strict=True):
+            draw_kept(axis, pictures[number], counts[number], layers, title)
+    fig.suptitle("Left at the end of a caption (darker: held by fewer layers)", fontsize=12)
     return fig
 
 
 def draw_responses(table: pd.DataFrame) -> Figure:
     """Draw what each rule changes in each cell, as `prunehal.redundancy.responses` returns it."""
-    panels = {"d_distinct_chair_i": "distinct CHAIR_i", "equal_distinct_chair_i": "distinct CHAIR_i, equally many objects named"}
-    panels |= {"d_recall": "recall", "d_repeats": "repeats"}
-    fig, axes = plt.subplots(2, len(panels), figsize=(14, 7), sharex=True, sharey="col")
+    panels = {"d_distinct_chair_i": "distinct CHAIR_i", "d_recall": "recall", "d_repeats": "repeats"}
+    fig, axes = plt.subplots(2, len(panels), figsize=(11, 6.4), sharex=True, sharey="col")
     for row, (_, clutter) in zip(axes, THREE, strict=True):
         part = table[(table["clutter"] == clutter) | (table["tiles"] == 0)]
         for axis, (metric, label) in zip(row, panels.items(), strict=True):
@@ -126,14 +123,14 @@ def draw_responses(table: pd.DataFrame) -> Figure:
                 place = np.log2(line["tiles"] + 1) + 0.06 * (number - 4)
                 axis.errorbar(place, line[metric], yerr=_ends(line, metric), **_line(color, marker), label=name)
             _zero(axis)
-            axis.set_title(f"{'cluttered' if clutter else 'clean'} tiles:\n{label}", fontsize=10)
+            axis.set_title(f"{'cluttered' if clutter else 'clean'} tiles: {label}", fontsize=11)
             axis.set_xticks(*_TICKS)
     for axis in axes[1]:
         axis.set_xlabel("background tiles")
     for axis in axes[:, 0]:
         axis.set_ylabel("change, points")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    fig.suptitle("Among cluttered tiles informative and standout tokens hallucinate less; among clean ones no rule is shown to")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
+    fig.suptitle("Informative and standout tokens lower hallucination among cluttered tiles, no rule is seen to among clean ones")
     return fig
 
 
@@ -165,7 +162,7 @@ def draw_lengths(table: pd.DataFrame, trained: Sequence[int]) -> Figure:
         table: the changes.
         trained: words of captions of the training split; the band spans their 5th to 95th percentile.
     """
-    fig, axes = plt.subplots(2, 2, figsize=(10.5, 6.6), sharex=True, sharey="row")
+    fig, axes = plt.subplots(2, 2, figsize=(9.5, 6.2), sharex=True, sharey="row")
     panels = [(metric, clutter) for metric in ("distinct_chair_i", "recall") for _, clutter in THREE]
     for axis, (metric, clutter) in zip(axes.flat, panels, strict=True):
         for number, (name, line) in enumerate(table[table["clutter"] == clutter].groupby("rule", sort=False)):
@@ -180,7 +177,7 @@ def draw_lengths(table: pd.DataFrame, trained: Sequence[int]) -> Figure:
     for axis, name in zip(axes[:, 0], ("distinct CHAIR_i", "recall"), strict=True):
         axis.set_ylabel(f"change of {name}, points")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    fig.suptitle("What selection does among clutter shows in captions of every length")
+    fig.suptitle("Informative and standout tokens help among clutter in captions of every length")
     return fig
 
 

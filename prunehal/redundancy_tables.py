@@ -35,7 +35,7 @@ __all__ = [
     "scores",
     "shares",
     "spelled",
-    "tested",
+    "verdicts",
 ]
 
 NONE, STANDOUT = "no pruning", "standout tokens"
@@ -74,7 +74,7 @@ def scores(store: Store, base: Experiment, rules: Mapping[str, Rule], cells: Ite
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def tested(table: pd.DataFrame) -> pd.DataFrame:
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """Return whether each rule changes distinct CHAIR_i and recall in each cell, corrected (Holm) within this table.
 
     Args:
@@ -239,7 +239,7 @@ def answer(
     said = [f"7 tiles without pruning, against the scene alone: distinct CHAIR_i {text}."]
     for name in (PUBLISHED, ORACLE):
         said.append(f"{name}: {_in_three(table[table['rule'] == name])}.")
-    verdict = tested(table).loc[LEVELS["distinct_chair_i"]].drop(index=ORACLE, errors="ignore")
+    verdict = verdicts(table).loc[LEVELS["distinct_chair_i"]].drop(index=ORACLE, errors="ignore")
     for clutter, kind in enumerate(("clean", "cluttered")):
         of_kind = [cell_name(*cell) for cell in CELLS if cell[0] and cell[1] == bool(clutter)]
         lower = verdict.index[(verdict[of_kind] == "lower").any(axis=1)]
@@ -253,7 +253,7 @@ def answer(
     said.append(f"{STANDOUT}, share of the oracle's gain in F1: {text or 'no gain to share'}.")
     no_gain = [cell_name(line.tiles, line.clutter) for line in gains[gains["won"].isna()].itertuples()]
     said.append(
-        f"The oracle's gain in F1 is not shown to be above 0 with {', '.join(no_gain) or 'no tiles'}: no rule could help there."
+        f"The oracle is not shown to gain F1, so that no rule could be seen to help: {', '.join(no_gain) or 'in no cell'}."
     )
     return [*said, f"{scenes} scenes a cell: unclear is not equal; a change of one point needs up to {most:,} scenes."]
 

@@ -11,7 +11,7 @@ from prunehal import load
 from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes, mention_attention
 from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, attach
-from prunehal.evidence import FILE, evidence, measure, stored
+from prunehal.evidence import FILE, evidence, kept_patches, measure, stored
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import image_keys
 from prunehal.redundancy import CELLS, ORACLE, all_rules, chosen_rules, with_rule
@@ -77,6 +77,21 @@ def test_the_oracle_keeps_all_of_the_objects_and_nothing_else(mode):
 def test_what_has_no_greedy_captions_of_scenes_is_refused(experiment, keys):
     with pytest.raises(ValueError, match=rf"images='{experiment.images}', decoding='{experiment.decoding}', {len(keys)} keys:"):
         evidence(*load(), experiment, keys)
+
+
+def test_kept_patches_are_those_of_the_cache_at_the_end():
+    each, policy = SCENES[1], PruneHal(r=0.25, t=2)
+    text, counts = kept_patches(*load(), replace(PLAIN, policy=policy), each)
+    model, processor = load()
+    inputs = processor(images=each.tiles(1)[0], text=build_prompt(2), return_tensors="pt")
+    cache = attach(model, inputs, policy, seeds=[each.image_id])
+    ids = model.generate(**inputs, **cache.options, max_new_tokens=24, do_sample=False)
+    assert text == processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    expected = np.zeros(288, dtype=int)
+    for layer in range(model.config.text_config.num_hidden_layers):
+        for position in cache.kept(layer)[0].tolist():
+            expected[position - 1] += 1  # behind the start token
+    assert counts.ravel().tolist() == expected.tolist()
 
 
 # The stored rows.

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from prunehal.gain import part_of_change
+from prunehal.gain import gain_in_f1, part_of_change
 
 
 def items(seed, shift, n=30):
@@ -56,3 +56,18 @@ def test_images_are_paired_by_their_id():
 def test_other_images_are_refused():
     with pytest.raises(ValueError, match="bound has 29 images, plain 30, and 29 are in both; expected the same images"):
         part_of_change(items(1, 1), items(2, 2)[1:], items(3, 0), "recall")
+
+
+def test_the_gain_in_f1_counts_each_object_once():
+    """A caption that repeats a true object gains nothing; one that names another does."""
+    plain = pd.DataFrame({"image_id": range(30), "n_truth": 4, "n_recalled": [1, 2, 2] * 10, "n_distinct": [3, 3, 4] * 10})
+    plain = plain.assign(n_mentions=5, n_hallucinated=2)
+    looping = plain.assign(n_mentions=50)
+    bound = plain.assign(n_recalled=4, n_distinct=4)
+    gain, won = gain_in_f1(looping, bound, plain, n_resamples=200)
+    assert gain.estimate == pytest.approx(1 - 2 * 50 / (100 + 120))
+    assert won.estimate == 0
+    better = plain.assign(n_recalled=plain["n_recalled"] + 1, n_distinct=plain["n_distinct"] + 1)
+    _, won = gain_in_f1(better, bound, plain, n_resamples=200)
+    assert won.estimate == pytest.approx((2 * 80 / 250 - 2 * 50 / 220) / (1 - 2 * 50 / 220))
+    assert gain_in_f1(bound, plain, plain, n_resamples=200)[1] is None

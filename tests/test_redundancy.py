@@ -7,9 +7,9 @@ import pytest
 
 from prunehal import gain as gain_module
 from prunehal import redundancy
-from prunehal.bootstrap import bca
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, Standout, StepTopK
 from prunehal.experiments import Experiment, Store, changes, sweep
+from prunehal.experiments.compare import LEVELS
 from prunehal.redundancy import (
     ORACLE,
     all_rules,
@@ -22,6 +22,7 @@ from prunehal.redundancy import (
     with_rule,
 )
 from prunehal.selection_rule import Chosen
+from prunehal.statistics import paired_bootstrap
 from prunehal.testbed.scenes import scene_of
 
 PLAIN = Experiment(split="test", n_images=6, max_new_tokens=40)
@@ -39,9 +40,10 @@ def store(tmp_path_factory):
 
 
 def f1(items):
-    wrong = sum(items["n_hallucinated"]) / sum(items["n_mentions"])
-    recall = sum(items["n_recalled"]) / sum(items["n_truth"])
-    return 2 * (1 - wrong) * recall / (1 - wrong + recall)
+    """Return F1 of distinct objects, from the names that captions hold."""
+    named = sum(len({*nodes}) for nodes in items["nodes"])
+    precision, recall = sum(items["n_recalled"]) / named, sum(items["n_recalled"]) / sum(items["n_truth"])
+    return 2 * precision * recall / (precision + recall)
 
 
 def test_the_share_of_the_gain_is_that_of_the_pooled_f1(store, monkeypatch):
@@ -50,7 +52,7 @@ def test_the_share_of_the_gain_is_that_of_the_pooled_f1(store, monkeypatch):
     gain, none = share_of_gain(store, ours, oracle, cell, n_resamples=200)
     assert gain.low <= 0  # of six images
     assert none is None
-    monkeypatch.setattr(gain_module, "bca", lambda *args, **kwargs: replace(bca(*args, **kwargs), low=0.01))
+    monkeypatch.setattr(gain_module, "paired_bootstrap", lambda *args: replace(paired_bootstrap(*args), low=0.01))
     gain, won = share_of_gain(store, ours, oracle, cell, n_resamples=200)
     plain, best, mine = (f1(store.score(each).items) for each in (cell, oracle, ours))
     assert gain.estimate == pytest.approx(best - plain)
@@ -85,7 +87,9 @@ def test_responses_are_the_changes_within_each_cell(store):
         alone = changes(store, [with_rule(cell, RULES[line.rule])], cell, n_resamples=200)
         assert line.d_chair_i == alone["d_chair_i"].item()
         assert line.experiment == alone["experiment"].item()
-    assert table["equal_chair_i"].notna().all()
+        assert line.d_distinct_chair_i == alone["d_distinct_chair_i"].item()
+    assert table[["equal_distinct_chair_i", "equal_recall"]].notna().all(axis=None)
+    assert table["p_distinct_chair_i"].between(0, 1).all()
 
 
 def test_levels_compare_every_cell_with_the_scene_alone(store, monkeypatch):
@@ -96,22 +100,25 @@ def test_levels_compare_every_cell_with_the_scene_alone(store, monkeypatch):
     for (kind, tiles), line in found.iterrows():
         cell = replace(PLAIN, tiles=tiles, clutter=kind == "cluttered", positions_only=kind == "positions only")
         metrics = store.score(cell).metrics
-        assert line["chair_i"] == pytest.approx(100 * metrics["chair_i"])
+        for metric in LEVELS:
+            unit = 1 if metric in ("absent", "words") else 100
+            assert line[metric] == pytest.approx(unit * metrics[metric])
         assert line["d_words"] == pytest.approx(metrics["words"] - store.score(PLAIN).metrics["words"])
 
 
 # The choice on the validation split.
 
-WORSE, BETTER, SILENT, UNEVEN = (PruneHal(r=r, t=1) for r in (0.25, 0.5, 0.9, 0.7))
+WORSE, BETTER, SILENT, UNEVEN, LOOPING = (PruneHal(r=r, t=1) for r in (0.25, 0.5, 0.9, 0.7, 0.3))
 
 
 def test_a_rule_is_chosen_over_clean_and_cluttered_scenes_together(monkeypatch, tmp_path):
     """Of the settings one is best in clean scenes only, one on the whole, one at the cost of recall in one kind or in both."""
     mentions = {  # policy -> for each kind of tiles (hallucinated, mentioned, recalled) names in a caption
         NoPruning(): {False: "dog cat bus", True: "dog bus"},
+        LOOPING: {kind: "dog dog dog dog dog dog dog dog dog dog dog dog cat bus" for kind in (False, True)},  # CHAIR_i 1 of 14
         WORSE: {False: "dog cat", True: "dog cat bus cup"},
         UNEVEN: {False: "dog", True: "dog cat"},  # on the whole as much recall as without pruning
-        BETTER: {False: "dog cat", True: "dog cat"},
+        BETTER: {False: "dog cat bus", True: "dog cat"},  # CHAIR_i 1 of 5, distinct CHAIR_i lowest
         SILENT: {False: "dog", True: "dog"},
         StepTopK(8): {False: "dog", True: "dog"},
         StepTopK(16): {False: "dog bus", True: "dog cat bus cup tv"},
@@ -131,9 +138,11 @@ def test_a_rule_is_chosen_over_clean_and_cluttered_scenes_together(monkeypatch, 
         "one step": ("decoding", BETTER),
         "per step, nothing lost": ("decoding", StepTopK(16)),  # none keeps the recall: that of highest recall
     }
-    assert [each.by for each in chosen.values()] == ["chair_i", "recall"]
-    assert [each.n_candidates for each in chosen.values()] == [4, 2]
+    assert [each.by for each in chosen.values()] == ["distinct_chair_i", "recall"]
+    assert [each.n_candidates for each in chosen.values()] == [5, 2]
     assert [bool(each.missed) for each in chosen.values()] == [False, True]
+    assert [bool(each.subject_to) for each in chosen.values()] == [True, False]
+    assert chosen["one step"].f1 == pytest.approx((8 / 9, 6 / 9))  # of 5 and of 5 distinct names, 4 true objects
     assert list(all_rules(chosen)) == [redundancy.PUBLISHED, "one step", "per step, nothing lost", ORACLE]
 
 
