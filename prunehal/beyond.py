@@ -241,7 +241,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
         oracle, shown = between(table.loc[ORACLE], f"d_{metric}"), shown_parts(table, metric)
         if shown is None:
             said.append(
-                f"The oracle changes {label} by {oracle}: no gain is shown, and so none of which a selection could win a part"
+                f"The oracle changes {label} by {oracle}: no gain is shown after Holm's correction, so no part of it is asked for"
             )
             continue
         parts = own.sort_values(f"part_{metric}", ascending=False)

@@ -263,7 +263,7 @@ def test_the_words_follow_the_numbers():
     named, oracle = said_of(planted())
     assert named == ["no policy"] * 3 + ["A +0.0 [0.0, 0.0], B +0.0 [0.0, 0.0]"]
     assert oracle == [
-        f"The oracle changes {label} by +0.0 [0.0, 0.0]: no gain is shown, and so none of which a selection could win a part"
+        f"The oracle changes {label} by +0.0 [0.0, 0.0]: no gain is shown after Holm's correction, so no part of it is asked for"
         for label in ("distinct CHAIR_i", "recall")
     ]
     lines = planted(d_recall=4.0, d_recall_low=1.0, d_recall_high=9.0, p_holm_recall=0.01)
