@@ -12,11 +12,12 @@ from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import STOCK, Decoding, name_of
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
+from prunehal.experiments.compare import PRIMARY
 from prunehal.inference import holm
 from prunehal.resources import data_path
-from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose
+from prunehal.selection_rule import Chosen, Graded, choose_by_rule
 
-__all__ = ["CHOSEN_BY", "POLICIES", "chosen_decoders", "front", "matrix", "name_of"]
+__all__ = ["POLICIES", "chosen_decoders", "front", "matrix", "name_of"]
 
 POLICIES: dict[str, Policy] = {
     "no pruning": NoPruning(),
@@ -28,8 +29,8 @@ POLICIES: dict[str, Policy] = {
 def chosen_decoders(store: Store) -> dict[str, Chosen]:
     """Choose one setting of each decoder on the validation split, without pruning.
 
-    The one of lowest CHAIR_i among those that lose at most a point of recall against greedy decoding; where none does, the one
-    of highest recall.
+    By the project's one rule (`prunehal.selection_rule.choose_by_rule`): the lowest distinct CHAIR_i among those that lose at
+    most a point of recall against greedy decoding; where none does, the highest recall, a fallback (``missed``).
 
     Args:
         store: holds the rows of data/grids/decoders_validation.toml.
@@ -48,8 +49,7 @@ def chosen_decoders(store: Store) -> dict[str, Chosen]:
     chosen = {}
     for name in dict.fromkeys(name_of(decoding) for decoding in scores if isinstance(decoding, Decoder)):
         of_kind = {decoding: result for decoding, result in scores.items() if name_of(decoding) in ("greedy", name)}
-        graded = Graded("validation", of_kind)
-        chosen[name] = choose(graded, subject_to=CHOSEN_BY, otherwise="recall", baseline="greedy")
+        chosen[name] = choose_by_rule(Graded("validation", of_kind), "greedy")
     return chosen
 
 
@@ -72,9 +72,9 @@ def matrix(
 
     Returns:
         The columns of `prunehal.experiments.changes`, and: decoding (its name), policy (a name of POLICIES); those of
-        `prunehal.experiments.equal_lengths`; p_holm
-        (of chair_i, over the whole matrix) and rejected; own_chair_i, own_low, own_high, own_recall (what the policy changes
-        beside this decoding: difference from the same decoding without pruning). The baseline's own differences are NaN.
+        `prunehal.experiments.equal_lengths`; p_holm (of distinct_chair_i, over the whole matrix) and rejected;
+        own_distinct_chair_i and own_recall, each with _low and _high (what the policy changes beside this decoding: difference
+        from the same decoding without pruning, NaN without pruning). The baseline's own differences are NaN.
 
     Raises:
         FileNotFoundError: rows are missing.
@@ -86,15 +86,15 @@ def matrix(
         cells = [replace(base, decoding=decoding, policy=POLICIES[name]) for name in policies]
         part = changes(store, cells, base, p_values=True, n_resamples=n_resamples)
         own = changes(store, cells, cells[0], n_resamples=n_resamples)
-        for column in ("d_chair_i", "d_chair_i_low", "d_chair_i_high", "d_recall"):
-            part[column.replace("d_chair_i_", "own_").replace("d_", "own_")] = own[column].where(own.index > 0)
+        for column in (f"{metric}{end}" for metric in PRIMARY for end in ("", "_low", "_high")):
+            part[f"own_{column}"] = own[f"d_{column}"].where(own.index > 0)
         part = part.join(equal_lengths(store, cells, base, n_resamples=n_resamples))
         parts.append(part.assign(decoding=name_of(decoding), policy=list(policies)))
     table = pd.concat(parts, ignore_index=True)
     is_base = table["experiment"] == base
     columns = [column for column in table if column.startswith("d_")]
     table.loc[is_base, columns] = np.nan
-    tested = holm(table[~is_base], "p_chair_i")
+    tested = holm(table[~is_base], "p_distinct_chair_i")
     return table.join(tested[["p_holm", "rejected"]])
 
 

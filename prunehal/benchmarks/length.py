@@ -19,14 +19,26 @@ from prunehal.benchmarks.mentions import ChairScorer
 from prunehal.bootstrap import Interval
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
 
-__all__ = ["COMPARED", "EQUAL", "difference", "equal_objects", "first_objects", "rate_by_position", "truncation_curve"]
+__all__ = [
+    "COMPARED",
+    "EQUAL",
+    "difference",
+    "early_and_late",
+    "equal_objects",
+    "first_objects",
+    "rate_by_position",
+    "truncation_curve",
+]
 
 COMPARED = ("chair_i", "chair_s", "distinct_chair_i", "absent", "recall", "repeats", "words")  # metrics of :func:`difference`
 EQUAL = ("objects", "words")  # what may be made equal first
 
 
 def rate_by_position(result: ChairResult, edges: Sequence[int], n_resamples: int = 1000) -> pd.DataFrame:
-    """Return the share of hallucinated mentions by their place in the caption, counted in words.
+    """Return the share of hallucinated mentions, and of absent objects, by their place in the caption, counted in words.
+
+    An object's place is that of its first mention, so that each object of a caption counts once: over all places the two shares
+    are CHAIR_i and distinct CHAIR_i.
 
     Args:
         result: scored captions.
@@ -34,21 +46,56 @@ def rate_by_position(result: ChairResult, edges: Sequence[int], n_resamples: int
         n_resamples: of the bootstrap over images.
 
     Returns:
-        One row for each bin with at least two captions: start, stop, n_mentions, rate, and low, high (95% interval).
+        One row for each bin with at least two captions: start, stop; n_mentions, rate, low, high (hallucinated mentions, with a
+        95% interval); n_distinct, distinct_rate, distinct_low, distinct_high (the same of objects).
 
-    >>> result = score({1: "A dog by a cat.", 2: "A dog by a bus.", 3: "A cat."}, {1: {"dog"}, 2: {"dog"}, 3: {"cat"}})
-    >>> rate_by_position(result, [0, 2, 6])[["start", "n_mentions", "rate"]].values.tolist()
-    [[0.0, 3.0, 0.0], [2.0, 2.0, 1.0]]
+    >>> result = score({1: "A dog, a dog by a cat.", 2: "A dog by a bus."}, {1: {"dog"}, 2: {"dog"}})
+    >>> rate_by_position(result, [0, 4, 9])[["n_mentions", "rate", "n_distinct", "distinct_rate"]].values.tolist()
+    [[3.0, 0.0, 2.0, 0.0], [2.0, 1.0, 2.0, 1.0]]
     """
     mentions, rows = result.mentions, []
+    first = ~mentions.duplicated(["image_id", "node"])
+    counted = mentions.assign(n_distinct=first, n_absent=first & mentions["hallucinated"])
     for start, stop in pairwise(edges):
-        inside = mentions[(mentions["word_index"] >= start) & (mentions["word_index"] < stop)]
-        items = inside.groupby("image_id")["hallucinated"].agg(n_mentions="count", n_hallucinated="sum").reset_index()
+        inside = counted[(counted["word_index"] >= start) & (counted["word_index"] < stop)].groupby("image_id")
+        items = (
+            inside[["n_distinct", "n_absent"]].sum().assign(n_mentions=inside.size(), n_hallucinated=inside["hallucinated"].sum())
+        )
         if len(items) < 2:
             continue
-        rate = bootstrap_interval(items, "chair_i", n_resamples)
-        rows.append((start, stop, len(inside), rate.estimate, rate.low, rate.high))
-    return pd.DataFrame(rows, columns=["start", "stop", "n_mentions", "rate", "low", "high"])
+        row = {"start": start, "stop": stop}
+        for before, metric, n in (("", "chair_i", "n_mentions"), ("distinct_", "distinct_chair_i", "n_distinct")):
+            found = bootstrap_interval(items.reset_index(), metric, n_resamples)
+            row |= {n: items[n].sum(), f"{before}rate": found.estimate, f"{before}low": found.low, f"{before}high": found.high}
+        rows.append(row)
+    rates = ("rate", "low", "high")
+    columns = ["start", "stop", "n_mentions", *rates, "n_distinct", *(f"distinct_{name}" for name in rates)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def early_and_late(rates: pd.DataFrame, fewest: int = 30) -> pd.DataFrame:
+    """Return the first and the last place of a caption, and whether more of what is named late is not in the image.
+
+    Args:
+        rates: what :func:`rate_by_position` returned.
+        fewest: mentions, or objects, that a place must hold.
+
+    Returns:
+        Indexed by "mentions" and "objects": early, late (shares), early_words, late_words (their places), apart (whether the
+        interval of the late one lies above that of the early one).
+
+    >>> result = score({1: "A dog by a cat.", 2: "A dog by a bus."}, {1: {"dog"}, 2: {"dog"}})
+    >>> early_and_late(rate_by_position(result, [0, 2, 6]), fewest=2).loc["objects", ["early", "late"]].tolist()
+    [0.0, 1.0]
+    """
+    rows = {}
+    for kind, before in {"mentions": "", "objects": "distinct_"}.items():
+        shown = rates[rates["n_mentions" if kind == "mentions" else "n_distinct"] >= fewest]
+        first, last = shown.iloc[0], shown.iloc[-1]
+        words = {f"{when}_words": f"{x['start']:.0f}-{x['stop'] - 1:.0f}" for when, x in (("early", first), ("late", last))}
+        shares = {"early": first[f"{before}rate"], "late": last[f"{before}rate"]}
+        rows[kind] = shares | words | {"apart": bool(last[f"{before}low"] > first[f"{before}high"])}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def truncation_curve(
