@@ -25,25 +25,24 @@ from prunehal.benchmarks.length import equal_objects
 from prunehal.benchmarks.released import MODELS, released_captions
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.decoding.named import STOCK, name_of
+from prunehal.deficit import MODELS as COVARIATES
+from prunehal.deficit import PATTERN, stored_mentions
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.compare import LEVELS, METRICS, PRIMARY
-from prunehal.experiments.over_images import SharedImages, p_over_images, share_intervals
+from prunehal.experiments.over_images import SharedImages
 from prunehal.inference import holm, paired_p_value
 from prunehal.matrix import chosen_decoders
+from prunehal.options import at_equal_budget, sampled
 from prunehal.resources import data_path, written
 from prunehal.selection_rule import choose_by_rule
-from prunehal.statistics import paired_bootstrap
+from prunehal.statistics import adjusted_logit, paired_bootstrap
 from prunehal.trigger import vote_rate
 from prunehal.trigger_reading import votes_at_names
 
-__all__ = ["ALPHA", "OPTIONS", "Claim", "claims", "corrected", "lines", "of", "stored", "write"]
+__all__ = ["ALPHA", "Claim", "claims", "corrected", "lines", "of", "stored", "write"]
 
 ALPHA = 0.05  # of Holm's correction: P(any false claim) of all notebooks together
 FILE = "claims.csv"  # among the shipped results
-# Options of the method that notebook 05 varies together.
-OPTIONS = (
-    "selection", "kept", "r", "t", "factor", "majority", "forced_first", "first", "reference", "after_prune", "statistic",
-)  # fmt: skip
 PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
 _RESAMPLES = 5000
 
@@ -176,6 +175,14 @@ def _compared(
             yield _paired(notebook, what, read(base).items, read(ours).items, metric)
 
 
+def _deficit(store: Store) -> Iterator[Claim]:
+    on = (Experiment(split=split, n_images=n) for split, n in (("test", 1000), ("validation", 400)))
+    mentions = stored_mentions(store, *on)
+    fit = adjusted_logit(mentions, predictors=COVARIATES[PATTERN]).set_index("term").loc["mass"]
+    what = "hallucination for one SD more visual attention, with place, length and late sentence as covariates"
+    yield Claim("01", what, "odds ratio", fit["odds_ratio"], fit["low"], fit["high"], fit["p"])
+
+
 def _thresholds(store: Store) -> Iterator[Claim]:
     plain = Experiment(split="test")
     published, few = replace(plain, policy=PUBLISHED), replace(plain, policy=TopK(9))
@@ -183,15 +190,15 @@ def _thresholds(store: Store) -> Iterator[Claim]:
     best = choose_by_rule(graded(store, on_validation), NoPruning()).setting
     chosen = {f"PruneHal (r = {best.r}, t = {best.t}), chosen on validation": (plain, replace(plain, policy=best))}
     yield from _compared(store, "03", {"PruneHal (r = 0.4, t = 3), published": (plain, published)} | chosen, PRIMARY)
-    selected = {name: published.with_options({"policy.selection": name}) for name in ("random", "lowest")}
-    controls = {
-        "r = 0.4, t = 3: top minus random": (selected["random"], published),
-        "r = 0.4, t = 3: top minus lowest": (selected["lowest"], published),
-        "r = 0.4, t = 3: lowest minus random": (selected["random"], selected["lowest"]),
-        "9 tokens kept once: top minus random": (few.with_options({"policy.selection": "random"}), few),
-        "9 tokens kept once": (plain, few),
-        "36 tokens kept once": (plain, replace(plain, policy=TopK(36))),
+    controls = {"36 tokens kept once": (plain, replace(plain, policy=TopK(36))), "9 tokens kept once": (plain, few)}
+    pruned = {
+        "r = 0.4, t = 1": replace(plain, policy=PruneHal(r=0.4, t=1)),
+        "r = 0.4, t = 3": published,
+        "9 tokens kept once": few,
     }
+    for name, top in pruned.items():
+        random, lowest = (top.with_options({"policy.selection": each}) for each in ("random", "lowest"))
+        controls |= {f"{name}: top minus random": (random, top), f"{name}: lowest minus random": (random, lowest)}
     yield from _compared(store, "03", controls, ("distinct_chair_i",))
 
 
@@ -208,16 +215,17 @@ def _released(_: Store) -> Iterator[Claim]:
 
 
 def _options(store: Store) -> Iterator[Claim]:
-    drawn = [e for e in read_grid(data_path("grids", "options.toml")) if e.split == "validation" and e.n_images == 100]
-    sample = [each for each in drawn if isinstance(each.policy, PruneHal)]
+    of_options = read_grid(data_path("grids", "options.toml"))
+    sample = [each for each in of_options if each.n_images == 100 and isinstance(each.policy, PruneHal)]
     shared = SharedImages.read(store, sample, replace(sample[0], policy=NoPruning()))
-    table = shared.table()
-    table["factor"] = table["factor"].fillna(1.0).where(table["factor"].notna(), "sqrt(r)").astype(str)
-    sampled = table, list(OPTIONS), shared.change("distinct_chair_i"), shared.budget, shared.visual.shape[1]
-    found = share_intervals(*sampled, n_resamples=_RESAMPLES).merge(p_over_images(*sampled, OPTIONS), on="term")
-    for line in found.set_index("term").loc[list(OPTIONS)].itertuples():
-        what = f"option {line.Index} at an equal number of visual tokens, distinct CHAIR_i"
+    table = at_equal_budget(shared, sampled(shared, n_resamples=100), "distinct_chair_i", n_resamples=_RESAMPLES)
+    for line in table.itertuples():
+        what = f"option {line.term} at an equal number of visual tokens, distinct CHAIR_i"
         yield Claim("05", what, "share", line.share, line.low, line.high, line.p)
+    usual = Experiment(split="validation", n_images=200, policy=PruneHal(r=0.7, t=2))
+    kept = {"kept = shared instead of layer, r = 0.7, t = 2": (usual, usual.with_options({"policy.kept": "shared"}))}
+    plain, chosen = (each for each in of_options if each.split == "test")
+    yield from _compared(store, "05", kept | {"combination chosen on validation": (plain, chosen)}, PRIMARY)
 
 
 def _trigger(store: Store) -> Iterator[Claim]:
@@ -256,6 +264,7 @@ def _beyond(store: Store) -> Iterator[Claim]:
 
 
 _OF_NOTEBOOK: dict[str, Callable[[Store], Iterator[Claim]]] = {
+    "01": _deficit,
     "03": _thresholds,
     "04": _released,
     "05": _options,

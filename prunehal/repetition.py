@@ -13,8 +13,9 @@ import pandas as pd
 from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
+from prunehal.experiments.readable import between
 
-__all__ = ["SETTINGS", "as_table", "between", "levels", "repetition", "settings"]
+__all__ = ["SETTINGS", "as_table", "levels", "repetition", "settings"]
 
 SELECTIONS = ("top", "random", "lowest")
 SETTINGS = ((0.4, 1), (0.4, 3))  # r and t
@@ -79,13 +80,3 @@ def levels(line: pd.Series) -> list[str]:
     ['1.0', '1.0', '1.00', '1.0', '1.0', '1.0', '1.0']
     """
     return [f"{line[name]:.{2 if METRICS[name] == 1 and name != 'words' else 1}f}" for name in LEVELS]
-
-
-def between(line: pd.Series, name: str, digits: int = 1) -> str:
-    """Return an estimate with its interval, such as ``+1.2 [0.3, 2.1]``, from the columns name, name_low and name_high.
-
-    >>> between(pd.Series({"d": 1.23, "d_low": 0.31, "d_high": 2.12}), "d")
-    '+1.2 [0.3, 2.1]'
-    """
-    low, high = (line[f"{name}_{end}"] for end in ("low", "high"))
-    return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
