@@ -109,7 +109,9 @@ def test_places_are_sorted_by_verdict(mentions):
 @pytest.mark.parametrize(("ratio", "found"), [(0.9, "found"), (1.1, "not found"), (1.0, "unclear")])
 def test_a_deficit_is_found_where_most_lie_below_the_mean(ratio, found):
     rng = np.random.default_rng(0)
-    mentions = made_up(200).assign(step_ratio=ratio + 0.05 * rng.choice([-1, 1], 200))
+    mentions = made_up(200)
+    mentions["step_ratio"] = ratio + 0.05 * np.where(rng.permutation(200) < 112, -1, 1)  # just over half of them lower
+    assert (mentions.loc[mentions["hallucinated"], "step_ratio"] < ratio).mean() > 0.5
     said = deficit.below_mean(mentions, "step_ratio")
     assert f"(the paper's wording): {found}." in said
     with pytest.raises(KeyError):
