@@ -12,6 +12,7 @@ __all__ = ["SECTIONS", "markers", "update_readme", "write_between"]
 
 SECTIONS = {
     "findings": summary.findings,
+    "claims": summary.all_claims,
     "decoders": summary.decoders,
     "causal": summary.causal,
     "cost": measured.cost,
