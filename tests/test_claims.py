@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from prunehal import claims
-from prunehal.claims import Claim, corrected, lines
+from prunehal.claims import Claim, corrected
 from prunehal.experiments import Store
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))}
@@ -52,11 +52,18 @@ def test_a_notebook_without_claims_is_named():
 def test_every_notebook_that_claims_prints_its_claims():
     for notebook in claims.stored()["notebook"].unique():
         cells = json.loads(NOTEBOOKS[notebook].read_text(encoding="utf-8"))["cells"]
-        printed = [cell for cell in cells if f'claims.of("{notebook}")' in "".join(cell["source"])]
+        printed = [cell for cell in cells if f'claims.in_words("{notebook}")' in "".join(cell["source"])]
         assert printed, f"notebook {notebook} does not print its claims"
         text = "".join("".join(output.get("text", "")) for cell in printed for output in cell["outputs"])
-        for line in lines(claims.of(notebook)):
-            assert line in text
+        assert text.strip() == claims.in_words(notebook)
+
+
+def test_what_is_shown_is_a_line_and_what_is_unclear_a_name():
+    said = claims.in_words("03")
+    for line in claims.of("03").itertuples():
+        shown = [text for text in said.splitlines() if text.startswith(f"  {line.claim}: {line.verdict}, ")]
+        assert len(shown) == (line.verdict != "unclear")
+        assert line.claim in said
 
 
 @pytest.mark.parametrize(
