@@ -95,6 +95,19 @@ def test_intervals_and_p_values_are_those_of_the_same_images(store):
     assert [name for name in line if name.startswith("p_")] == ["p_distinct_chair_i", "p_recall"]
 
 
+def test_each_p_value_is_of_its_own_metric(store, monkeypatch):
+    """Three images are too few for p-values that differ, so each is replaced by what it was asked about."""
+    theirs = store.score(replace(BASE, n_images=3)).items
+
+    def asked(base, items, metric):
+        assert (base["n_mentions"].tolist(), len(items)) == (theirs["n_mentions"].tolist(), 3)
+        return metric
+
+    monkeypatch.setattr("prunehal.experiments.compare.paired_p_value", asked)
+    (line,) = changes(store, [PRUNED], BASE, p_values=True, n_resamples=200).to_dict("records")
+    assert {name: line[f"p_{name}"] for name in PRIMARY} == {name: name for name in PRIMARY}
+
+
 def test_a_table_and_a_report_have_the_same_intervals(store):
     """One number of resamples for all that is shown of a comparison."""
     line = changes(store, [PRUNED], BASE).iloc[0]
