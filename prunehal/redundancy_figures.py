@@ -19,7 +19,17 @@ from prunehal.figures import COLORS, draw_kept
 from prunehal.redundancy import ORACLE, PUBLISHED
 from prunehal.redundancy_tables import THREE, cell_name
 
-__all__ = ["STYLE", "draw_attention", "draw_by_patches", "draw_example", "draw_kept_share", "draw_lengths", "draw_levels"]
+__all__ = [
+    "STYLE",
+    "draw_attention",
+    "draw_by_patches",
+    "draw_example",
+    "draw_kept_share",
+    "draw_lengths",
+    "draw_levels",
+    "draw_responses",
+    "draw_shares",
+]
 __all__ += ["draw_responses", "draw_shares"]
 
 STYLE = {  # rule -> colour, marker; told apart without colours, too

@@ -23,7 +23,20 @@ from prunehal.resources import data_path
 from prunehal.seeds import FAMILIES, NONE
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["ALL", "CARD_SCENES", "RANGES", "answer", "beside_cards", "claims", "effects", "from_cards", "headline", "transfer"]
+__all__ = [
+    "ALL",
+    "CARD_SCENES",
+    "RANGES",
+    "answer",
+    "beside_cards",
+    "claims",
+    "effects",
+    "from_cards",
+    "headline",
+    "transfer",
+    "verdicts",
+    "within",
+]
 __all__ += ["verdicts", "within"]
 
 ALL = "all"  # in the place of a seed: all seeds together

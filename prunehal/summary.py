@@ -27,6 +27,7 @@ from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.tried import Setting
 
 __all__ = [
+    "all_claims",
     "beyond_the_paper",
     "causal",
     "chosen_on_validation",
@@ -266,12 +267,12 @@ def _observation() -> list[str]:
     within, of_all = deficit.WITHIN, f"{mentions['image_id'].nunique():,} captions of the test split"
     return [
         f"Of {len(mentions):,} object mentions in {of_all} {mentions['hallucinated'].mean():.1%} are hallucinated.",
-        f"A faithful mention draws more visual attention than a hallucinated one (AUC {auc[deficit.POOLED]}), but much of that is",
-        'the sentence: training held most absent objects behind late sentences such as "There is also", and late or not tells',
+        f"A faithful mention draws more visual attention than a hallucinated one (AUC {auc[deficit.POOLED]}), but much of that",
+        'is the sentence: training held most absent objects behind late sentences such as "There is also", and late or not tells',
         f"them apart without a look at attention (AUC {auc[deficit.LATE]}). Attention has {auc[within[True]]} among",
-        f"mentions of late sentences, and {auc[within[False]]} among the others. The odds ratio of hallucinating for one standard",
-        "deviation more visual attention is {:.2f} [{:.2f}, {:.2f}] with place and length as covariates,".format(*placed),
-        "and {:.2f} [{:.2f}, {:.2f}] with the late sentence, too.".format(*late),
+        f"mentions of late sentences, and {auc[within[False]]} among the others. The odds ratio of hallucinating for one",
+        "standard deviation more visual attention is {:.2f} [{:.2f}, {:.2f}] with place and length as".format(*placed),
+        "covariates, and {:.2f} [{:.2f}, {:.2f}] with the late sentence, too.".format(*late),
         "The paper's wording, attention below the mean of all steps, cannot be met here: each mention draws at least",
         f"{mentions['step_ratio'].min():.1f} times that mean.",
     ]

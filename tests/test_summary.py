@@ -7,7 +7,7 @@ import model_table
 import pytest
 from families import FAMILIES, LISTED
 
-from prunehal import evidence, interventions, seeds
+from prunehal import claims, evidence, interventions, seeds
 from prunehal.experiments import Store, graded, read_grid
 from prunehal.readme import SECTIONS, markers, update_readme
 from prunehal.resources import data_path
@@ -47,6 +47,7 @@ def test_nothing_is_stored_that_no_grid_asks_for():
     asked = {store.path(experiment).name for path in GRIDS for experiment in read_grid(path)}
     assert {path.name for path in store.folder.iterdir()} - {"run.lock"} == asked | {
         evidence.FILE,
+        claims.FILE,
         interventions.FILE,
         seeds.FILE,
     }

@@ -126,7 +126,7 @@ def first_objects(result: ChairResult, most: Mapping[Hashable, int]) -> pd.DataF
 
     Args:
         result: scored captions.
-        most: image_id -> k, of all images; a caption that names fewer objects stays whole.
+        most: image_id -> k, of all images; a caption that names at most k objects stays whole.
 
     Returns:
         One row for each caption: image_id, words (up to the end of that mention), n_mentions, n_hallucinated, n_truth,
