@@ -16,6 +16,7 @@ from prunehal.core import Bank, Keep, NoPruning, PruneHal, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
+from prunehal.experiments.readable import between, levels
 from prunehal.gain import part_of_change
 from prunehal.inference import holm
 from prunehal.loading import EMBEDDED
@@ -25,7 +26,6 @@ from prunehal.tried import FALLBACK, Setting, candidates, standing
 
 __all__ = [
     "as_table",
-    "between",
     "both_changes",
     "chosen_policies",
     "compare",
@@ -183,11 +183,11 @@ def as_table(table: pd.DataFrame, settings: Mapping[str, Setting], chosen: Mappi
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     first = table.iloc[0]
     plain = {metric: first[metric] - first[f"d_{metric}"] for metric in LEVELS}
-    lines.append(f"| {' | '.join(['no pruning', '', '100%', '100%', *_levels(plain), '', '', '', ''])} |")
+    lines.append(f"| {' | '.join(['no pruning', '', '100%', '100%', *levels(plain), '', '', '', ''])} |")
     for name, line in table.iterrows():
         mark = f" ({FALLBACK})" if name in (chosen or {}) and standing(chosen[name]) == FALLBACK else ""
         cells = [f"{name}{mark}", settings[name].label, f"{line['visual']:.0f}%", f"{line['attended']:.0f}%"]
-        cells += [*_levels(line), *(between(line, f"{kind}_{metric}") for kind in ("d", "equal") for metric in PRIMARY)]
+        cells += [*levels(line), *(between(line, f"{kind}_{metric}") for kind in ("d", "equal") for metric in PRIMARY)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {each}" for each in footnotes(settings)), *(f"- {each}." for each in verdict(table))])
 
@@ -253,12 +253,6 @@ def verdict(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def between(line: pd.Series, name: str, ends: str = "", digits: int = 1) -> str:
-    """Return an estimate with its interval, such as ``+1.2 [0.3, 2.1]``."""
-    low, high = (line[f"{ends or name}_{end}"] for end in ("low", "high"))
-    return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def both_changes(line: Mapping[str, float], kind: str = "d") -> str:
     """Return the changes of distinct CHAIR_i and of recall with their intervals, of the columns that begin with ``kind``.
 
@@ -267,11 +261,6 @@ def both_changes(line: Mapping[str, float], kind: str = "d") -> str:
     'distinct CHAIR_i +1.0 [0.5, 1.5], recall +1.0 [0.5, 1.5]'
     """
     return ", ".join(f"{LEVELS[metric]} {between(line, f'{kind}_{metric}')}" for metric in PRIMARY)
-
-
-def _levels(line: Mapping[str, float]) -> list[str]:
-    """Return the cells of a table that stand beside every CHAIR_i: two decimals for absent objects of a caption, else one."""
-    return [f"{line[metric]:.{2 if metric == 'absent' else 1}f}" for metric in LEVELS]
 
 
 def _attended(store: Store, experiment: Experiment, base: Experiment) -> float:

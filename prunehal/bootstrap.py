@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-__all__ = ["Interval", "Statistic", "bca", "check_confidence"]
+__all__ = ["Interval", "Statistic", "bca", "check_confidence", "verdict"]
 
 _CHUNK = 2_000_000  # weights held at once: 16 MB
 _KEPT = 25_000_000  # numbers of draws that are kept for the next interval: 50 MB
@@ -36,6 +36,19 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
+
+
+def verdict(low: float, high: float, nothing: float = 0.0) -> str:
+    """Return "higher" or "lower" where a whole interval lies above or below a value, else "unclear".
+
+    Args:
+        low, high: ends of the interval.
+        nothing: the value of no difference: 0 of a difference, 1 of an odds ratio, 0.5 of an AUC.
+
+    >>> verdict(0.2, 1.5), verdict(-3.0, -1.0), verdict(-1.0, 0.0), verdict(0.3, 0.9, nothing=1)
+    ('higher', 'lower', 'unclear', 'lower')
+    """
+    return "higher" if low > nothing else "lower" if high < nothing else "unclear"
 
 
 def bca(statistic: Statistic, units: int, n: int, n_resamples: int, seed: int, confidence: float) -> Interval:

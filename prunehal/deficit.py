@@ -1,7 +1,8 @@
 """Whether hallucinated names draw less visual attention (notebook 01): pooled, layer by layer, and with covariates.
 
-The covariates are when in its caption a name stands, how long the caption is, and in which sentence: training held most absent
-objects behind the templates of late sentences, so that a model learns to look away, or to hallucinate, by the template alone.
+The covariates are the mention's place in its caption, the caption's length, and the sentence that holds the mention: in training
+most absent objects stood in late sentences ("There is also"), so that a model can learn to look away, or to hallucinate, from the
+sentence alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import MappingProxyType
 import pandas as pd
 from matplotlib.axes import Axes
 
-from prunehal.bootstrap import Interval
+from prunehal.bootstrap import Interval, verdict
 from prunehal.clustered import over_images
 from prunehal.experiments import Experiment, Store
 from prunehal.figures import COLORS
@@ -46,13 +47,13 @@ def stored_mentions(store: Store, test: Experiment, validation: Experiment) -> p
 
     Args:
         store: holds the rows of both experiments.
-        test: whose mentions.
-        validation: the same on the validation split, from which the rates of the templates are.
+        test: the experiment whose mentions are returned.
+        validation: the same on the validation split, from which the rates of the templates are taken.
 
     Returns:
         image_id, index, node, hallucinated, step, steps; mass, entropy, step_ratio and mention_ratio as the mean of the layers;
-        pattern, group and late as `prunehal.testbed.patterns.mention_patterns`; template (the share of hallucinated mentions
-        in sentences of its template on the validation split; of all mentions there, for a template that it does not have).
+        pattern, group and late as `prunehal.testbed.patterns.mention_patterns` returns them; template (on the validation split,
+        the share of hallucinated mentions in sentences of the same template; of all mentions, if that template is not there).
 
     >>> experiments = [Experiment(split=split, n_images=20) for split in ("test", "validation")]
     >>> found = stored_mentions(Store.shipped(), *experiments)
@@ -102,7 +103,7 @@ def draw_layers(axis: Axes, table: pd.DataFrame) -> None:
 
 
 def by_pattern(mentions: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
-    """Return how well attention, and the sentence, tell faithful from hallucinated mentions: AUC, and n of each kind.
+    """Return how well attention, and the sentence, separate faithful from hallucinated mentions: AUC, and number of each kind.
 
     Args:
         mentions: as :func:`stored_mentions`.
@@ -145,7 +146,7 @@ def adjusted(mentions: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_same_place(mentions: pd.DataFrame) -> pd.DataFrame:
-    """Return the AUC of attention among mentions at the same place of their caption (7: 7 and later), and n of each kind."""
+    """Return the AUC of attention among mentions at the same place of their caption (7: 7 and later), and number of each kind."""
     found = {}
     for place, part in mentions.groupby(mentions["index"].clip(upper=_LAST)):
         wrong = int(part["hallucinated"].sum())
@@ -173,7 +174,7 @@ def below_mean(mentions: pd.DataFrame, column: str) -> str:
 
 
 def in_words(patterns: pd.DataFrame, fits: pd.DataFrame, same_place: pd.DataFrame) -> list[str]:
-    """Return what the sentence pattern leaves of the association, and at which places it stands.
+    """Return the notebook's answer: how much of the association the sentence explains, and at which places it holds.
 
     Args:
         patterns: as :func:`by_pattern`.
@@ -183,24 +184,21 @@ def in_words(patterns: pd.DataFrame, fits: pd.DataFrame, same_place: pd.DataFram
     aucs = {name: f"{line['estimate']:.2f} [{line['low']:.2f}, {line['high']:.2f}]" for name, line in patterns.iterrows()}
     odds = {name: fits.loc[(name, "mass")] for name in (ALONE, PLACE, PATTERN)}
     written = {name: f"{fit['odds_ratio']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]" for name, fit in odds.items()}
-    adjusted_verdict = _verdict(odds[PATTERN]["low"], odds[PATTERN]["high"])
+    with_pattern = verdict(odds[PATTERN]["low"], odds[PATTERN]["high"], nothing=1)
     places: dict[str, list[str]] = {}
     for place, auc in same_place["AUC"].items():
-        places.setdefault(_verdict(auc.low, auc.high, 0.5, "lower", "higher"), []).append(str(place))
+        attention = verdict(1 - auc.high, 1 - auc.low, nothing=0.5)  # of hallucinated mentions against faithful ones
+        places.setdefault(attention, []).append(str(place))
     return [
         f"Visual attention tells faithful from hallucinated mentions: AUC {aucs[POOLED]}.",
         f"Much of that is the sentence pattern: late sentence or not, AUC {aucs[LATE]} without a look at attention;",
         f"  among mentions of late sentences attention gives AUC {aucs[WITHIN[True]]}, among the others {aucs[WITHIN[False]]}.",
         f"Odds ratio of hallucination for one SD more attention: {written[ALONE]} alone, {written[PLACE]} with place and length;",
-        f"  with the late sentence as a covariate, too: {adjusted_verdict}, {written[PATTERN]}.",
+        f"  with the late sentence as a covariate, too: {with_pattern}, {written[PATTERN]}.",
         "Attention at hallucinated mentions against faithful ones of the same place: "
-        + "; ".join(f"{verdict} at {', '.join(at)}" for verdict, at in places.items())
+        + "; ".join(f"{word} at {', '.join(at)}" for word, at in places.items())
         + ".",
     ]
-
-
-def _verdict(low: float, high: float, nothing: float = 1.0, above: str = "higher", below: str = "lower") -> str:
-    return above if low > nothing else below if high < nothing else "unclear"
 
 
 def _auc(part: pd.DataFrame, column: str, n_resamples: int = 2000) -> Interval:

@@ -14,7 +14,7 @@ from itertools import product
 
 import pandas as pd
 
-from prunehal.bootstrap import Interval
+from prunehal.bootstrap import Interval, verdict
 from prunehal.gain import part_of_change
 from prunehal.pooled import counts, ratio
 from prunehal.statistics import paired_bootstrap
@@ -45,7 +45,7 @@ class Range:
         >>> Range(0.01, 0.2, 0.005, 0.3).verdict, Range(-0.01, 0.2, -0.02, 0.3).verdict
         ('higher', 'unclear')
         """
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "unclear"
+        return verdict(self.low, self.high)
 
 
 def bounded(rows: pd.DataFrame) -> pd.DataFrame:

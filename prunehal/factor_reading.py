@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from prunehal.beyond import between
+from prunehal.bootstrap import verdict
+from prunehal.experiments.readable import between
 from prunehal.factor import balanced
 
 __all__ = ["equal_budget", "reach"]
@@ -46,7 +47,6 @@ def equal_budget(at_equal: pd.DataFrame, p: float) -> list[str]:
     """
     said = []
     for line in at_equal.to_dict("records"):
-        word = "lower" if line["high"] < 0 else "higher" if line["low"] > 0 else "unclear"
         ends = {"change": line["difference"], "change_low": line["low"], "change_high": line["high"]}
-        said.append(f"factor {line['factor']:g}: {word}, {between(ends, 'change')}")
+        said.append(f"factor {line['factor']:g}: {verdict(line['low'], line['high'])}, {between(ends, 'change')}")
     return [*said, f"whether any factor matters, in one test: p = {p:.2g}"]

@@ -1,4 +1,4 @@
-"""What the matrix of decoders and policies says: tables of what was tried, of decoders alone and of their time, and sentences."""
+"""Tables of notebook 07 (settings tried, decoders alone, policies beside decoders, time) and its answer in words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from prunehal.bootstrap import verdict
 from prunehal.core import Keep
 from prunehal.decoding.named import name_of
 from prunehal.experiments import Experiment, Store, changes, read_grid
@@ -44,11 +45,14 @@ def tried(store: Store, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
 
 
 def oracle(store: Store, n_images: int) -> pd.Series:
-    """Return what keeping exactly the patches of the objects changes on one tile: what a choice of visual tokens could win.
+    """Return what the oracle, which keeps exactly the patches of the objects, changes on one tile against no pruning.
 
     Args:
         store: holds the rows of the oracle on the test split.
-        n_images: the first so many, at most 300.
+        n_images: number of images, the first ones; at most 300.
+
+    Returns:
+        The line of `prunehal.experiments.changes`.
 
     >>> bool(oracle(Store.shipped(), 50)["visual"] < 100)
     True
@@ -58,7 +62,10 @@ def oracle(store: Store, n_images: int) -> pd.Series:
 
 
 def verdicts(table: pd.DataFrame) -> pd.Series:
-    """Return whether distinct CHAIR_i is lower or higher than greedy decoding's, or unclear (Holm's correction over the matrix).
+    """Return "lower", "higher" or "unclear" for distinct CHAIR_i against greedy decoding; "" for the baseline itself.
+
+    Args:
+        table: what `prunehal.matrix.matrix` returned, whose ``rejected`` is corrected (Holm) over the matrix.
 
     >>> table = pd.DataFrame({"d_distinct_chair_i": [-3.0, -1.0, None], "rejected": [True, False, None]})
     >>> verdicts(table).tolist()
@@ -70,13 +77,17 @@ def verdicts(table: pd.DataFrame) -> pd.Series:
 
 
 def verdicts_by_interval(table: pd.DataFrame, name: str) -> pd.Series:
-    """Return whether each single interval, not corrected, is "lower" than 0, "higher", or "unclear".
+    """Return "lower", "higher" or "unclear" for each line of a table, by its uncorrected interval.
+
+    Args:
+        table: holds the columns name_low and name_high.
+        name: of the difference.
 
     >>> verdicts_by_interval(pd.DataFrame({"d_low": [-3.0, -1.0], "d_high": [-1.0, 2.0]}), "d").tolist()
     ['lower', 'unclear']
     """
-    lower, higher = table[f"{name}_high"] < 0, table[f"{name}_low"] > 0
-    return lower.map({True: "lower", False: "unclear"}).mask(higher, "higher")
+    ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+    return pd.Series([verdict(low, high) for low, high in ends], table.index)
 
 
 def alone(table: pd.DataFrame, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
@@ -141,7 +152,7 @@ def timed(table: pd.DataFrame, ratios: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(table: pd.DataFrame, chosen: Mapping[str, Chosen], times: pd.DataFrame, rounds: int, model: str) -> list[str]:
-    """Return what the matrix says, in sentences.
+    """Return the answer of notebook 07: verdicts with numbers and intervals, a sentence for each question.
 
     Args:
         table: what `prunehal.matrix.matrix` returned.
@@ -152,11 +163,11 @@ def answer(table: pd.DataFrame, chosen: Mapping[str, Chosen], times: pd.DataFram
     """
     base, *_ = table.to_dict("records")
     plain = table[table["policy"] == PLAIN].iloc[1:]
-    verdict, said = verdicts(plain), []
+    corrected, said = verdicts(plain), []
     levels = ", ".join(f"{LEVELS[metric]} {base[metric]:.1f}%" for metric in _METRICS)
     said.append(f"Greedy decoding without pruning: {levels}.")
     for which in ("lower", "higher", "unclear"):
-        named = [f"{line['decoding']} {between(line, 'd_distinct_chair_i')}" for _, line in plain[verdict == which].iterrows()]
+        named = [f"{line['decoding']} {between(line, 'd_distinct_chair_i')}" for _, line in plain[corrected == which].iterrows()]
         said.append(f"Distinct CHAIR_i of a decoder alone, {which}: {'; '.join(named) or 'none'}.")
     where = verdicts_by_interval(plain, "equal_distinct_chair_i")
     equal = [

@@ -30,7 +30,6 @@ __all__ = [
     "draw_responses",
     "draw_shares",
 ]
-__all__ += ["draw_responses", "draw_shares"]
 
 STYLE = {  # rule -> colour, marker; told apart without colours, too
     PUBLISHED: ("#D55E00", "s"),

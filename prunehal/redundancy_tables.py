@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from prunehal.beyond import between
 from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
+from prunehal.experiments.readable import between
 from prunehal.inference import holm
 from prunehal.power import images_needed
 from prunehal.redundancy import CELLS, ORACLE, PUBLISHED, Rule, controls, recall_by_patches, share_of_gain, with_rule

@@ -1,7 +1,7 @@
 """What repetition hides: the controls of the paper, counted by mentions and by distinct objects.
 
-CHAIR_i counts mentions, and a caption that says a true sentence again has a lower one. Pruned captions loop, so the order of the
-controls by CHAIR_i is another than by distinct CHAIR_i.
+CHAIR_i counts mentions, so a caption that repeats a true sentence has a lower one. Pruned captions repeat themselves, so CHAIR_i
+orders the controls differently from distinct CHAIR_i.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import pandas as pd
 
 from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, changes
-from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
-from prunehal.experiments.readable import between
+from prunehal.experiments.compare import LEVELS, N_RESAMPLES
+from prunehal.experiments.readable import between, levels
+from prunehal.thresholds import SELECTIONS
 
-__all__ = ["SETTINGS", "as_table", "levels", "repetition", "settings"]
+__all__ = ["SETTINGS", "as_table", "repetition", "settings"]
 
-SELECTIONS = ("top", "random", "lowest")
 SETTINGS = ((0.4, 1), (0.4, 3))  # r and t
 
 
@@ -71,12 +71,3 @@ def as_table(table: pd.DataFrame) -> str:
         changed = [between(line, f"d_{metric}") if number else "" for metric in both]
         lines.append(f"| {' | '.join([str(name), *levels(line), *changed])} |")
     return "\n".join(lines)
-
-
-def levels(line: pd.Series) -> list[str]:
-    """Return the cells of LEVELS of one line of a table: percent with one decimal, absent objects a caption with two.
-
-    >>> levels(pd.Series(dict.fromkeys(LEVELS, 1.0)))
-    ['1.0', '1.0', '1.00', '1.0', '1.0', '1.0', '1.0']
-    """
-    return [f"{line[name]:.{2 if METRICS[name] == 1 and name != 'words' else 1}f}" for name in LEVELS]

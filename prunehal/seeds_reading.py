@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from prunehal.beyond import between
-from prunehal.bootstrap import Interval
+from prunehal.bootstrap import Interval, verdict
 from prunehal.distinct_bounds import Range, bounded, difference_bounds, level_bounds, share_bounds
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
+from prunehal.experiments.readable import between
 from prunehal.redundancy import ORACLE, PUBLISHED
 from prunehal.resources import data_path
 from prunehal.seeds import FAMILIES, NONE
@@ -37,12 +37,11 @@ __all__ = [
     "verdicts",
     "within",
 ]
-__all__ += ["verdicts", "within"]
 
 ALL = "all"  # in the place of a seed: all seeds together
-EXACT = ("chair_i", "recall", "words")  # what mentions alone tell
-RANGES = ("distinct_chair_i", "f1")  # what repeats leave open
-CARD_SCENES = 250  # of the test split with background tiles, that model cards are about: the first ones here, too
+EXACT = ("chair_i", "recall", "words")  # metrics that the stored counts give exactly
+RANGES = ("distinct_chair_i", "f1")  # metrics that depend on how often absent objects were repeated
+CARD_SCENES = 250  # scenes with background tiles that a model card is computed from; the first of the rows here are the same
 _TILES = {False: "clean tiles", True: "cluttered tiles"}
 
 
@@ -156,10 +155,7 @@ def verdicts(line: pd.Series) -> dict[str, str]:
         line: of :func:`effects`, of a rule.
     """
     names = {"recall": "d_recall", "distinct CHAIR_i": "d_distinct_chair_i", "F1": "d_f1"}
-    return {
-        label: "higher" if line[f"{name}_low"] > 0 else "lower" if line[f"{name}_high"] < 0 else "unclear"
-        for label, name in names.items()
-    }
+    return {label: verdict(line[f"{name}_low"], line[f"{name}_high"]) for label, name in names.items()}
 
 
 def headline(table: pd.DataFrame) -> list[str]:
@@ -172,11 +168,11 @@ def headline(table: pd.DataFrame) -> list[str]:
     alone, said = rules[rules["seed"] != ALL], []
     for _, line in rules[rules["seed"] == ALL].iterrows():
         of_seeds = alone[(alone["clutter"] == line["clutter"]) & (alone["rule"] == line["rule"])]
-        verdict = verdicts(line)
-        alike = sum(verdicts(each) == verdict for _, each in of_seeds.iterrows())
-        parts = [f"recall {between(line, 'd_recall')}, {verdict['recall']}"]
-        parts += [f"distinct CHAIR_i {within(line, 'd_distinct_chair_i')}, {verdict['distinct CHAIR_i']}"]
-        parts += [f"F1 {within(line, 'd_f1')}, {verdict['F1']}"]
+        words = verdicts(line)
+        alike = sum(verdicts(each) == words for _, each in of_seeds.iterrows())
+        parts = [f"recall {between(line, 'd_recall')}, {words['recall']}"]
+        parts += [f"distinct CHAIR_i {within(line, 'd_distinct_chair_i')}, {words['distinct CHAIR_i']}"]
+        parts += [f"F1 {within(line, 'd_f1')}, {words['F1']}"]
         where = f"{_TILES[line['clutter']]}, {line['rule']}"
         said.append(f"{where}: {'; '.join(parts)}; {alike} of {len(of_seeds)} seeds say all three alone.")
     return said

@@ -17,11 +17,10 @@ from prunehal.dose import comparisons, responses
 from prunehal.dose_reading import answer, reading
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, graded, grid, read_grid
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
-from prunehal.experiments.readable import between
+from prunehal.experiments.readable import between, levels
 from prunehal.inference import holm
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
-from prunehal.repetition import levels
 from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.tried import Setting

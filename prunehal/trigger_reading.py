@@ -1,4 +1,4 @@
-"""Whether the vote singles out hallucinated names, compared and in words; and whether a layer's attention counts its heads."""
+"""Whether the vote singles out hallucinated names: votes compared, and the answer in words."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from prunehal.clustered import over_images
 from prunehal.odds import mention_model
 
-__all__ = ["singles_out", "votes_at_names", "whole_heads"]
+__all__ = ["singles_out", "votes_at_names"]
 
 FEWEST = 10  # votes at names that a model of them needs
 
@@ -65,29 +64,7 @@ def singles_out(line: Mapping[str, float]) -> str:
         return f"No: words that name no object draw the vote more often than hallucinated names{besides}"
     if line["gap_low"] > 0 and line["odds_low"] > 1:
         return "Yes: hallucinated names draw the vote more often than faithful ones, and than words that name no object"
-    return "That is not shown"
-
-
-def whole_heads(mass: ArrayLike, n_heads: int, within: float = 0.02) -> tuple[float, float]:
-    """Return the share of attention masses that lie near a multiple of 1 / heads, and the share that chance would give.
-
-    The mass of a layer is the mean over its heads. Where each head looks at the image wholly or not at all, it
-    counts heads.
-
-    Args:
-        mass: attention on all visual tokens, means over the heads of a layer, in [0, 1].
-        n_heads: of a layer.
-        within: what counts as near.
-
-    Returns:
-        The share of the masses within that of 0, 1 / n_heads, ..., 1; and that of masses spread evenly over [0, 1].
-
-    >>> whole_heads([0.0, 0.26, 0.6, 1.0], 4)
-    (0.75, 0.16)
-    """
-    steps = np.asarray(mass, dtype=float) * n_heads
-    near = np.abs(steps - steps.round()) <= within * n_heads
-    return float(near.mean()), 2 * within * n_heads
+    return "Unclear"
 
 
 def _odds(mentions: pd.DataFrame) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 import prunehal as ph
 from prunehal.benchmarks import ground_truth_testbed, score
 from prunehal.captioning import caption_scenes
-from prunehal.testbed.looking import looks, start_token_share
+from prunehal.testbed.looking import looks, start_token_share, whole_heads
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 
@@ -70,3 +70,12 @@ def test_attention_on_the_start_token_is_that_of_single_steps(traced):
         shares.append(np.mean(of_caption))
     assert start_token_share(model, processor, SCENES[:2], traced.texts) == pytest.approx(np.mean(shares), abs=1e-5)
     assert np.mean(shares) < 0.03
+
+
+def test_masses_near_whole_heads_are_counted_by_a_loop():
+    rng = np.random.default_rng(0)
+    mass = np.concatenate([rng.uniform(0, 1, 2000), np.repeat([0.0, 0.25, 0.5, 0.75, 1.0], 100)])
+    near = sum(any(abs(value - head / 4) <= 0.02 for head in range(5)) for value in mass) / len(mass)
+    found, chance = whole_heads(mass, 4)
+    assert found == pytest.approx(near)
+    assert chance == pytest.approx(whole_heads(rng.uniform(0, 1, 200_000), 4)[0], abs=0.005)

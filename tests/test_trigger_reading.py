@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from prunehal.trigger_reading import FEWEST, singles_out, votes_at_names, whole_heads
+from prunehal.trigger_reading import FEWEST, singles_out, votes_at_names
 
 N_IMAGES = 40
 
@@ -64,20 +64,11 @@ def test_a_model_needs_ten_votes_at_names(few):
     [
         ((-3, -1), 2.0, "No: .* draw the vote more .* hallucinated names, though these draw it more often than faithful ones$"),
         ((-3, -1), 0.9, "No: .* draw the vote more often than hallucinated names$"),
-        ((-3, 1), 2.0, "That is not shown"),
-        ((1, 3), 0.9, "That is not shown"),
-        ((1, 3), np.nan, "That is not shown"),
+        ((-3, 1), 2.0, "Unclear"),
+        ((1, 3), 0.9, "Unclear"),
+        ((1, 3), np.nan, "Unclear"),
         ((1, 3), 1.1, "Yes"),
     ],
 )
 def test_the_words_follow_the_intervals(gap, odds_low, says):
     assert re.match(says, singles_out({"gap_low": gap[0], "gap_high": gap[1], "odds_low": odds_low}))
-
-
-def test_masses_near_whole_heads_are_counted_by_a_loop():
-    rng = np.random.default_rng(0)
-    mass = np.concatenate([rng.uniform(0, 1, 2000), np.repeat([0.0, 0.25, 0.5, 0.75, 1.0], 100)])
-    near = sum(any(abs(value - head / 4) <= 0.02 for head in range(5)) for value in mass) / len(mass)
-    found, chance = whole_heads(mass, 4)
-    assert found == pytest.approx(near)
-    assert chance == pytest.approx(whole_heads(rng.uniform(0, 1, 200_000), 4)[0], abs=0.005)

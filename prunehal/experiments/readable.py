@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from prunehal.bootstrap import Interval
-from prunehal.experiments.compare import LEVELS, METRICS, PRIMARY
+from prunehal.bootstrap import Interval, verdict
+from prunehal.experiments.compare import LEVELS, PRIMARY
 
-__all__ = ["between", "compared", "differences", "in_points", "readable"]
+__all__ = ["between", "compared", "differences", "in_points", "levels", "readable"]
 
 
-def between(line: pd.Series, name: str) -> str:
-    """Return an estimate with its interval, from the columns name, name_low and name_high.
+def between(line: Mapping[str, float] | pd.Series, name: str, digits: int = 1) -> str:
+    """Return an estimate with its interval as text, from the columns name, name_low and name_high.
 
     >>> between(pd.Series({"d": 1.23, "d_low": 0.31, "d_high": 2.12}), "d")
     '+1.2 [0.3, 2.1]'
     """
-    return f"{line[name]:+.1f} [{line[f'{name}_low']:.1f}, {line[f'{name}_high']:.1f}]"
+    low, high = (line[f"{name}_{end}"] for end in ("low", "high"))
+    return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def in_points(interval: Interval) -> str:
@@ -27,11 +28,25 @@ def in_points(interval: Interval) -> str:
     >>> in_points(Interval(0.0123, 0.0031, 0.0212, 400))
     '+1.2 [0.3, 2.1]'
     """
-    return f"{100 * interval.estimate:+.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return between({"d": 100 * interval.estimate, "d_low": 100 * interval.low, "d_high": 100 * interval.high}, "d")
+
+
+def levels(line: Mapping[str, float] | pd.Series) -> list[str]:
+    """Return the scores of LEVELS of one line of a table as text: one decimal, absent objects a caption two.
+
+    >>> levels(dict.fromkeys(LEVELS, 1.0))
+    ['1.0', '1.0', '1.00', '1.0', '1.0', '1.0', '1.0']
+    """
+    return [f"{line[name]:.{_digits(name)}f}" for name in LEVELS]
+
+
+def _digits(metric: str) -> int:
+    """Return the decimals of a metric in tables."""
+    return 2 if metric == "absent" else 1
 
 
 def compared(label: str, low: float, high: float, number: str) -> str:
-    """Return one difference in words: lower or higher where its interval leaves out zero, else unclear.
+    """Return one difference in words: lower or higher where its interval leaves out 0, else unclear.
 
     Args:
         label: of the measure.
@@ -41,7 +56,7 @@ def compared(label: str, low: float, high: float, number: str) -> str:
     >>> compared("recall", -3.0, -1.0, "-2.0 [-3.0, -1.0]")
     'recall lower, -2.0 [-3.0, -1.0]'
     """
-    return f"{label} {'lower' if high < 0 else 'higher' if low > 0 else 'unclear'}, {number}"
+    return f"{label} {verdict(low, high)}, {number}"
 
 
 def differences(line: pd.Series, metrics: Sequence[str] = PRIMARY) -> str:
@@ -70,7 +85,7 @@ def readable(table: pd.DataFrame, changed: Sequence[str] = PRIMARY, more: Sequen
     >>> readable(pd.DataFrame([line]), ["recall"])[["CHAIR_i", "absent objects", "change of recall"]].values.tolist()
     [[20.0, 20.04, '+1.2 [0.3, 2.1]']]
     """
-    shown = {label: table[name].round(1 if METRICS[name] == 100 or name == "words" else 2) for name, label in LEVELS.items()}
+    shown = {label: table[name].round(_digits(name)) for name, label in LEVELS.items()}
     for metric in changed:
         name = f"d_{metric}"
         has_ends = f"{name}_low" in table

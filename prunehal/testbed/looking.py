@@ -1,10 +1,12 @@
-"""How a testbed model looks at its image: what sets it apart from a real multimodal LLM, in numbers."""
+"""How a testbed model's attention on its image differs from that of a real multimodal LLM, in numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from prunehal.benchmarks.chair import ChairResult
 from prunehal.captioning import Captioned, mention_attention
@@ -12,13 +14,11 @@ from prunehal.testbed.captions import PROMPT
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import Scene
 
-__all__ = ["looks", "start_token_share"]
-
-_NEAR = 0.02  # a mass this close to a multiple of 1/heads is that of heads that look wholly or not at all
+__all__ = ["looks", "start_token_share", "whole_heads"]
 
 
 def looks(done: Captioned, result: ChairResult, heads: int) -> dict[str, float]:
-    """Return how attention on visual tokens lies in captions that were made without pruning.
+    """Return statistics of the attention on visual tokens in captions that were made without pruning.
 
     Args:
         done: captions with their trace.
@@ -26,10 +26,10 @@ def looks(done: Captioned, result: ChairResult, heads: int) -> dict[str, float]:
         heads: attention heads of a layer, over which a mass is the mean.
 
     Returns:
-        whole (share of the masses of a step and layer within 0.02 of a multiple of 1/heads; 0.04 * heads of masses spread evenly
-        would be), steps (mean mass of all steps), faithful and hallucinated (mean mass at the mentions of each kind; nan where
-        there are none), over_steps (mass at a mention / mean of all steps of its caption, mean of the layers and the mentions)
-        and least_over_steps (the smallest of any mention).
+        whole (the share that :func:`whole_heads` returns, of the masses of all steps and layers), steps (mean mass of all steps),
+        faithful and hallucinated (mean mass at the mentions of each kind; nan where there are none), over_steps (mass at a
+        mention / mean of all steps of its caption, mean of the layers and the mentions) and least_over_steps (the smallest of
+        any mention).
 
     Raises:
         ValueError: the captions were made without ``trace=True``.
@@ -42,18 +42,39 @@ def looks(done: Captioned, result: ChairResult, heads: int) -> dict[str, float]:
     True
     """
     rows = mention_attention(done, result)
-    in_heads = done.steps["mass"] * heads
     keys = ["image_id", "index", "hallucinated"]
     mentions = rows.groupby(keys, as_index=False)[["mass", "step_ratio"]].mean()
     wrong = mentions["hallucinated"]
     return {
-        "whole": float(((in_heads - in_heads.round()).abs() < _NEAR * heads).mean()),
+        "whole": whole_heads(done.steps["mass"], heads)[0],
         "steps": float(done.steps["mass"].mean()),
         "faithful": float(mentions.loc[~wrong, "mass"].mean()),
         "hallucinated": float(mentions.loc[wrong, "mass"].mean()),
         "over_steps": float(mentions["step_ratio"].mean()),
         "least_over_steps": float(mentions["step_ratio"].min()),
     }
+
+
+def whole_heads(mass: ArrayLike, n_heads: int, within: float = 0.02) -> tuple[float, float]:
+    """Return the share of attention masses that lie near a multiple of 1 / heads, and the share that chance would give.
+
+    The mass of a layer is the mean over its heads. Where each head looks at the image wholly or not at all, it
+    counts heads.
+
+    Args:
+        mass: attention on all visual tokens, means over the heads of a layer, in [0, 1].
+        n_heads: of a layer.
+        within: what counts as near.
+
+    Returns:
+        The share of the masses within that of 0, 1 / n_heads, ..., 1; and that of masses spread evenly over [0, 1].
+
+    >>> whole_heads([0.0, 0.26, 0.6, 1.0], 4)
+    (0.75, 0.16)
+    """
+    steps = np.asarray(mass, dtype=float) * n_heads
+    near = np.abs(steps - steps.round()) <= within * n_heads
+    return float(near.mean()), 2 * within * n_heads
 
 
 @torch.no_grad()
