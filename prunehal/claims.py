@@ -5,8 +5,10 @@ scenes, so that some of their answers would come out by chance: Holm's correctio
 together. All other numbers of the notebooks are exploratory: their intervals and p-values are uncorrected, or corrected within
 one table only.
 
-Notebooks 00, 02 and 09 make no confirmatory claim (00 and 02 show single captions; the doses, the control and the split of 09
-were set after first looks), nor does 11 (the captions of its other seeds are no longer at hand).
+Notebooks 00, 02, 09 and 11 make no confirmatory claim: 00 and 02 show single captions, the doses, the control and the split of 09
+were set after first results, and the captions of the other seeds of 11 are no longer at hand.
+
+The p-values of paired differences come from at most 99,999 random swaps, so they have a smallest value, which many claims share.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from prunehal.benchmarks import ground_truth_coco, score, truncate_to_mean
 from prunehal.benchmarks.chair import ChairResult
 from prunehal.benchmarks.length import equal_objects
 from prunehal.benchmarks.released import MODELS, released_captions
+from prunehal.beyond import PUBLISHED
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.decoding.named import STOCK, name_of
 from prunehal.deficit import MODELS as COVARIATES
@@ -43,7 +46,6 @@ __all__ = ["ALPHA", "Claim", "claims", "corrected", "in_words", "lines", "of", "
 
 ALPHA = 0.05  # of Holm's correction: P(any false claim) of all notebooks together
 FILE = "claims.csv"  # among the shipped results
-PUBLISHED = PruneHal(r=0.4, t=3)  # for LLaVA-1.5
 _RESAMPLES = 5000
 # Random swaps of a test; a p-value below _SMALL is estimated again by more: Holm multiplies it by the number of claims.
 _SWAPS, _SMALL, _MANY_SWAPS = 9_999, 0.005, 99_999
@@ -51,7 +53,7 @@ _SWAPS, _SMALL, _MANY_SWAPS = 9_999, 0.005, 99_999
 
 @dataclass(frozen=True)
 class Claim:
-    """One comparison that answers a notebook's question.
+    """One comparison that answers a notebook's question, with its interval and p-value.
 
     Attributes:
         notebook: its number, such as "03".
@@ -138,7 +140,10 @@ def of(notebook: str) -> pd.DataFrame:
 
 
 def lines(table: pd.DataFrame) -> list[str]:
-    """Return claims in words: the verdict, then the number with its interval and the corrected p.
+    """Return claims in words, one line each: the verdict, then the number with its interval and the corrected p.
+
+    Args:
+        table: what :func:`corrected` returned, or some of its lines.
 
     >>> lines(corrected([Claim("03", "published pruning, distinct CHAIR_i", "points", 2.0, 1.0, 3.0, 0.01)]))
     ['published pruning, distinct CHAIR_i: higher, +2.0 points [1.0, 3.0], p = 0.01']
@@ -147,32 +152,41 @@ def lines(table: pd.DataFrame) -> list[str]:
 
 
 def in_words(notebook: str) -> str:
-    """Return what a notebook claims: a line for each claim that is shown, and the names of those that are unclear.
+    """Return the claims of one notebook in words: a heading, then a line for each, the unclear ones last.
 
     >>> in_words("06").splitlines()[0]
-    'Claims of this notebook (Holm over all claims of all notebooks; 95% intervals uncorrected):'
+    'Claims of this notebook, 0 of 2 unclear (Holm over all claims of all notebooks; 95% intervals uncorrected):'
     """
     table = of(notebook)
-    unclear = table.loc[table["verdict"] == "unclear", "claim"]
-    said = ["Claims of this notebook (Holm over all claims of all notebooks; 95% intervals uncorrected):"]
-    said += [f"  {line}" for line in lines(table[table["verdict"] != "unclear"])]
-    return "\n".join([*said, f"  unclear, {len(unclear)} of {len(table)}: {'; '.join(unclear) or 'none'}"])
+    unclear = table["verdict"] == "unclear"
+    counted = f"Claims of this notebook, {unclear.sum()} of {len(table)} unclear"
+    heading = f"{counted} (Holm over all claims of all notebooks; 95% intervals uncorrected):"
+    return "\n".join([heading, *(f"  {line}" for line in (*lines(table[~unclear]), *lines(table[unclear])))])
 
 
 def _number(line: Claim) -> str:
-    digits, sign = (1, "+") if line.unit == "points" else (2, "")
-    return f"{line.estimate:{sign}.{digits}f} {line.unit} [{line.low:.{digits}f}, {line.high:.{digits}f}]"
+    """Return the estimate with its unit and interval."""
+    if line.unit == "points":
+        return f"{line.estimate:+.1f} points [{line.low:.1f}, {line.high:.1f}]"
+    unit = {"share": "share of variance"}.get(line.unit, line.unit)
+    return f"{unit} {line.estimate:.2f} [{line.low:.2f}, {line.high:.2f}]"
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+    return "< 0.001" if value < 0.001 else f"= {value:.3g}"
 
 
 # What is compared, notebook by notebook.
 
 
 def _paired(notebook: str, what: str, base: pd.DataFrame, ours: pd.DataFrame, metric: str) -> Claim:
-    """Return the claim about a paired difference, ours minus base, of two conditions on the same images."""
+    """Return the claim about a paired difference, ours minus base, in one metric.
+
+    Args:
+        notebook, what: the notebook's number, and what is compared.
+        base, ours: items of `prunehal.benchmarks.score`, of the same images.
+        metric: a name of `prunehal.experiments.compare.METRICS`.
+    """
     found, unit = paired_bootstrap(base, ours, metric, _RESAMPLES), METRICS[metric]
     ends = (unit * found.estimate, unit * found.low, unit * found.high)
     p = paired_p_value(base, ours, metric, _SWAPS)

@@ -174,7 +174,7 @@ def answer(table: pd.DataFrame, chosen: Mapping[str, Chosen], times: pd.DataFram
         f"{which} " + ", ".join(f"{line['decoding']} {between(line, 'equal_distinct_chair_i')}" for _, line in part.iterrows())
         for which, part in plain.groupby(where, sort=False)
     ]
-    said.append(f"The same at an equal number of distinct objects, by single intervals: {'; '.join(equal)}.")
+    said.append(f"The same at an equal number of distinct objects, by uncorrected intervals: {'; '.join(equal)}.")
     for line in plain[plain["repeats"] > 2 * base["repeats"]].to_dict("records"):
         said.append(
             f"{line['decoding']} repeats {line['repeats']:.0f}% of its mentions (greedy {base['repeats']:.0f}%) and leaves "
@@ -190,7 +190,7 @@ def answer(table: pd.DataFrame, chosen: Mapping[str, Chosen], times: pd.DataFram
         )
     best = ", ".join(f"{line.decoding}{' + PruneHal' if line.pruned else ''}" for line in times[times["front"]].itertuples())
     slowest = times.loc[times["cost"].idxmax()]
-    said.append(f"No other has both a lower distinct CHAIR_i and a higher recall: {best}.")
+    said.append(f"By the estimates alone no other is better in both distinct CHAIR_i and recall than: {best}.")
     said.append(
         f"Time ({model}, {rounds} round{'s' if rounds > 1 else ''}{', so without a spread' if rounds == 1 else ''}): "
         f"{times['cost'].min():.2f} to {slowest['cost']:.1f} times greedy search, most by {slowest['decoding']}."

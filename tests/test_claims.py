@@ -58,12 +58,23 @@ def test_every_notebook_that_claims_prints_its_claims():
         assert text.strip() == claims.in_words(notebook)
 
 
-def test_what_is_shown_is_a_line_and_what_is_unclear_a_name():
-    said = claims.in_words("03")
-    for line in claims.of("03").itertuples():
-        shown = [text for text in said.splitlines() if text.startswith(f"  {line.claim}: {line.verdict}, ")]
-        assert len(shown) == (line.verdict != "unclear")
-        assert line.claim in said
+def test_every_claim_is_a_line_with_its_verdict_number_and_interval_the_unclear_ones_last():
+    for notebook in claims.stored()["notebook"].unique():
+        first, *said = claims.in_words(notebook).splitlines()
+        table = claims.of(notebook)
+        unclear = table["verdict"] == "unclear"
+        assert f", {unclear.sum()} of {len(table)} unclear " in first
+        for text, line in zip(said, pd.concat([table[~unclear], table[unclear]]).itertuples(), strict=True):
+            assert text.startswith(f"  {line.claim}: {line.verdict}, ")
+            digits = 1 if line.unit == "points" else 2
+            assert f" [{line.low:.{digits}f}, {line.high:.{digits}f}], p " in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"), [("points", "+1.0 points ["), ("odds ratio", "odds ratio 1.00 ["), ("share", "share of variance")]
+)
+def test_the_unit_stands_where_a_reader_expects_it(unit, text):
+    assert f"a claim: unclear, {text}" in claims.lines(corrected([made(0.9, unit=unit)]))[0]
 
 
 @pytest.mark.parametrize(
