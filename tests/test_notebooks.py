@@ -1,5 +1,6 @@
 """Static rules of the notebooks: read in order, executed in order, and clean enough to compare and to publish."""
 
+import base64
 import itertools
 import re
 from pathlib import Path
@@ -62,6 +63,17 @@ def test_a_notebook_keeps_the_rules(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert faults(notebook) == []
+
+
+@pytest.mark.parametrize("picture", sorted((FOLDER / "figures").glob("*.png")), ids=lambda path: path.name)
+def test_a_picture_of_the_readme_is_a_figure_of_its_notebook(picture):
+    """README shows copies: export them again when their notebook was executed."""
+    (path,) = FOLDER.glob(f"{picture.name[:3]}*.ipynb")
+    cells = nbformat.read(path, as_version=4).cells
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    drawn = picture.read_bytes()
+    assert any(base64.b64decode(each.get("image/png", "")) == drawn for each in data), "export it again"
+    assert f"(notebooks/figures/{picture.name})" in (FOLDER.parent / "README.md").read_text()
 
 
 def test_the_notebooks_are_numbered_without_gaps():
