@@ -2,89 +2,28 @@
 
 The best of many settings is partly the luckiest, so its gain on the rows that chose it is too large on average (Cawley and Talbot
 2010, "On Over-fitting in Model Selection and Subsequent Selection Bias in Performance Evaluation", JMLR 11). `choose` therefore
-refuses rows of a test split, and of a final one, and `report` refuses images that the choice has seen. Who does it all the same
-says so in the call, and the answer carries it into every table and plot: `selected_on_test`, `note` and `label`.
+refuses rows of a test split, and of a final one, and `report` refuses images that the choice has seen. Both can be
+allowed in the call; the result is then marked in every table and plot: `selected_on_test`, `note` and `label`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from prunehal.benchmarks.chair import ChairResult
 from prunehal.benchmarks.files import some
 from prunehal.bootstrap import Interval
+from prunehal.graded import Graded
 from prunehal.inference import WORSE
 from prunehal.statistics import paired_bootstrap
-from prunehal.testbed.final import FINAL, is_final
 
 __all__ = ["CHOSEN_BY", "ROUNDING", "Chosen", "Graded", "Reported", "choose", "choose_by_rule", "report"]
 
 CHOSEN_BY = {"recall": 0.01}  # how much recall the project's own choices may lose on the validation split
 REPORTED = ("distinct_chair_i", "chair_i", "absent", "recall", "repeats", "unfinished", "words")  # metrics of a report
 
-# Words that end like "test" and say nothing about a split; any other name with "test" in it counts as one, and any with "final":
-# a test split that is not noticed does harm in silence, a refusal does not.
-_NO_TEST = re.compile(r"(?<![A-Za-z])(?i:la|con|fas|grea|shor|ligh|brigh|smar)test(?![A-Za-z])")
 ROUNDING = 1e-12  # 0.80 - 0.79 is a little more than 0.01 in floating point
-
-
-@dataclass(frozen=True, eq=False)
-class Graded:
-    """The scores of several settings on the images of one split.
-
-    Attributes:
-        split: name of the split, such as "validation".
-        results: setting -> its scores; settings are anything hashable, and all are scored on the same images.
-
-    Raises:
-        ValueError: no name, no results, or settings scored on different images.
-
-    >>> from prunehal.benchmarks import score
-    >>> truth = {1: {"dog"}, 2: {"cat"}}
-    >>> graded = Graded("validation", {0.4: score({1: "A dog.", 2: "A cat."}, truth)})
-    >>> graded.is_test, sorted(graded.images)
-    (False, [1, 2])
-    """
-
-    split: str
-    results: Mapping[Hashable, ChairResult]
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.split, str) and self.split.strip()):
-            raise ValueError(f"split is {self.split!r}, expected the name of a split, such as 'validation'")
-        if not self.results:
-            raise ValueError(f"the {self.split} split has no results; expected setting -> ChairResult; score some settings")
-        object.__setattr__(self, "results", MappingProxyType(dict(self.results)))  # what was graded does not change later
-        for setting, result in self.results.items():
-            if odd := self.images ^ set(result.items["image_id"]):
-                first = next(iter(self.results))
-                raise ValueError(
-                    f"{setting!r} and {first!r} were scored on different images of the {self.split} split, {len(odd)} such as "
-                    f"{some(odd)}; expected the same images for all settings; score those that all have"
-                )
-
-    @property
-    def images(self) -> frozenset[Hashable]:
-        """The image_ids of the split."""
-        return frozenset(next(iter(self.results.values())).items["image_id"])
-
-    @property
-    def is_test(self) -> bool:
-        """Whether nothing may be chosen on the split: it is a test split or a final one.
-
-        Its name holds "test", in any case and place, but for words such as latest and contest, or "final"; or, whatever it is
-        called, scenes of the testbed's final split are among its images.
-        """
-        name = _NO_TEST.sub("", self.split).lower()
-        return "test" in name or FINAL in name or self.n_final > 0
-
-    @property
-    def n_final(self) -> int:
-        """How many of the images are scenes of the testbed's final split."""
-        return sum(map(is_final, self.images))
 
 
 @dataclass(frozen=True)
@@ -98,10 +37,10 @@ class Chosen:
         value: that metric of the setting on that split; too good an estimate, as the best of `n_candidates`.
         baseline: the setting that it is compared with.
         subject_to: (metric, largest worsening against the baseline) pairs that it had to meet.
-        missed: such pairs that no setting met, where `choose` was told to go on by another metric.
+        missed: such pairs that no setting met, where ``otherwise`` named another metric to choose by.
         n_candidates, n_allowed: settings compared; those of them that met the conditions it was chosen by.
         selected_on_test: whether the split was a test split or a final one.
-        f1: F1 of the distinct objects that the setting names on that split, and the baseline's; shown, and never asked.
+        f1: F1 of the distinct objects that the setting names on that split, and the baseline's; shown only, it decides nothing.
         images: image_ids that the choice has seen.
     """
 
@@ -190,7 +129,7 @@ def choose(
             0.01} lets recall fall by a point.
         baseline: the setting to compare with, such as no pruning.
         otherwise: the metric to choose by, without conditions, where no setting meets them; None refuses.
-        allow_test_selection: choose on a test split all the same; the answer says so.
+        allow_test_selection: choose on a test split all the same; the result is marked (``selected_on_test``).
 
     Raises:
         ValueError: a test split, an unknown metric, a baseline without results or without another setting, a limit below zero, no
@@ -259,7 +198,7 @@ def choose_by_rule(results: Graded, baseline: Hashable) -> Chosen:
     """Choose by the project's one rule, which every choice of its own follows.
 
     Among the settings whose recall on the validation split is at most a point below the baseline's, no pruning, the lowest
-    distinct CHAIR_i. Where none keeps the recall, the setting of highest recall, and the answer says so (``missed``). F1 of the
+    distinct CHAIR_i. Where none keeps the recall, the setting of highest recall, and ``missed`` holds the limit. F1 of the
     distinct objects is shown beside it and decides nothing.
 
     Args:
@@ -291,10 +230,13 @@ def report(
 
     Args:
         chosen: what `choose` gave.
-        results_on_test: scores of at least the chosen setting and the baseline, on another split.
-        allow_test_selection: report on images that the choice has seen all the same; the answer says so. Not needed where
-            `choose` was told already.
+        results_on_test: scores on another split, of the chosen setting and the baseline at least.
+        allow_test_selection: report on images that the choice has seen all the same; the result is marked. Not needed for a
+            choice that is marked already.
         n_resamples, seed, confidence: of the bootstrap over images.
+
+    Returns:
+        The paired differences in the metrics of REPORTED, setting minus baseline, as fractions.
 
     Raises:
         ValueError: the split of the choice or images of it, the setting or the baseline without results.

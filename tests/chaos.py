@@ -72,11 +72,11 @@ def do_train(folder):
 
 
 def read_sweep(folder):
-    from prunehal.experiments.store import _read
+    from prunehal.experiments.stored_rows import read_stored
 
     for path in (folder / "out").glob("*.jsonl*"):
         if not path.name.endswith(".part"):
-            _read(path)
+            read_stored(path)
 
 
 def read_run(folder):

@@ -139,8 +139,8 @@ def test_ratios_over_a_mean_that_was_rounded_to_zero_are_finite(tmp_path):
 
 def test_a_file_is_read_once_however_often_rows_are_appended(tmp_path, monkeypatch):
     store, module, read = Store(tmp_path), importlib.import_module("prunehal.experiments.store"), []
-    plain = module._read
-    monkeypatch.setattr(module, "_read", lambda path: read.append(path) or plain(path))
+    plain = module.read_stored
+    monkeypatch.setattr(module, "read_stored", lambda path: read.append(path) or plain(path))
     many = replace(ONE, n_images=30)
     with store.writing():
         for key in image_keys(many):

@@ -1,4 +1,4 @@
-"""Store: the rows of experiments in a folder, one file for each, which says what made it.
+"""Store: the rows of experiments in a folder, one file for each, whose header holds what made the rows.
 
 A file in work is JSON lines, ``<name>-<key>.jsonl``: first a header (the experiment and the versions that made its rows), then a
 row for each image, appended batch by batch and synced to the disk. A process that is killed leaves whole rows and at most one
@@ -14,10 +14,8 @@ and mentions (node, hallucinated, step, mass for each layer, entropy as the mean
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,34 +30,14 @@ from prunehal.benchmarks.truth import truth_of_scorer
 from prunehal.core.observed import PRUNES
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import image_keys, truth
+from prunehal.experiments.stored_rows import HEADER, read_stored, sync_names
 from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
 from prunehal.locking import locked
-from prunehal.reading import LIMIT, BadInput
 from prunehal.resources import data_path, written
-from prunehal.running.rows import Keyed, RowFile, read_rows
+from prunehal.running.rows import RowFile
 from prunehal.testbed.final import refuse_other_ranges
 
 __all__ = ["Store"]
-
-_HEADER = ""  # the key of the first row
-
-
-class _Header(Keyed):
-    experiment: dict[str, Any] | None = None
-    made_by: dict[str, str | int | None] | None = None
-
-
-class _Row(Keyed):
-    caption: str
-    tokens: int
-    finished: bool
-    visual: float
-    events: list[tuple[int, str, Any]]
-    voted: list[int]
-    layers: list[int]
-    mass: list[float]
-    mentions: list[tuple[str, bool, int, list[float], float]]
-
 
 _BELOW = 2.5e-5  # the middle of the masses that four decimals round to 0
 
@@ -103,8 +81,8 @@ class Store:
         """
         found: dict[int | str, dict[str, Any]] = {}
         for path in self._files(experiment):
-            rows = _read(path)
-            header = rows.pop(_HEADER, None)
+            rows = read_stored(path)
+            header = rows.pop(HEADER, None)
             if header and "made_by" in header:
                 refuse_other_versions(path, header["made_by"], made_by(experiment))
             elif header or rows:
@@ -122,7 +100,7 @@ class Store:
         """Return one line for each image of the experiment: image_id, caption, tokens, finished, visual, prunes.
 
         Raises:
-            FileNotFoundError: rows are missing; sweep() makes them.
+            FileNotFoundError: rows are missing; make them by `prunehal.sweep`.
             ValueError: as in :meth:`rows`.
         """
         names = ("caption", "tokens", "finished", "visual")
@@ -205,11 +183,11 @@ class Store:
                 f"{self.path(experiment)}: has rows of {some(doubled)} already; expected new ones; read missing() first"
             )
         _refuse_other_ranges(self.path(experiment), experiment, [row["key"] for row in rows])
-        header = {"key": _HEADER, "experiment": experiment.description, "made_by": by}
+        header = {"key": HEADER, "experiment": experiment.description, "made_by": by}
         held.file.append([*([] if held.file.rows else [header]), *rows])
         held.made_by.setdefault(held.file.path, by)
         held.keys.update(row["key"] for row in rows)
-        held.file.rows = {_HEADER: header}  # whole rows of all experiments would fill the memory of a large sweep
+        held.file.rows = {HEADER: header}  # whole rows of all experiments would fill the memory of a large sweep
 
     def _holding(self, experiment: Experiment) -> _Held:
         path = self._in_work(experiment)
@@ -218,7 +196,7 @@ class Store:
         keys = set(self.rows(experiment))
         file = RowFile(path)
         file.repair()  # only who writes may do that
-        headers = {path: file.rows.get(_HEADER), self.path(experiment): _read(self.path(experiment)).get(_HEADER)}
+        headers = {path: file.rows.get(HEADER), self.path(experiment): read_stored(self.path(experiment)).get(HEADER)}
         held = _Held(file, keys, {path: header["made_by"] for path, header in headers.items() if header})
         if self._held is not None:
             self._held[path] = held
@@ -229,14 +207,14 @@ class Store:
         in_work, packed = self._files(experiment)
         if not in_work.exists():
             return
-        rows = _read(in_work) | _read(packed)
-        header = rows.pop(_HEADER)
+        rows = read_stored(in_work) | read_stored(packed)
+        header = rows.pop(HEADER)
         lines = [json.dumps(row, separators=(",", ":")) for row in (header, *sorted(rows.values(), key=lambda r: str(r["key"])))]
         with written(packed) as part, part.open("wb") as file:
             file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
             file.flush()
             os.fsync(file.fileno())
-        _sync(self.folder)  # the new name, too, before the rows that were safe are removed
+        sync_names(self.folder)  # the new name, too, before the rows that were safe are removed
         in_work.unlink()
         if self._held is not None:
             self._held.pop(in_work, None)
@@ -282,37 +260,3 @@ def _prunes(row: Mapping[str, Any]) -> list[list[Any]]:
 def _ratio(mass: pd.Series, mean: pd.Series) -> pd.Series:
     """Return mass / mean, finite where the mean was rounded to 0."""
     return (mass / mean).where(mean > 0, mass.clip(lower=_BELOW) / _BELOW)
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _read(path: Path) -> dict[int | str, dict[str, Any]]:
-    """Return ``{key: row}`` of a file, the header among them, and leave it as it is: another process may be writing to it."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return {}
-    fix = "Restore the file, or remove it and sweep again."
-    if path.suffix == ".gz":
-        try:
-            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
-                raw = packed.read(LIMIT + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadInput(path, [f"it cannot be unpacked ({error})"], fix) from error
-        if len(raw) > LIMIT:
-            raise BadInput(path, [f"it unpacks to more than {LIMIT:,} bytes; expected rows of one experiment"], fix)
-    rows, problems = read_rows(raw, _kind)
-    if problems:
-        raise BadInput(path, problems, fix)
-    return rows
-
-
-def _kind(row: Mapping[str, Any]) -> type:
-    return _Header if row.get("key") == _HEADER else _Row
