@@ -19,18 +19,18 @@ from prunehal.gain import part_of_change
 from prunehal.pooled import counts, ratio
 from prunehal.statistics import paired_bootstrap
 
-__all__ = ["ENDS", "Range", "at_end", "bounded", "difference_bounds", "level_bounds", "share_bounds"]
+__all__ = ["ENDS", "Bounds", "at_end", "bounded", "difference_bounds", "level_bounds", "share_bounds"]
 
 ENDS = ("least", "most")  # absent objects that a caption may have named
 
 
 @dataclass(frozen=True)
-class Range:
-    """What a number lies between, whatever was repeated.
+class Bounds:
+    """The smallest and the largest value of a number that the counts allow, with the outer ends of their intervals.
 
     Attributes:
         least, most: the smallest and the largest value that the counts allow.
-        low, high: lower end of the interval of the one, upper end of that of the other.
+        low, high: lower end of the interval of the smallest value, upper end of that of the largest.
     """
 
     least: float
@@ -42,7 +42,7 @@ class Range:
     def verdict(self) -> str:
         """Return "lower" or "higher" where all values that the counts allow, and their intervals, are; else "unclear".
 
-        >>> Range(0.01, 0.2, 0.005, 0.3).verdict, Range(-0.01, 0.2, -0.02, 0.3).verdict
+        >>> Bounds(0.01, 0.2, 0.005, 0.3).verdict, Bounds(-0.01, 0.2, -0.02, 0.3).verdict
         ('higher', 'unclear')
         """
         return verdict(self.low, self.high)
@@ -92,8 +92,8 @@ def level_bounds(items: pd.DataFrame, metric: str) -> tuple[float, float]:
     return min(found), max(found)
 
 
-def difference_bounds(base: pd.DataFrame, ours: pd.DataFrame, metric: str, n_resamples: int = 5000) -> Range:
-    """Return what the difference of a metric, ours minus base, lies between.
+def difference_bounds(base: pd.DataFrame, ours: pd.DataFrame, metric: str, n_resamples: int = 5000) -> Bounds:
+    """Return the smallest and the largest difference of a metric, ours minus base, that the counts allow.
 
     Args:
         base, ours: items as of :func:`level_bounds`, of the same images.
@@ -109,8 +109,8 @@ def difference_bounds(base: pd.DataFrame, ours: pd.DataFrame, metric: str, n_res
     return _range(pairs, lambda a, b: paired_bootstrap(at_end(base, a), at_end(ours, b), metric, n_resamples))
 
 
-def share_bounds(ours: pd.DataFrame, oracle: pd.DataFrame, base: pd.DataFrame, n_resamples: int = 5000) -> Range | None:
-    """Return what the share of the oracle's gain in F1 of distinct objects lies between, or None without a gain for sure.
+def share_bounds(ours: pd.DataFrame, oracle: pd.DataFrame, base: pd.DataFrame, n_resamples: int = 5000) -> Bounds | None:
+    """Return the bounds of the share of the oracle's gain in F1 of distinct objects, or None where the gain may be 0 or less.
 
     Args:
         ours, oracle, base: items as of :func:`level_bounds`, of the same images.
@@ -126,11 +126,11 @@ def share_bounds(ours: pd.DataFrame, oracle: pd.DataFrame, base: pd.DataFrame, n
     return _range(list(product(ENDS, repeat=3)), share)
 
 
-def _range(ends: list[tuple[str, ...]], interval: Callable[..., Interval]) -> Range:
+def _range(ends: list[tuple[str, ...]], interval: Callable[..., Interval]) -> Bounds:
     """Return the range over all combinations of ends: the metrics rise or fall with each count, so no value lies beyond them."""
     found = [interval(*each) for each in ends]
     least, most = (choose(found, key=lambda each: each.estimate) for choose in (min, max))
-    return Range(least.estimate, most.estimate, least.low, most.high)
+    return Bounds(least.estimate, most.estimate, least.low, most.high)
 
 
 def _pooled(items: pd.DataFrame, metric: str) -> float:

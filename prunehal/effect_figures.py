@@ -42,7 +42,7 @@ def draw_groups(
         value: column of the estimates.
         label: of the y axis.
         x: column of the places, drawn in their order in the table.
-        group: column of the groups, of which the legend tells; None draws one.
+        group: column of the groups, named in the legend; None draws one group.
         ends: columns of the interval; by default value_low and value_high.
         colors: group -> colour; by default the palette's.
         null: drawn as a dashed line at 0, with this name in the legend.

@@ -17,7 +17,8 @@ def reach(met: Mapping[str, float], at_random: Mapping[str, float], held: pd.Dat
     """Return in words how far the first prune lifts A_l, and the factor that this asks for.
 
     Args:
-        met, at_random: the first prune's line of `prunehal.factor.reached` for these columns.
+        met, at_random: the first prune's line of what `prunehal.factor.reached` returns, under these columns: rise, reached, low
+            and high.
         held: indexed by number and lag, with the columns share and ratio, as fractions.
 
     >>> held = pd.DataFrame({"share": [1.0, 0.7], "ratio": [0.49, 0.49]}, pd.MultiIndex.from_tuples([(1, 0), (1, 1)]))

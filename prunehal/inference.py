@@ -1,4 +1,4 @@
-"""Statistics for grids of settings: p-values of paired differences, correction for many looks, "no difference", "no harm".
+"""Statistics for grids of settings: p-values of paired differences, correction for many tests, "no difference", "no harm".
 
 Two conditions are compared, b minus a, on the same images; images are the units. Offered here as well: how many images are needed
 (`prunehal.power`) and the model of mentions (`prunehal.odds`). How to choose a setting is in `prunehal.selection_rule`.
@@ -66,7 +66,7 @@ class Verdict:
 
 
 def holm(frame: pd.DataFrame, p: str = "p_value", alpha: float = 0.05) -> pd.DataFrame:
-    """Correct the p-values of a grid for the number of looks: P(any false rejection) stays at or below alpha.
+    """Correct the p-values of a grid for the number of tests: P(any false rejection) stays at or below alpha.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6; by statsmodels. It holds
     under any dependence, so settings that share a baseline are fine. The frame must hold every comparison that was looked at.

@@ -53,7 +53,13 @@ def cell_name(tiles: int, clutter: bool) -> str:
 
 
 def scores(store: Store, base: Experiment, rules: Mapping[str, Rule], cells: Iterable[tuple[int, bool]] = THREE) -> pd.DataFrame:
-    """Return what must stand beside each other: the scores of no pruning and of every rule.
+    """Return the scores without pruning and with every rule.
+
+    Args:
+        store: holds the rows of all.
+        base: split, number of images, model.
+        rules: name -> rule.
+        cells: (tiles, cluttered) of each.
 
     Returns:
         Indexed by cell and rule; the columns are the labels of `prunehal.experiments.compare.LEVELS`, in percent but for absent
@@ -216,7 +222,7 @@ def needed(store: Store, base: Experiment, rules: Mapping[str, Rule], points: fl
     Args:
         store: holds the rows.
         base: split, number of images, model.
-        rules: those that are asked.
+        rules: name -> rule.
         points: the change, in percent points.
     """
     cells = [replace(base, tiles=tiles, clutter=clutter) for tiles, clutter in THREE]

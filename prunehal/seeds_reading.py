@@ -1,4 +1,4 @@
-"""Read the captions of several training seeds: what each rule changes, what a setting is worth elsewhere, and both in words.
+"""Read the counts of captions of several training seeds: changes by each rule, and by settings of other seeds, also in words.
 
 Over seeds, the counts of a scene are added up: metrics are pooled over all captions, and intervals draw whole scenes. Where
 absent objects were counted by mention only, distinct CHAIR_i and F1 are ranges that hold whatever captions repeated
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from prunehal.bootstrap import Interval, verdict
-from prunehal.distinct_bounds import Range, bounded, difference_bounds, level_bounds, share_bounds
+from prunehal.distinct_bounds import Bounds, bounded, difference_bounds, level_bounds, share_bounds
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.readable import between
 from prunehal.redundancy import ORACLE, PUBLISHED
@@ -56,7 +56,7 @@ def effects(rows: pd.DataFrame, *, n_resamples: int = N_RESAMPLES) -> pd.DataFra
         One line for each seed (the last is "all"), kind of tiles and rule: seed, clutter, rule, setting, captions (how many);
         chair_i, recall (percent) and words; distinct_chair_i, absent and repeats, each with _least and _most; unfinished
         (percent; NaN where it was not counted). For rules: d_chair_i, d_recall and d_words with _low and _high;
-        d_distinct_chair_i and d_f1 (points) with _least, _most, _low and _high, as a `Range`; won with the same, the share of
+        d_distinct_chair_i and d_f1 (points) with _least, _most, _low and _high, as a `Bounds`; won with the same, the share of
         the oracle's gain in F1 (NaN of the oracle itself, and without a gain for sure).
     """
     own = bounded(rows[rows["own"]])
@@ -252,7 +252,7 @@ def _summed(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _levels(rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, float]:
-    """Return what must stand beside each other: the scores of captions, and the ranges of those that repeats leave open.
+    """Return the scores of captions, with the smallest and the largest value of those that depend on repeats.
 
     Args:
         rows: one line a caption, as `prunehal.distinct_bounds.bounded` returns them.
@@ -280,5 +280,5 @@ def _ends(name: str, found: Interval, unit: float) -> dict[str, float]:
     return {name: unit * found.estimate, f"{name}_low": unit * found.low, f"{name}_high": unit * found.high}
 
 
-def _range(name: str, found: Range, unit: float = 1) -> dict[str, float]:
+def _range(name: str, found: Bounds, unit: float = 1) -> dict[str, float]:
     return {f"{name}_{end}": unit * getattr(found, end) for end in ("least", "most", "low", "high")}

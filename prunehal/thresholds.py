@@ -48,7 +48,7 @@ def between_selections(
 
     Args:
         store: holds the rows of all.
-        baseline: names the images.
+        baseline: no pruning, on the images that are compared.
         policies: thresholds; the selection of each is replaced.
         n_resamples: of the bootstrap over images.
 
@@ -77,7 +77,7 @@ def between_selections(
 
 
 def recall_by_row(store: Store, experiments: Sequence[Experiment], *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
-    """Return how many of the objects that stand in each third of the scene captions name: recall of the top, middle, bottom row.
+    """Return the recall of the objects in each third of the scene: top, middle and bottom row.
 
     An object stands where its centre lies (`prunehal.testbed.scenes.SceneObject.place`).
 

@@ -9,7 +9,7 @@ import pytest
 from prunehal import distinct_bounds
 from prunehal.benchmarks import score
 from prunehal.bootstrap import Interval
-from prunehal.distinct_bounds import ENDS, Range, at_end, bounded, difference_bounds, level_bounds, share_bounds
+from prunehal.distinct_bounds import ENDS, Bounds, at_end, bounded, difference_bounds, level_bounds, share_bounds
 from prunehal.pooled import METRICS
 
 CAPTIONS = {  # condition -> (n_hallucinated, n_recalled, n_mentions, n_truth) of each caption
@@ -113,5 +113,5 @@ def test_the_interval_of_a_range_covers_both_ends_and_decides():
     assert found.low < found.least < found.most < found.high
     assert found.verdict == "higher"
     assert difference_bounds(bounded(ours), bounded(base), "distinct_chair_i", 300).verdict == "lower"
-    assert Range(-0.1, 0.1, -0.2, 0.2).verdict == "unclear"
+    assert Bounds(-0.1, 0.1, -0.2, 0.2).verdict == "unclear"
     assert set(METRICS["distinct_chair_i"][0]) == {"n_absent"}

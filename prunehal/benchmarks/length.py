@@ -74,7 +74,7 @@ def rate_by_position(result: ChairResult, edges: Sequence[int], n_resamples: int
 
 
 def early_and_late(rates: pd.DataFrame, fewest: int = 30) -> pd.DataFrame:
-    """Return the first and the last place of a caption, and whether more of what is named late is not in the image.
+    """Return the share that is not in the image at the first and at the last place of captions, and whether the last is higher.
 
     Args:
         rates: what :func:`rate_by_position` returned.
@@ -122,7 +122,7 @@ def truncation_curve(
 
 
 def first_objects(result: ChairResult, most: Mapping[Hashable, int]) -> pd.DataFrame:
-    """Return what captions count up to and including the first mention of their k-th distinct object.
+    """Return the counts of captions that are cut after the first mention of their k-th distinct object.
 
     Args:
         result: scored captions.
@@ -165,7 +165,7 @@ def first_objects(result: ChairResult, most: Mapping[Hashable, int]) -> pd.DataF
 
 
 def equal_objects(a: ChairResult, b: ChairResult) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return what two sets of captions count when both captions of an image name equally many distinct objects.
+    """Return the counts of two sets of captions, cut so that both captions of an image name equally many distinct objects.
 
     Args:
         a, b: captions of the same images.
@@ -202,8 +202,8 @@ def difference(
         base, other: captions of two methods.
         ground_truth: of the images.
         scorer: of CHAIR.
-        equal: what is made equal first: "objects" (both captions of an image are cut to the number of distinct objects that the
-            one names which names fewer), "words" (both sets are cut to the mean number of words of the shorter), or nothing.
+        equal: what is made equal first: "objects" (both captions of an image are cut to the smaller of their numbers of distinct
+            objects), "words" (both sets are cut to the mean number of words of the shorter), or nothing.
         n_resamples: of the bootstrap over images (BCa).
 
     Raises:

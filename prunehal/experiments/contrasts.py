@@ -1,7 +1,7 @@
-"""Contrasts: what one value of an option changes against another, apart for each value of a second option.
+"""Contrasts: the differences between the values of an option, separately for each value of a second option.
 
-A main effect is a mean over all other options. Where an option does one thing with one selection and the opposite with another,
-its main effect may be nothing, and says nothing of either; the contrasts do.
+A main effect is a mean over all other options. Where an option has one effect with one selection and the opposite with another,
+its main effect may be near 0; the contrasts show both.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def contrasts(
         settings_against (that have ``against`` instead), difference, low, high; NaN where either has no setting.
 
     Raises:
-        ValueError: no setting has ``against``, or the settings cannot tell the options apart.
+        ValueError: no setting has ``against``, or the settings do not separate the options.
 
     >>> table = pd.DataFrame({"kept": list("abab") * 5, "selection": list("uuvv") * 5})
     >>> does = np.random.default_rng(0).normal([[0.0], [1.0], [0.0], [-1.0]] * 5, 0.3, (20, 30))  # (setting, image)
@@ -68,7 +68,9 @@ def contrasts(
         raise ValueError(f"no setting has {option}={against!r}; expected one of {sorted(set(table[option]), key=str)}; name one")
     fit = fit_over_images(design(table, options, (), pair=pair), change, budget, n_images, degree)
     if fit is None:
-        raise ValueError(f"the {len(table)} settings cannot tell {', '.join(options)} apart; give more, or fewer options")
+        raise ValueError(
+            f"the {len(table)} settings do not separate the effects of {', '.join(options)}; give more settings, or fewer options"
+        )
     params, covariance, freedom = fit
     reach = stats.t.ppf((1 + confidence) / 2, freedom)
     lines = []

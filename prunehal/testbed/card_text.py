@@ -66,8 +66,8 @@ before any caption was scored.
 Training showed a scene's tile alone, with positions numbered as if up to four other tiles stood around it. Background tiles, and
 clutter as large and as opaque as theirs, are beyond what it saw; so are the positions of eight tiles.
 
-It hallucinates for the reason that real ones are said to: its training captions name objects that usually go with such a scene
-although they are absent.
+It hallucinates because its training captions name absent objects that usually go with such a scene, a cause that is proposed for
+real models, too.
 
 ## How it differs from real models
 
@@ -75,8 +75,8 @@ although they are absent.
   so the most attended tokens of the first steps are those of the top rows. That keeping them does worse here than keeping random
   ones may come from this order; it is a finding on this model and its captions, under test, and none on the method.
 - Seven of ten absent objects of the training captions stand at their end, behind "There is also", "In addition", "Further back"
-  and the like, and the others in the second half of the round. So the wording of a sentence tells much of whether its object is
-  there; notebook 01 counts how much.
+  and the like, and the others in the second half of the round. So the sentence predicts to a large part whether its object is
+  there; notebook 01 measures how well.
 - A head looks at the image wholly or not at all: {whole} of the masses of attention of a step and layer lie within 0.02 of a
   multiple of 1/{heads} (a layer has {heads} heads). A vote by the mass therefore counts heads.
 - It has no attention sink: the start token draws {start} of the attention while a caption is written.

@@ -1,8 +1,8 @@
 """The final split: fresh scenes that are given out once, by ranges of their index, each range for one purpose.
 
-Scenes that were looked at again and again make claims look surer than they are. Those of the final split are read once, for
-claims that were written down before. An experiment reads a range by the name of its purpose, ``split="final-worlds"``; the
-final split as a whole cannot be asked for, and what no purpose has been given to is kept back.
+Scenes that are used for many comparisons make claims seem surer than they are. Those of the final split are read once, for
+claims that were written down before. An experiment reads a range by the name of its purpose, ``split="final-worlds"``. The
+final split as a whole cannot be read, and scenes without a purpose are kept back.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FINAL_SPLITS = tuple(f"{FINAL}-{purpose}" for purpose in RANGES)  # what an expe
 
 
 def final_indices(purpose: str, count: int) -> range:
-    """Return the indices of the first scenes of a purpose's range.
+    """Return the indices of the first ``count`` scenes of a purpose's range.
 
     Args:
         purpose: a key of RANGES.
@@ -82,7 +82,7 @@ def final_indices(purpose: str, count: int) -> range:
 
 
 def purpose_of(split: str) -> str | None:
-    """Return the purpose that the name of a split holds, a key of RANGES; None of a split that is not final.
+    """Return the purpose in the name of a split, a key of RANGES; None for a split that is not final.
 
     Raises:
         ValueError: the name is that of the final split without a purpose, or with one that RANGES lacks.
