@@ -16,6 +16,7 @@ from prunehal.core import NoPruning, Policy, PrunableCache, attach
 from prunehal.core.observed import PRUNES
 from prunehal.core.visual import generating
 from prunehal.testbed.captions import PROMPT
+from prunehal.testbed.final import FINAL_SPLITS, is_kept_back
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import Scene
 
@@ -75,7 +76,7 @@ def caption_scenes(
         progress: show a bar with the time left.
 
     Raises:
-        ValueError: no scene, or a batch size below 1.
+        ValueError: no scene, a batch size below 1, or a scene of the final split that is kept back.
 
     >>> from prunehal import load
     >>> from prunehal.testbed.scenes import scene
@@ -86,6 +87,11 @@ def caption_scenes(
     if not scenes or batch_size < 1:
         raise ValueError(
             f"got {len(scenes)} scenes and batch_size={batch_size}; expected at least one scene and a batch size >= 1"
+        )
+    if kept := [each.image_id for each in scenes if is_kept_back(each.image_id)]:
+        raise ValueError(
+            f"{len(kept)} scene(s) of the final split are kept back, such as {kept[0]}; expected scenes that have a purpose; read "
+            f"those of {' or '.join(FINAL_SPLITS)} by an Experiment"
         )
     policy = NoPruning() if policy is None else policy
     if sample_seed is not None:

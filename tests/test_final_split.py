@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks import ground_truth_testbed, score
+from prunehal.captioning import caption_scenes
 from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, read_grid
 from prunehal.experiments.compare import graded
@@ -19,6 +20,7 @@ from prunehal.experiments.versions import made_by
 from prunehal.marked import write_marked
 from prunehal.selection_rule import Graded, choose, choose_by_rule, report
 from prunehal.testbed.final import FINAL_SPLITS, RANGES, final_indices, purpose_of, refuse_other_ranges
+from prunehal.testbed.samples import Samples
 from prunehal.testbed.scenes import GRID, PATCH, image_ids, scene, scene_of
 from prunehal.testbed.sprites import LOOKS, SIZES, dressed, load_sprites
 
@@ -147,6 +149,17 @@ def test_scenes_that_are_kept_back_have_no_truth():
     assert FIRST + 8_000 not in known
     with pytest.raises(ValueError, match="no ground truth for 1 image_id"):
         score({FIRST + 8_000: "A dog."}, known)
+
+
+def test_scenes_that_are_kept_back_are_not_captioned():
+    with pytest.raises(ValueError, match=r"1 scene\(s\) of the final split are kept back, such as 400008000"):
+        caption_scenes(None, None, [scene("final", 0), scene("final", 8_000)])
+
+
+@pytest.mark.parametrize("split", ["final", *FINAL_SPLITS])
+def test_nothing_is_trained_on_it(split):
+    with pytest.raises(ValueError, match=f"split='{split}': nothing is trained on the final split; expected 'train'"):
+        Samples(None, count=2, first=0, split=split)
 
 
 def test_a_grid_takes_the_purpose_as_its_split(tmp_path):

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
 from prunehal.testbed.captions import BRIEF, LONGEST, PROMPT, write_brief, write_caption
+from prunehal.testbed.final import FINAL
 from prunehal.testbed.questions import presence, what_is, where_is
 from prunehal.testbed.scenes import Scene, scene
 
@@ -29,6 +30,9 @@ class Samples(Dataset):
     """Training samples as a pure function of their number: pixels, labels of patches, texts, background tiles to pretend.
 
     The last samples are marked ``late``: they also teach not to repeat.
+
+    Raises:
+        ValueError: the split is the final one, on which nothing is trained.
     """
 
     processor: LlavaProcessor
@@ -37,6 +41,10 @@ class Samples(Dataset):
     texts: bool = True
     split: str = "train"
     late_from: float = 0.6  # share of the samples after which they are late
+
+    def __post_init__(self) -> None:
+        if self.split.startswith(FINAL):
+            raise ValueError(f"split={self.split!r}: nothing is trained on the final split; expected 'train'; name that")
 
     def __len__(self) -> int:
         return self.count
