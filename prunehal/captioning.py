@@ -90,8 +90,8 @@ def caption_scenes(
         )
     if kept := [each.image_id for each in scenes if is_kept_back(each.image_id)]:
         raise ValueError(
-            f"{len(kept)} scene(s) of the final split are kept back, such as {kept[0]}; expected scenes that have a purpose; read "
-            f"those of {' or '.join(FINAL_SPLITS)} by an Experiment"
+            f"{len(kept)} scene(s) of the final split are kept back, such as {kept[0]}; expected scenes that have a purpose; "
+            f"read those of {' or '.join(FINAL_SPLITS)} by an Experiment"
         )
     policy = NoPruning() if policy is None else policy
     if sample_seed is not None:
