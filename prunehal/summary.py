@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 STORED = Store.shipped()
-_CHANGES = ["change of distinct CHAIR_i", "at equal length", "change of recall", "at equal length"]
+_CHANGES = ["change of distinct CHAIR_i", "at equal objects", "change of recall", "at equal objects"]
 _UNITS = (
-    "percent and changes in points, absent objects and words a caption; at equal length: both captions of an image name equally "
+    "percent and changes in points, absent objects and words a caption; at equal objects: both captions of an image name equally "
     "many distinct objects"
 )
 _TILES = ("clean", "cluttered")
@@ -113,7 +113,7 @@ def released() -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     counts = "; ".join(f"{kind}: {count}" for kind, count in lower.items())
     said = (
-        f"{n_met} of {2 * len(scored)} published numbers are met to the last digit (`wordnet` scorer, `pattern` ground truth; "
+        f"{n_met} of {2 * len(scored)} published numbers are reproduced exactly (`wordnet` scorer, `pattern` ground truth; "
         f"with the `wordnet` one {met(scores_with_wordnet_truth())}). For how many of {len(MODELS)} models OPERA is lower than "
         f"greedy decoding, with its whole interval: {counts}."
     )
@@ -267,12 +267,12 @@ def _observation() -> list[str]:
     return [
         f"Of {len(mentions):,} object mentions in {of_all} {mentions['hallucinated'].mean():.1%} are hallucinated.",
         f"A faithful mention draws more visual attention than a hallucinated one (AUC {auc[deficit.POOLED]}), but much of that",
-        'is the sentence: training held most absent objects behind late sentences such as "There is also", and late or not tells',
-        f"them apart without a look at attention (AUC {auc[deficit.LATE]}). Attention has {auc[within[True]]} among",
+        'is the sentence: training held most absent objects behind late sentences such as "There is also", and the kind of',
+        f"sentence alone separates them (AUC {auc[deficit.LATE]}). Attention has {auc[within[True]]} among",
         f"mentions of late sentences, and {auc[within[False]]} among the others. The odds ratio of hallucinating for one",
         "standard deviation more visual attention is {:.2f} [{:.2f}, {:.2f}] with place and length as".format(*placed),
         "covariates, and {:.2f} [{:.2f}, {:.2f}] with the late sentence, too.".format(*late),
-        "The paper's wording, attention below the mean of all steps, cannot be met here: each mention draws at least",
+        "The paper's wording, attention below the mean of all steps, is not found here: each mention draws at least",
         f"{mentions['step_ratio'].min():.1f} times that mean.",
     ]
 
