@@ -321,6 +321,17 @@ def test_unfinished_is_read_from_the_captions_before_they_are_cut(file, tmp_path
     assert unfinished(tmp_path / "out.json", file(rows), *cut) == ({226988: 1, 310196: 0, 42: 0}, 1 / 3, "text")
 
 
+@pytest.mark.parametrize(("first", "n_finished"), [(True, 2), (1, 1), ("true", 1), (None, 1)])
+def test_a_report_says_how_many_rows_tell_whether_they_are_finished(file, tmp_path, first, n_finished):
+    rows = [
+        {"image_id": 226988, "caption": "A pizza.", "finished": first},
+        {"image_id": 42, "caption": "A ski", "finished": True},
+    ]
+    by = unfinished(tmp_path / "out.json", file([*rows, {"image_id": 310196, "caption": "Skis."}]))[2]
+    settings = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["settings"]
+    assert (by, settings["n_finished"]) == ("text", n_finished)
+
+
 @pytest.mark.parametrize("cut", [(), ("--truncate-words", 2), ("--drop-unfinished",)])
 def test_unfinished_is_what_the_file_says_of_every_caption(file, tmp_path, cut):
     rows = [{"image_id": 226988, "caption": "A pizza. On", "finished": True}]

@@ -171,6 +171,7 @@ def test_no_object_anywhere_scores_zero():
     [
         ({9: "A dog."}, TRUTH, r"no ground truth for 1 image_id\(s\): 9; expected"),
         ({"1": "A dog."}, TRUTH, "check the id type"),
+        ({9: "A dog."}, {}, "9; expected ids that it knows; check the id type"),
         ({1: "A dog."}, {1: {"doggo"}}, "names 'doggo'; expected"),
         ({1: float("nan")}, TRUTH, "caption of image_id 1 is nan"),
         ({}, TRUTH, "no captions"),

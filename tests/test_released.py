@@ -93,3 +93,9 @@ def test_rates_by_place_add_up_to_both_measures():
     assert ends.loc["objects", "early"] == rates["distinct_rate"].iloc[0]
     assert ends.loc["mentions", "late"] == rates["rate"].iloc[-1]
     assert ends.loc["mentions", ["early_words", "late_words"]].tolist() == ["0-19", "80-999"]
+
+
+def test_places_without_enough_mentions_are_an_error_with_the_fix():
+    rates = rate_by_position(score({1: "A dog.", 2: "A cat."}, {1: {"dog"}, 2: {"cat"}}), [0, 9], n_resamples=100)
+    with pytest.raises(ValueError, match="no place holds 30 mentions; expected one that does; add captions, or ask for fewer"):
+        early_and_late(rates)

@@ -45,11 +45,13 @@ class CaptionFile:
         captions: image_id -> caption, in the order of the file.
         finished: image_id -> whether the caption ended by itself and not at a limit of tokens, if every row has ``finished``
             (true or false), as in the files that `python -m prunehal run` writes; otherwise None.
+        n_finished: the number of rows that have it: fewer than there are captions where it is left out, null or something else.
         n_bad: the number of lines that were skipped.
     """
 
     captions: dict[Hashable, str]
     finished: dict[Hashable, bool] | None
+    n_finished: int
     n_bad: int
 
 
@@ -135,8 +137,8 @@ def read_caption_file(
         raise BadInput(path, [*problems, "no caption is left; expected objects with image_id and caption"])
     if not any(text.strip() for text in captions.values()):
         raise BadInput(path, [*problems, f"all captions are empty ({len(captions)}); expected a word in at least one"])
-    known_of_all = all(isinstance(value, bool) for value in finished.values())
-    return CaptionFile(captions, finished if known_of_all else None, n_bad)
+    n_finished = sum(isinstance(value, bool) for value in finished.values())
+    return CaptionFile(captions, finished if n_finished == len(finished) else None, n_finished, n_bad)
 
 
 def drop_unfinished(caption: str) -> str:

@@ -138,9 +138,10 @@ def score(
     scorer = load_scorer(scorer) if isinstance(scorer, str) else scorer
     texts = _texts(captions)
     if missing := [image for image in texts if image not in ground_truth]:
+        known = f"ids such as {some(ground_truth)}" if ground_truth else "ids that it knows"  # the testbed's lists none
         raise ValueError(
-            f"no ground truth for {len(missing)} image_id(s): {some(missing)}; expected ids such as "
-            f"{some(ground_truth)}; check the id type (int or str) and the split"
+            f"no ground truth for {len(missing)} image_id(s): {some(missing)}; expected {known}; check the id type (int or str) "
+            "and the split"
         )
     truths = {image: set(ground_truth[image]) for image in texts}
     if unknown := set().union(*truths.values()) - set(scorer.nodes.values()):

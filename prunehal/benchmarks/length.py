@@ -84,6 +84,9 @@ def early_and_late(rates: pd.DataFrame, fewest: int = 30) -> pd.DataFrame:
         Indexed by "mentions" and "objects": early, late (shares), early_words, late_words (their places), apart (whether the
         interval of the late one lies above that of the early one).
 
+    Raises:
+        ValueError: no place holds so many.
+
     >>> result = score({1: "A dog by a cat.", 2: "A dog by a bus."}, {1: {"dog"}, 2: {"dog"}})
     >>> early_and_late(rate_by_position(result, [0, 2, 6]), fewest=2).loc["objects", ["early", "late"]].tolist()
     [0.0, 1.0]
@@ -91,6 +94,8 @@ def early_and_late(rates: pd.DataFrame, fewest: int = 30) -> pd.DataFrame:
     rows = {}
     for kind, before in {"mentions": "", "objects": "distinct_"}.items():
         shown = rates[rates["n_mentions" if kind == "mentions" else "n_distinct"] >= fewest]
+        if shown.empty:
+            raise ValueError(f"no place holds {fewest} {kind}; expected one that does; add captions, or ask for fewer")
         first, last = shown.iloc[0], shown.iloc[-1]
         words = {f"{when}_words": f"{x['start']:.0f}-{x['stop'] - 1:.0f}" for when, x in (("early", first), ("late", last))}
         shares = {"early": first[f"{before}rate"], "late": last[f"{before}rate"]}

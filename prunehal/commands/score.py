@@ -95,7 +95,7 @@ def chair(
         settings = {
             "captions": str(captions), "ground_truth": sources, "truncate_words": truncate_words,
             "drop_unfinished": drop_unfinished, "unfinished_by": "text" if read.finished is None else "finished",
-            "n_bad": read.n_bad, "n_distinct_captions": len(set(texts.values())),
+            "n_finished": read.n_finished, "n_bad": read.n_bad, "n_distinct_captions": len(set(texts.values())),
             "n_without_mention": int((result.items["n_mentions"] == 0).sum()),
         }  # fmt: skip
         return result.report(settings)
