@@ -185,7 +185,8 @@ def answer(table: pd.DataFrame, chosen: Mapping[str, Chosen], times: pd.DataFram
         change, by_interval = part["own_distinct_chair_i"], verdicts_by_interval(part, "own_distinct_chair_i")
         counts = ", ".join(f"{which} in {(by_interval == which).sum()}" for which in ("higher", "lower", "unclear"))
         said.append(
-            f"{policy} beside {len(part)} decodings: distinct CHAIR_i {counts} ({change.min():+.1f} to {change.max():+.1f}); "
+            f"{policy} beside {len(part)} decodings, by uncorrected intervals: distinct CHAIR_i {counts} "
+            f"({change.min():+.1f} to {change.max():+.1f}); "
             f"recall {part['own_recall'].min():+.1f} to {part['own_recall'].max():+.1f}."
         )
     best = ", ".join(f"{line.decoding}{' + PruneHal' if line.pruned else ''}" for line in times[times["front"]].itertuples())
