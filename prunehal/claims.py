@@ -46,6 +46,7 @@ __all__ = ["ALPHA", "Claim", "claims", "corrected", "in_words", "lines", "of", "
 
 ALPHA = 0.05  # of Holm's correction: P(any false claim) of all notebooks together
 FILE = "claims.csv"  # among the shipped results
+_NULLS = {"points": 0.0, "odds ratio": 1.0, "share": 0.0}  # unit -> no difference
 _RESAMPLES = 5000
 # Random swaps of a test; a p-value below _SMALL is estimated again by more: Holm multiplies it by the number of claims.
 _SWAPS, _SMALL, _MANY_SWAPS = 9_999, 0.005, 99_999
@@ -90,12 +91,17 @@ def corrected(found: list[Claim]) -> pd.DataFrame:
     Returns:
         The attributes of Claim, p_holm, and verdict: "lower", "higher" ("matters" for a share), or "unclear".
 
+    Raises:
+        ValueError: no claims, or one in an unknown unit.
+
     >>> two = [Claim("03", "a", "points", -2.0, -3.0, -1.0, 0.01), Claim("03", "b", "points", 1.0, -1.0, 3.0, 0.3)]
     >>> corrected(two)["verdict"].tolist()
     ['lower', 'unclear']
     """
     table = holm(pd.DataFrame([asdict(claim) for claim in found]), "p", ALPHA)
-    null = table["unit"].map({"points": 0.0, "odds ratio": 1.0, "share": 0.0})
+    if unknown := set(table["unit"]) - set(_NULLS):
+        raise ValueError(f"unknown unit(s) {sorted(unknown)}; expected some of {list(_NULLS)}; name one of these")
+    null = table["unit"].map(_NULLS)
     shown = (table["estimate"] > null).map({True: "higher", False: "lower"}).where(table["unit"] != "share", "matters")
     return table.assign(verdict=shown.where(table["rejected"], "unclear")).drop(columns="rejected")
 
@@ -173,7 +179,11 @@ def _number(line: Claim) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3g}"
+    """Return a p-value in three digits, or in as many as tell on which side of ALPHA it lies."""
+    if value < 0.001:
+        return "< 0.001"
+    texts = (f"{value:.{digits}g}" for digits in range(3, 18))
+    return f"= {next(text for text in texts if (float(text) == ALPHA) == (value == ALPHA))}"
 
 
 # What is compared, notebook by notebook.

@@ -93,6 +93,19 @@ def test_verdicts_follow_the_corrected_p_and_the_side(claim, verdict):
     assert corrected([claim])["verdict"].tolist() == [verdict]
 
 
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0500409, "p = 0.05004"), (0.04999, "p = 0.04999"), (0.05, "p = 0.05"), (0.0256, "p = 0.0256"), (1, "p = 1")],
+)
+def test_a_p_value_shows_on_which_side_of_alpha_it_lies(p, text):
+    assert claims.lines(corrected([made(p)]))[0].endswith(text)
+
+
+def test_a_unit_whose_null_is_not_known_is_refused():
+    with pytest.raises(ValueError, match=r"unknown unit\(s\) \['words'\]; expected some of \['points', "):
+        corrected([made(0.001, unit="words")])
+
+
 def test_many_claims_make_a_p_of_one_percent_unclear():
     table = corrected([made(0.01), *(made(0.9) for _ in range(9))])
     assert table["verdict"].tolist() == ["unclear"] * 10
