@@ -77,8 +77,8 @@ real models, too.
 - Seven of ten absent objects of the training captions stand at their end, behind "There is also", "In addition", "Further back"
   and the like, and the others in the second half of the round. So the sentence predicts to a large part whether its object is
   there; notebook 01 measures how well.
-- A head looks at the image wholly or not at all: {whole} of the masses of attention of a step and layer lie within 0.02 of a
-  multiple of 1/{heads} (a layer has {heads} heads). A vote by the mass therefore counts heads.
+- A head mostly looks at the image wholly or not at all: {whole} of the masses of attention of a step and layer lie within 0.02
+  of a multiple of 1/{heads} (a layer has {heads} heads). A vote by the mass therefore counts heads.
 - It has no attention sink: the start token draws {start} of the attention while a caption is written.
 - Names of objects look at the image far more than other words: {faithful} of the attention lies on it at objects that are there,
   {hallucinated} at absent ones, {steps} over all steps. A name draws {over_steps} times the mean of its caption's steps, and
