@@ -208,7 +208,7 @@ def redundant() -> str:
     without = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for kind, cell in cells.items():
         without.append(f"| {kind} tiles | {' | '.join(levels(changes(STORED, [cell], cell, n_resamples=100).iloc[0]))} |")
-    note = f"{base.n_images} images; changes against no pruning; {_UNITS}; paired 95% BCa intervals over images."
+    note = f"{base.n_images} images; changes against no pruning, percent points; paired 95% BCa intervals over images."
     return "\n".join([*without, "", *lines, "", note])
 
 
