@@ -38,7 +38,7 @@ __version__ = version("prunehal")
 
 # Imported when first asked for, so that `import prunehal` does not wait for torch and transformers.
 _HOMES = {
-    "prunehal.images": ("load_image",),
+    "prunehal.files.images": ("load_image",),
     "prunehal.loading": ("load",),
     "prunehal.core": (
         "Accumulated",

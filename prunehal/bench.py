@@ -34,7 +34,7 @@ from prunehal.core import NoPruning, PruneHal, attach
 from prunehal.core.blocks import BlockLayer
 from prunehal.core.keyword import as_option
 from prunehal.core.trace import AttentionTrace, statistics
-from prunehal.resources import written
+from prunehal.files.paths import written
 
 __all__ = [
     "SHAPES",

@@ -24,9 +24,9 @@ from prunehal.core import NoPruning, Policy, PruneHal, attach
 from prunehal.core.keyword import as_option
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS, DECODERS, Decoding, named_decoding
+from prunehal.files.paths import written
+from prunehal.files.reading import read_text, reading
 from prunehal.loading import load
-from prunehal.reading import read_text, reading
-from prunehal.resources import written
 from prunehal.testbed.model import build_processor, build_prompt
 from prunehal.testbed.scenes import scene
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from prunehal.benchmarks import ground_truth_coco, load_scorer, score
 from prunehal.benchmarks.released import released_captions
-from prunehal.resources import written
+from prunehal.files.paths import written
 
 __all__ = ["as_table", "captions", "case", "measure"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from prunehal.benchmarks.chair import ChairResult
-from prunehal.benchmarks.files import some
+from prunehal.files.records import some
 from prunehal.testbed.final import FINAL, is_final
 
 __all__ = ["Graded"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from prunehal.experiments import Experiment
 from prunehal.experiments.versions import made_by, refuse_other_versions
-from prunehal.reading import BadInput, read_text
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.reading import BadInput, read_text
 
 __all__ = ["read_marked", "write_marked"]
 

@@ -13,8 +13,8 @@ from prunehal.decoding.named import name_of
 from prunehal.experiments import Experiment, Store, changes, read_grid
 from prunehal.experiments.compare import LEVELS
 from prunehal.experiments.readable import between
+from prunehal.files.paths import data_path
 from prunehal.matrix import POLICIES, front
-from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen
 
 __all__ = ["added", "alone", "answer", "oracle", "timed", "tried", "verdicts", "verdicts_by_interval"]

@@ -7,7 +7,7 @@ import pyperf
 
 from prunehal import bench, bench_decoders, bench_scoring, bench_sweep
 from prunehal import numerics as half
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 __all__ = ["cost", "numerics", "scoring", "speed", "sweeps"]
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from prunehal.core import NoPruning, Policy, PrunableCache, PruneHal, attach
+from prunehal.files.paths import data_path, written
 from prunehal.loading import load
-from prunehal.resources import data_path, written
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 

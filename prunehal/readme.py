@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prunehal import measured, summary
-from prunehal.resources import written
+from prunehal.files.paths import written
 
 __all__ = ["SECTIONS", "markers", "update_readme", "write_between"]
 

@@ -20,8 +20,8 @@ from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
+from prunehal.files.paths import data_path
 from prunehal.gain import gain_in_f1
-from prunehal.resources import data_path
 from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose, choose_by_rule
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
 from prunehal.testbed.scenes import scene_of

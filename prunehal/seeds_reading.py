@@ -18,8 +18,8 @@ from prunehal.bootstrap import Interval, verdict
 from prunehal.distinct_bounds import Bounds, bounded, difference_bounds, level_bounds, share_bounds
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.readable import between
+from prunehal.files.paths import data_path
 from prunehal.redundancy import ORACLE, PUBLISHED
-from prunehal.resources import data_path
 from prunehal.seeds import FAMILIES, NONE
 from prunehal.statistics import paired_bootstrap
 

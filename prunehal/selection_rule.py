@@ -12,8 +12,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from prunehal.benchmarks.files import some
 from prunehal.bootstrap import Interval
+from prunehal.files.records import some
 from prunehal.graded import Graded
 from prunehal.inference import WORSE
 from prunehal.statistics import paired_bootstrap

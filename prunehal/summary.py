@@ -18,10 +18,10 @@ from prunehal.dose_reading import answer, reading
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, graded, grid, read_grid
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.readable import between, levels
+from prunehal.files.paths import data_path
 from prunehal.inference import holm
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
-from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.tried import Setting
 

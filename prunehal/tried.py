@@ -15,8 +15,8 @@ from prunehal.core import Bank, NoPruning, Policy
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
+from prunehal.files.paths import data_path
 from prunehal.loading import EMBEDDED
-from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen
 
 __all__ = ["FALLBACK", "Setting", "candidates", "standing", "tried"]

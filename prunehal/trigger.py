@@ -11,9 +11,9 @@ from prunehal.bootstrap import bca
 from prunehal.core import NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.over_images import SharedImages
+from prunehal.files.paths import data_path
 from prunehal.loading import EMBEDDED
 from prunehal.pooled import ratio
-from prunehal.resources import data_path
 from prunehal.selection_rule import Chosen, choose_by_rule
 
 __all__ = [

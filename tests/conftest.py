@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 torch.set_num_threads(1)  # the models are tiny; more threads wait for each other
 

@@ -12,7 +12,7 @@ from functools import cache
 import nltk
 from nltk.stem import WordNetLemmatizer
 
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 PREPOSITIONS = set(
     "about above across after among around at athwart before behind below beneath beside besides between betwixt beyond but by during "

@@ -8,7 +8,7 @@ import pytest
 
 from prunehal.benchmarks.amber import nouns, score_captions
 from prunehal.benchmarks.amber_files import annotations, associations, initial_counters, safe_words
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 LISTED = sorted({*associations(), *(word for words in associations().values() for word in words)})
 PERCENT = ("chair", "cover", "hal", "cog")

@@ -8,8 +8,8 @@ import pytest
 
 from prunehal.benchmarks.amber import score_answers, score_discriminative
 from prunehal.benchmarks.amber_files import annotations
-from prunehal.benchmarks.files import BadInput
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
+from prunehal.files.records import BadInput
 
 
 def twin_of_answers(responses):

@@ -8,7 +8,7 @@ import pytest
 from prunehal.benchmarks import amber
 from prunehal.benchmarks.amber import queries, score_captions, score_discriminative, score_generative
 from prunehal.benchmarks.amber_files import annotations
-from prunehal.benchmarks.files import BadInput
+from prunehal.files.records import BadInput
 
 
 def test_queries():

@@ -21,8 +21,8 @@ from prunehal.benchmarks.amber import (
     write_responses,
 )
 from prunehal.benchmarks.amber_files import annotations
-from prunehal.benchmarks.files import BadInput
 from prunehal.benchmarks.pope import score_files
+from prunehal.files.records import BadInput
 from prunehal.running.tasks import items_of, write_result
 
 # 1005 yes, 1006 no (state); 8633 no (existence)

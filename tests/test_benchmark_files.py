@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput, Report
-from prunehal.benchmarks.files import bad_lines, read_records
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.records import bad_lines, read_records
 
 ROWS = [{"image_id": 42, "caption": "A dog."}, {"image_id": 7, "caption": "Two\ncats."}]
 LAYOUTS = {

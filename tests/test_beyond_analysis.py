@@ -27,7 +27,7 @@ from prunehal.core import (
 from prunehal.experiments import Experiment, read_grid, sweep
 from prunehal.experiments.compare import LEVELS
 from prunehal.experiments.pictures import truth
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 from prunehal.selection_rule import Chosen
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene

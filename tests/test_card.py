@@ -9,7 +9,7 @@ import pytest
 from prunehal import load
 from prunehal.benchmarks import BadInput, score
 from prunehal.captioning import caption_scenes
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 from prunehal.testbed import card
 from prunehal.testbed.scenes import scene
 

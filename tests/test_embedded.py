@@ -7,7 +7,7 @@ import pytest
 
 import prunehal as ph
 from prunehal.benchmarks import score
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 from prunehal.testbed.captions import parses
 from prunehal.testbed.scenes import scene
 

@@ -14,8 +14,8 @@ from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, atta
 from prunehal.evidence import FILE, evidence, kept_patches, measure, stored
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import image_keys
+from prunehal.files.paths import data_path
 from prunehal.redundancy import CELLS, ORACLE, all_rules, chosen_rules, with_rule
-from prunehal.resources import data_path
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 from prunehal.testbed.world import NAMES

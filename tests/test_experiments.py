@@ -12,7 +12,7 @@ from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.decoding import OPERA, PAI, VCD
 from prunehal.experiments import Experiment, Store, read_grid, sweep, versions
 from prunehal.experiments.versions import CODE, made_by, refuse_other_versions
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 GRIDS = sorted(data_path("grids").glob("*.toml"))
 

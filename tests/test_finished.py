@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import prunehal as ph
 from prunehal.__main__ import app
-from prunehal.benchmarks.files import BadInput
+from prunehal.files.records import BadInput
 from prunehal.running import Run, run
 from prunehal.running.engine import Engine
 from prunehal.running.finished import finished

@@ -8,7 +8,7 @@ import pytest
 
 from prunehal.benchmarks import hallusion
 from prunehal.benchmarks import hallusion_failures as failures
-from prunehal.benchmarks.files import BadInput, read_shipped
+from prunehal.files.records import BadInput, read_shipped
 
 QUESTIONS = hallusion.questions()
 SAMPLE = read_shipped("hallusionbench", "HallusionBench_result_sample.json.gz")

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from prunehal import evidence
-from prunehal.benchmarks.files import BadInput
 from prunehal.causal import HALF_MOVES, MOVES, SCALES, WITHHELD
 from prunehal.experiments import Experiment, Store
+from prunehal.files.paths import data_path
+from prunehal.files.records import BadInput
 from prunehal.interventions import CAPTIONED, FILE, interventions, measure
-from prunehal.resources import data_path
 
 KEYS = ["image_id", "index", "what", "part", "dose"]
 N = 4

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from prunehal.benchmarks import judged, mmvet
-from prunehal.benchmarks.files import BadInput
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
+from prunehal.files.records import BadInput
 
 
 def sha256(text):

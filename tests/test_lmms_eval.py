@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from prunehal.benchmarks import lmms_eval, score
-from prunehal.benchmarks.files import BadInput
+from prunehal.files.records import BadInput
 
 ROWS = [
     {

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.image_utils import load_image as stock
 
 import prunehal as ph
-from prunehal.images import image_pixels
+from prunehal.files.images import image_pixels
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 10, 3), dtype=np.uint8)

@@ -27,7 +27,7 @@ from transformers import (
 
 import prunehal as ph
 from prunehal import loading
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 from prunehal.testbed.model import build_processor, build_prompt
 from prunehal.testbed.scenes import scene
 

@@ -10,8 +10,8 @@ import prunehal as ph
 from prunehal import matrix as matrix_module
 from prunehal import matrix_reading
 from prunehal.experiments import Experiment, read_grid, sweep
+from prunehal.files.paths import data_path
 from prunehal.matrix import POLICIES, chosen_decoders, front, matrix
-from prunehal.resources import data_path
 
 
 @pytest.fixture(scope="module")

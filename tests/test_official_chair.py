@@ -13,7 +13,7 @@ from nltk.stem import WordNetLemmatizer
 from prunehal.benchmarks import ground_truth_coco, load_scorer, read_captions, score
 from prunehal.benchmarks.english import inflections, lemma, spans, tags, tokenize
 from prunehal.benchmarks.official import double_words, listed_nodes, pattern_words
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 MODELS = ("instructblip", "llava-1.5", "minigpt4", "shikra")

@@ -10,8 +10,8 @@ import prunehal as ph
 from prunehal import options
 from prunehal.experiments.contrasts import contrasts
 from prunehal.experiments.over_images import SharedImages
+from prunehal.files.paths import data_path
 from prunehal.inference import paired_p_value
-from prunehal.resources import data_path
 from prunehal.selection_rule import Graded, choose_by_rule
 
 STORE = ph.Store.shipped()

@@ -204,7 +204,7 @@ def test_the_wheel_holds_all_modules_and_all_data(wheel):
 
 def test_an_installed_wheel_finds_its_data(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "from prunehal.resources import data_path; print(data_path('embedded', 'model.safetensors'), data_path('chair'))"
+    code = "from prunehal.files.paths import data_path; print(data_path('embedded', 'model.safetensors'), data_path('chair'))"
     found = python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}).split()
     assert [Path(path) for path in found] == [
         tmp_path / "prunehal/data/embedded/model.safetensors",

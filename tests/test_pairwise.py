@@ -7,7 +7,7 @@ import random
 import pytest
 
 from prunehal.benchmarks import pairwise
-from prunehal.benchmarks.files import BadInput
+from prunehal.files.records import BadInput
 
 
 def test_the_prompt_is_the_published_one():

@@ -9,7 +9,7 @@ import pytest
 
 from prunehal.benchmarks import pope
 from prunehal.benchmarks.pope import Question, parse_answer, questions, score
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 ASKED = [
     Question(11, "a.jpg", "Is there a dog in the image?", "yes"),

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from prunehal.benchmarks.files import BadInput
 from prunehal.benchmarks.pope import Question, parse_answer, questions, score, score_files, write_answers
+from prunehal.files.records import BadInput
 
 ASKED = [
     Question(11, "a.jpg", "Is there a dog in the image?", "yes"),

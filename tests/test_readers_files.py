@@ -13,11 +13,11 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from prunehal import reading
 from prunehal.__main__ import app
 from prunehal.benchmarks import pairwise
-from prunehal.benchmarks.files import BadInput, read_records, read_values
-from prunehal.reading import convert, read_bytes, read_json, read_text
+from prunehal.files import reading
+from prunehal.files.reading import convert, read_bytes, read_json, read_text
+from prunehal.files.records import BadInput, read_records, read_values
 
 ROWS = [{"image_id": 42, "caption": "A dog."}, {"image_id": 7, "caption": "Ein Hündchen\u2028\U0001f415"}]
 

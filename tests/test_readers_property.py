@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from prunehal import benchmarks, reading
+from prunehal import benchmarks
 from prunehal.benchmarks import (
     amber,
     amber_files,
@@ -28,7 +28,8 @@ from prunehal.benchmarks import (
     pope_files,
 )
 from prunehal.benchmarks.amber_similarity import load_similarity
-from prunehal.benchmarks.files import read_records, read_values
+from prunehal.files import reading
+from prunehal.files.records import read_records, read_values
 
 QUESTIONS = [
     {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"},

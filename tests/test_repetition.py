@@ -17,10 +17,10 @@ from prunehal.benchmarks.length import difference, equal_objects, first_objects
 from prunehal.core import PruneHal, TopK
 from prunehal.decoding import KVSmooth
 from prunehal.experiments import Experiment, Store
+from prunehal.files.paths import data_path
 from prunehal.repetition import SETTINGS as CONTROLS
 from prunehal.repetition import as_table, repetition
 from prunehal.repetition import settings as controls
-from prunehal.resources import data_path
 from prunehal.testbed.scenes import scene
 
 BASE = Experiment(split="test")

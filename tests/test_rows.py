@@ -7,10 +7,10 @@ import os
 
 import pytest
 
-from prunehal.benchmarks.files import BadInput
-from prunehal.locking import locked
+from prunehal.files.locking import locked
+from prunehal.files.records import BadInput
+from prunehal.files.rows import RowFile, refuse_other_settings
 from prunehal.running.engine import Row
-from prunehal.running.rows import RowFile, refuse_other_settings
 
 
 def test_a_disk_that_refuses_rows_is_named_with_the_file(tmp_path):

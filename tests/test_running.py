@@ -19,8 +19,8 @@ from prunehal.benchmarks import BadInput, pope
 from prunehal.benchmarks.captions import read_caption_file
 from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
-from prunehal.locking import locked
-from prunehal.resources import data_path
+from prunehal.files.locking import locked
+from prunehal.files.paths import data_path
 from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
 from prunehal.running.chat import encode, render
@@ -181,7 +181,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from prunehal.core import PruneHal
-from prunehal.running.rows import RowFile
+from prunehal.files.rows import RowFile
 from prunehal.running import Run, run
 
 append = RowFile.append

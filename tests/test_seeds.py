@@ -14,8 +14,8 @@ from prunehal.core import Accumulated, Informative, NoPruning, PruneHal, Standou
 from prunehal.distinct_bounds import bounded, level_bounds
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import truth
+from prunehal.files.paths import data_path
 from prunehal.redundancy import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
-from prunehal.resources import data_path
 from prunehal.seeds import COUNTS, NONE, measure, setting_name, stored
 from prunehal.seeds_reading import (
     ALL,

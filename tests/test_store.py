@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from prunehal.benchmarks.files import BadInput
 from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, pictures, versions
 from prunehal.experiments.pictures import image_keys, truth
+from prunehal.files.records import BadInput
 
 ONE = Experiment(split="test", n_images=2, policy=PruneHal())
 FIRST, SECOND = image_keys(ONE)

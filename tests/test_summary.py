@@ -9,8 +9,8 @@ from families import FAMILIES, LISTED
 
 from prunehal import claims, evidence, interventions, seeds
 from prunehal.experiments import Store, graded, read_grid
+from prunehal.files.paths import data_path
 from prunehal.readme import SECTIONS, markers, update_readme
-from prunehal.resources import data_path
 from prunehal.selection_rule import report
 from prunehal.summary import chosen_on_validation, thresholds
 

@@ -10,10 +10,10 @@ import sys
 import pytest
 from PIL import Image
 
-from prunehal.benchmarks.files import BadInput, read_records
-from prunehal.locking import locked
-from prunehal.resources import data_path
-from prunehal.running.rows import RowFile, keep_settings, refuse_other_settings
+from prunehal.files.locking import locked
+from prunehal.files.paths import data_path
+from prunehal.files.records import BadInput, read_records
+from prunehal.files.rows import RowFile, keep_settings, refuse_other_settings
 from prunehal.running.tasks import BENCHMARKS, CAPTION_PROMPT, Item, image_key, images_of, items_of, write_result
 
 
@@ -322,7 +322,7 @@ def test_rows_of_unknown_settings_are_refused(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from prunehal.locking import locked
+from prunehal.files.locking import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

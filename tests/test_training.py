@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import prunehal as ph
-from prunehal.locking import locked
+from prunehal.files.locking import locked
 from prunehal.testbed import stages, train, training
 from prunehal.testbed.captions import BRIEF, PROMPT, write_brief
 from prunehal.testbed.model import build_processor, build_prompt

@@ -11,7 +11,7 @@ import statsmodels.formula.api as smf
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, read_grid
 from prunehal.experiments.pictures import image_keys
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 from prunehal.trigger import at_edge, chosen_factors, factors_at_equal_budget, on_mentions, saturation, time_to_prune, vote_rate
 
 T = 2

@@ -19,7 +19,7 @@ from prunehal.benchmarks.released import (
     released_captions,
     scores_with_wordnet_truth,
 )
-from prunehal.reading import BadInput
+from prunehal.files.reading import BadInput
 from prunehal.testbed.scenes import coco_instances, scene
 
 

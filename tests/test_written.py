@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prunehal.benchmarks import Report
-from prunehal.resources import written
+from prunehal.files.paths import written
 
 
 def write(path, text="new"):
@@ -65,7 +65,7 @@ def test_a_device_stays_a_device():
 @pytest.mark.parametrize("into", ["file", "pipe"])
 def test_an_open_file_receives_the_content_in_its_place(tmp_path, name, into):
     code = (
-        "from pathlib import Path; from prunehal.resources import written\n"
+        "from pathlib import Path; from prunehal.files.paths import written\n"
         "print('before', flush=True)\n"
         f"with written(Path({name!r})) as part: part.write_text('content\\n')\n"
         "print('after')"

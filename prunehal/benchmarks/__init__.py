@@ -2,7 +2,6 @@
 
 from prunehal.benchmarks.captions import drop_unfinished, read_captions
 from prunehal.benchmarks.chair import ChairResult, Truncation, score, truncate, truncate_to_mean
-from prunehal.benchmarks.files import BadInput, Report
 from prunehal.benchmarks.mentions import ChairScorer, Mention, load_scorer
 from prunehal.benchmarks.truth import (
     ground_truth_coco,
@@ -11,6 +10,7 @@ from prunehal.benchmarks.truth import (
     load_ground_truth,
     truth_of_scorer,
 )
+from prunehal.files.records import BadInput, Report
 
 __all__ = [
     "BadInput",

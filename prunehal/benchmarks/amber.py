@@ -32,8 +32,8 @@ from prunehal.benchmarks.amber_files import (
 from prunehal.benchmarks.amber_responses import read_responses
 from prunehal.benchmarks.amber_similarity import Similarity, load_similarity
 from prunehal.benchmarks.english import lemma, tags, tokenize
-from prunehal.benchmarks.files import Report
-from prunehal.reading import reading
+from prunehal.files.reading import reading
+from prunehal.files.records import Report
 
 __all__ = ["nouns", "queries", "score_answers", "score_captions", "score_discriminative", "score_generative", "write_responses"]
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from prunehal.benchmarks.amber_files import annotations, check_responses, initial_counters
 from prunehal.benchmarks.amber_responses import official_answer, read_responses
-from prunehal.benchmarks.files import Report
 from prunehal.benchmarks.replies import check_rule
 from prunehal.benchmarks.yes_or_no import counts, first_word
-from prunehal.reading import reading
+from prunehal.files.reading import reading
+from prunehal.files.records import Report
 
 __all__ = ["score_answers", "score_discriminative"]
 

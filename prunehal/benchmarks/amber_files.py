@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import read_shipped
-from prunehal.resources import data_path, written
+from prunehal.files.paths import data_path, written
+from prunehal.files.records import read_shipped
 
 __all__ = [
     "KINDS", "annotations", "associations", "check_responses", "initial_counters", "kind_of", "queries", "safe_words",

@@ -26,8 +26,8 @@ from prunehal.benchmarks.answer_rows import (
     typed,
     words,
 )
-from prunehal.benchmarks.files import BadInput, bad_lines, read_records
 from prunehal.benchmarks.yes_or_no import first_word
+from prunehal.files.records import BadInput, bad_lines, read_records
 
 __all__ = ["official_answer", "read_queries", "read_responses"]
 

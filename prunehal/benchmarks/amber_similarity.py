@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunehal.reading import convert, read_json, reading
+from prunehal.files.reading import convert, read_json, reading
 
 __all__ = ["Similarity", "load_similarity"]
 

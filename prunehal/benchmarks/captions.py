@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, Record, bad_lines, read_records, some
 from prunehal.benchmarks.other_keys import free_text
+from prunehal.files.records import BadInput, Record, bad_lines, read_records, some
 
 __all__ = ["CaptionFile", "drop_unfinished", "image_number", "read_caption_file", "read_captions"]
 

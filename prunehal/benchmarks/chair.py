@@ -22,8 +22,8 @@ from typing import Any
 
 import pandas as pd
 
-from prunehal.benchmarks.files import Report, some
 from prunehal.benchmarks.mentions import ChairScorer, load_scorer
+from prunehal.files.records import Report, some
 
 __all__ = ["ChairResult", "Truncation", "is_finished", "score", "truncate", "truncate_to_mean", "unmatched"]
 

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from prunehal.benchmarks.files import some
 from prunehal.benchmarks.mentions import ChairScorer, load_scorer
-from prunehal.reading import convert, read_json, reading
+from prunehal.files.reading import convert, read_json, reading
+from prunehal.files.records import some
 
 __all__ = ["Table", "ground_truth_from_coco", "objects_of_file"]
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache, lru_cache
 
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 __all__ = ["inflections", "lemma", "spans", "tags", "tokenize"]
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import msgspec
 
-from prunehal.benchmarks.files import BadInput, Report
 from prunehal.benchmarks.hallusion_answers import (
     PLACE,
     VERDICT,
@@ -39,8 +38,9 @@ from prunehal.benchmarks.hallusion_answers import (
 )
 from prunehal.benchmarks.hallusion_failures import has_same, pair_failures, question_failures
 from prunehal.benchmarks.replies import check_rule, refuse_another_question, refuse_unreadable, reply, unreadable_counts
-from prunehal.reading import convert, reading
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.reading import convert, reading
+from prunehal.files.records import BadInput, Report
 
 __all__ = [
     "VERDICT", "Filled", "judge_prompts", "question_key", "questions", "read_judgement", "read_results", "results", "score",

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from prunehal.benchmarks.files import BadInput, Record, read_records, read_shipped
 from prunehal.benchmarks.replies import REPLY_KEYS, refuse_another_question, refuse_other_verdicts, reply
-from prunehal.reading import convert
+from prunehal.files.reading import convert
+from prunehal.files.records import BadInput, Record, read_records, read_shipped
 
 __all__ = [
     "PLACE", "VERDICT", "Result", "answers", "carried", "key_of", "question_key", "questions", "read_judgement", "result_records",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput
+from prunehal.files.records import BadInput
 
 __all__ = ["has_same", "pair_failures", "question_failures", "read_same", "same_prompts"]
 

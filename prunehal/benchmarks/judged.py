@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, Report, read_records
 from prunehal.benchmarks.mmhal_responses import (
     COMPARED,
     N,
@@ -32,7 +31,8 @@ from prunehal.benchmarks.mmhal_responses import (
     write_responses,
 )
 from prunehal.benchmarks.replies import check_rule, refuse_another_question, refuse_unreadable, reply, unreadable_counts
-from prunehal.reading import reading
+from prunehal.files.reading import reading
+from prunehal.files.records import BadInput, Report, read_records
 
 __all__ = [
     "TYPES",

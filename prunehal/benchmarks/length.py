@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score, truncate, truncate_to_mean
-from prunehal.benchmarks.files import some
 from prunehal.benchmarks.mentions import ChairScorer
 from prunehal.bootstrap import Interval
+from prunehal.files.records import some
 from prunehal.statistics import bootstrap_interval, paired_bootstrap
 
 __all__ = [

@@ -27,8 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, read_records
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.records import BadInput, read_records
 
 __all__ = ["LAYOUTS", "export", "read"]
 

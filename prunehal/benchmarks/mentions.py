@@ -19,7 +19,7 @@ from functools import lru_cache
 from prunehal.benchmarks.english import spans as token_spans
 from prunehal.benchmarks.english import tokenize
 from prunehal.benchmarks.official import double_words, listed_nodes, pattern_words, wordnet_words
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 
 __all__ = ["ChairScorer", "Mention", "load_scorer"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from prunehal.benchmarks.files import BadInput, read_records, read_shipped
 from prunehal.benchmarks.replies import refuse_another_question
-from prunehal.reading import convert
-from prunehal.resources import data_path, written
+from prunehal.files.paths import data_path, written
+from prunehal.files.reading import convert
+from prunehal.files.records import BadInput, read_records, read_shipped
 
 __all__ = [
     "COMPARED", "N", "Response", "absent", "as_index", "judge_prompts", "place_of", "places", "questions", "read_responses",

@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prunehal.benchmarks.files import BadInput, Report, read_records
 from prunehal.benchmarks.mmvet_grades import read_grade, read_grades
 from prunehal.benchmarks.replies import check_rule, refuse_unreadable, unreadable_counts
-from prunehal.reading import convert, reading
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.reading import convert, reading
+from prunehal.files.records import BadInput, Report, read_records
 
 __all__ = ["CAPABILITIES", "PROMPT", "Question", "judge_prompts", "read_grade", "read_predictions", "score", "write_predictions"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, Record, read_records
 from prunehal.benchmarks.replies import refuse_another_question, reply
+from prunehal.files.records import BadInput, Record, read_records
 
 __all__ = ["Grades", "read_grade", "read_grades"]
 

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable
 from functools import cache
 
 from prunehal.benchmarks.english import inflections, lemma, tags
-from prunehal.benchmarks.files import read_shipped
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
+from prunehal.files.records import read_shipped
 
 __all__ = ["double_words", "listed_nodes", "pattern_words", "wordnet_words"]
 

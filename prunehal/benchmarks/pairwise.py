@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from prunehal.benchmarks.captions import image_number
-from prunehal.benchmarks.files import BadInput, Report, read_records, some
 from prunehal.benchmarks.replies import refuse_unreadable, reply, unreadable_counts
-from prunehal.reading import convert, reading
+from prunehal.files.reading import convert, reading
+from prunehal.files.records import BadInput, Report, read_records, some
 
 __all__ = ["CRITERIA", "PROMPT", "Judgement", "parse", "prompts", "score", "score_file"]
 

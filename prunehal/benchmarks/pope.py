@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunehal.benchmarks.answer_rows import refuse_wrong, words
-from prunehal.benchmarks.files import BadInput, Report, bad_lines
 from prunehal.benchmarks.pope_files import LABELS, Question, read_places, read_questions
 from prunehal.benchmarks.pope_joined import join, official_answer
 from prunehal.benchmarks.replies import RULES, check_rule
 from prunehal.benchmarks.yes_or_no import counts, first_word
-from prunehal.reading import reading
-from prunehal.resources import data_path, written
+from prunehal.files.paths import data_path, written
+from prunehal.files.reading import reading
+from prunehal.files.records import BadInput, Report, bad_lines
 
 __all__ = ["KINDS", "RULES", "SOURCES", "Question", "parse_answer", "questions", "score", "score_files", "write_answers"]
 

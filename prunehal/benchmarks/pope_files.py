@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from prunehal.benchmarks.answer_rows import WrongRows, refuse_wrong, typed, words
-from prunehal.benchmarks.files import read_records
 from prunehal.benchmarks.yes_or_no import label_of
+from prunehal.files.records import read_records
 
 __all__ = ["LABELS", "Place", "Question", "again", "read_places", "read_questions"]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunehal.benchmarks.answer_rows import Asked, Taken, WrongRows, answer_in, compared, one_key, only_truth, words
-from prunehal.benchmarks.files import some
 from prunehal.benchmarks.pope_files import Place, Question, again
 from prunehal.benchmarks.yes_or_no import first_word
+from prunehal.files.records import some
 
 __all__ = ["Joined", "join", "official_answer"]
 

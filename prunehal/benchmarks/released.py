@@ -15,11 +15,11 @@ from collections.abc import Hashable, Iterable, Mapping
 import pandas as pd
 
 from prunehal.benchmarks.captions import read_captions
-from prunehal.benchmarks.files import read_shipped
 from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.mentions import ChairScorer
+from prunehal.files.paths import data_path
+from prunehal.files.records import read_shipped
 from prunehal.pooled import NUMBERS
-from prunehal.resources import data_path
 
 __all__ = [
     "DECODINGS",

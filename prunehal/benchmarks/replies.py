@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from prunehal.benchmarks.files import BadInput, some
+from prunehal.files.records import BadInput, some
 
 __all__ = [
     "REPLY_KEYS", "RULES", "check_rule", "refuse_another_question", "refuse_other_verdicts", "refuse_unreadable", "reply",

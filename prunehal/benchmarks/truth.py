@@ -18,9 +18,9 @@ import msgspec
 
 from prunehal.benchmarks.captions import image_number
 from prunehal.benchmarks.coco_files import Table, ground_truth_from_coco, objects_of_file
-from prunehal.benchmarks.files import read_shipped, some
 from prunehal.benchmarks.mentions import ChairScorer
-from prunehal.reading import convert, read_json, reading
+from prunehal.files.reading import convert, read_json, reading
+from prunehal.files.records import read_shipped, some
 
 __all__ = [
     "BENCHMARKS",

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from prunehal.commands.errors import named_errors
-from prunehal.reading import BadInput, reading
-from prunehal.resources import file_name, written
+from prunehal.files.paths import file_name, written
+from prunehal.files.reading import BadInput, reading
 
 __all__ = ["app", "hallusion", "mmhal", "mmvet", "pairwise"]
 

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from prunehal.benchmarks.files import Report
 from prunehal.commands.errors import named_errors
+from prunehal.files.records import Report
 
 __all__ = [
     "amber_discriminative",

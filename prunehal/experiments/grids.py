@@ -13,7 +13,7 @@ import numpy as np
 from prunehal.core.checks import as_count
 from prunehal.decoding.named import named_decoding
 from prunehal.experiments.description import Experiment, policy_from
-from prunehal.reading import read_text
+from prunehal.files.reading import read_text
 
 __all__ = ["MOST_POINTS", "grid", "read_grid"]
 

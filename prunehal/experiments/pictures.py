@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
-from prunehal.benchmarks.files import some
 from prunehal.benchmarks.truth import PATTERN
 from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.images import load_image
+from prunehal.files.images import load_image
+from prunehal.files.records import some
 from prunehal.running.tasks import images_of, items_of
 from prunehal.testbed.final import refuse_other_ranges
 from prunehal.testbed.scenes import image_ids, scene_of

@@ -25,16 +25,16 @@ from typing import Any
 import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.benchmarks.files import some
 from prunehal.benchmarks.truth import truth_of_scorer
 from prunehal.core.observed import PRUNES
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.stored_rows import HEADER, read_stored, sync_names
 from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
-from prunehal.locking import locked
-from prunehal.resources import data_path, written
-from prunehal.running.rows import RowFile
+from prunehal.files.locking import locked
+from prunehal.files.paths import data_path, written
+from prunehal.files.records import some
+from prunehal.files.rows import RowFile
 from prunehal.testbed.final import refuse_other_ranges
 
 __all__ = ["Store"]

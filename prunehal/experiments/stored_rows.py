@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunehal.reading import LIMIT, BadInput
-from prunehal.running.rows import Keyed, read_rows
+from prunehal.files.reading import LIMIT, BadInput
+from prunehal.files.rows import Keyed, read_rows
 
 __all__ = ["HEADER", "read_stored", "sync_names"]
 

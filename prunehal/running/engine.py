@@ -17,10 +17,10 @@ from prunehal.captioning import new_tokens
 from prunehal.core import NoPruning, attach
 from prunehal.core.visual import generating
 from prunehal.decoding.named import BEAMS
-from prunehal.images import load_image
+from prunehal.files.images import load_image
+from prunehal.files.rows import Keyed
 from prunehal.loading import load
 from prunehal.running.chat import encode, render, to_model
-from prunehal.running.rows import Keyed
 from prunehal.running.tasks import BENCHMARKS, Item
 
 if TYPE_CHECKING:

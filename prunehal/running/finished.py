@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from prunehal.reading import BadInput, convert, reading
+from prunehal.files.reading import BadInput, convert, reading
+from prunehal.files.rows import kept_settings, read_rows
 from prunehal.running.engine import Row
-from prunehal.running.rows import kept_settings, read_rows
 from prunehal.running.tasks import BENCHMARKS
 
 __all__ = ["Finished", "finished"]

@@ -29,11 +29,11 @@ import prunehal
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.checks import as_count
 from prunehal.decoding.named import Decoding, described, named_decoding
+from prunehal.files.locking import locked
+from prunehal.files.rows import RowFile, keep_free, keep_settings, refuse_other_settings
 from prunehal.loading import EMBEDDED, weights_mark
-from prunehal.locking import locked
 from prunehal.running.chat import check_template
 from prunehal.running.engine import Engine, Row
-from prunehal.running.rows import RowFile, keep_free, keep_settings, refuse_other_settings
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, left_out, write_result
 from prunehal.testbed.captions import PROMPT
 

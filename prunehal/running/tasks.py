@@ -20,11 +20,11 @@ from typing import Any
 from prunehal.benchmarks import amber, judged, pope
 from prunehal.benchmarks.amber_responses import read_queries
 from prunehal.benchmarks.captions import image_number
-from prunehal.benchmarks.files import BadInput, read_records
 from prunehal.benchmarks.pope_files import read_questions
-from prunehal.images import image_pixels
-from prunehal.reading import read_text, reading
-from prunehal.resources import written
+from prunehal.files.images import image_pixels
+from prunehal.files.paths import written
+from prunehal.files.reading import read_text, reading
+from prunehal.files.records import BadInput, read_records
 
 __all__ = ["BENCHMARKS", "CAPTION_PROMPT", "Item", "Task", "image_key", "images_of", "items_of", "left_out", "write_result"]
 
@@ -99,7 +99,7 @@ def images_of(items: Sequence[Item], folder: Path, skip_missing: bool = False) -
         BadInput: images that are missing (unless they are to be skipped) or no pictures.
         ValueError: none is there.
 
-    >>> from prunehal.resources import data_path
+    >>> from prunehal.files.paths import data_path
     >>> kept, found = images_of([Item(1, "sprites.png", ""), Item(2, "no.png", "")], data_path("sprites"), skip_missing=True)
     >>> kept, found["sprites.png"][0].name
     ([Item(key=1, image='sprites.png', text='')], 'sprites.png')
@@ -133,7 +133,7 @@ def left_out(benchmark: str, images: Path, questions: str | None = None) -> dict
 
     Hidden files do not count; where the questions name the images, nothing is left out.
 
-    >>> from prunehal.resources import data_path
+    >>> from prunehal.files.paths import data_path
     >>> left_out("chair", data_path("sprites"))
     {'.json': 1, '.txt': 1}
     """

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from prunehal.resources import data_path
+from prunehal.files.paths import data_path
 from prunehal.testbed.world import CATEGORIES, CLUTTER
 
 __all__ = ["LOOKS", "PLAIN", "SIZES", "Look", "draw_sheet", "dressed", "load_sprites"]

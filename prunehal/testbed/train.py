@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from prunehal.core.checks import refuse
-from prunehal.locking import locked
-from prunehal.running.rows import keep_settings, kept_settings
+from prunehal.files.locking import locked
+from prunehal.files.rows import keep_settings, kept_settings
 from prunehal.testbed.model import build_model, build_processor
 from prunehal.testbed.stages import LARGEST_SCALE, Testbed, make_stages
 from prunehal.testbed.training import run_stage

@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from prunehal.reading import convert
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.reading import convert
 
 __all__ = ["Stage", "run_stage"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunehal.reading import BadInput, JsonDecoder, decoded, read_bytes, read_json
-from prunehal.resources import data_path, written
+from prunehal.files.paths import data_path, written
+from prunehal.files.reading import BadInput, JsonDecoder, decoded, read_bytes, read_json
 
 __all__ = ["BadInput", "Record", "Report", "bad_lines", "read_records", "read_shipped", "read_values", "some"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["data_path", "file_name", "written"]
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]  # the package
 # A wheel holds data/ inside the package; a checkout (editable install) holds it beside the package.
 _ROOTS = (_HERE / "data", _HERE.parent / "data")
 _PREFIX = ".part-"  # of the folder in which a file is written first

@@ -23,7 +23,7 @@ def load_image(path: str | Path) -> Image.Image:
     Raises:
         OSError: the file is missing, no image, cut off, over Pillow's limit of pixels, or has values of an unknown range.
 
-    >>> from prunehal.resources import data_path
+    >>> from prunehal.files.paths import data_path
     >>> load_image(data_path("sprites", "sprites.png")).mode
     'RGB'
     """
@@ -38,7 +38,7 @@ def image_pixels(path: str | Path) -> int:
     Raises:
         OSError: the file is missing, no image, or over Pillow's limit of pixels.
 
-    >>> from prunehal.resources import data_path
+    >>> from prunehal.files.paths import data_path
     >>> image_pixels(data_path("photos", "chelsea.jpg"))
     135300
     """

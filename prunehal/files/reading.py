@@ -63,7 +63,7 @@ def reading(path: Path | str) -> Iterator[None]:
     >>> with reading("settings.json"):
     ...     json.loads('{"seed": 1,\\n"r": }')
     Traceback (most recent call last):
-    prunehal.reading.BadInput: settings.json: 1 problem
+    prunehal.files.reading.BadInput: settings.json: 1 problem
       line 2: no JSON (Expecting value)
     """
     name = os.fspath(path)
@@ -153,7 +153,7 @@ def read_text(path: Path | str, limit: int = LIMIT) -> str:
         BadInput: lines that cannot be decoded, or more bytes than ``limit`` (see `read_bytes`).
         OSError: the file cannot be read.
 
-    >>> from prunehal.resources import data_path
+    >>> from prunehal.files.paths import data_path
     >>> read_text(data_path("sprites", "sprites.json"))[:11]
     '{\\n "names":'
     """
@@ -206,7 +206,7 @@ def read_json(path: Path | str, limit: int = LIMIT) -> Any:
         BadInput: text that is no JSON, with its line; a key that stands twice in an object with different values.
         OSError: the file cannot be read.
 
-    >>> from prunehal.resources import data_path
+    >>> from prunehal.files.paths import data_path
     >>> read_json(data_path("sprites", "sprites.json"))["names"][0]
     'person'
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
-from prunehal.resources import written
+from prunehal.files.paths import written
 
 __all__ = ["locked"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from prunehal.reading import BadInput, convert, read_json, reading
-from prunehal.resources import written
+from prunehal.files.paths import written
+from prunehal.files.reading import BadInput, convert, read_json, reading
 
 __all__ = ["Keyed", "RowFile", "keep_free", "keep_settings", "kept_settings", "read_rows", "refuse_other_settings"]
 
