@@ -9,7 +9,7 @@ import pandas as pd
 from prunehal.beyond import AT_RANDOM, INT8
 from prunehal.experiments import Experiment, Store, changes, equal_lengths
 from prunehal.experiments.compare import N_RESAMPLES
-from prunehal.inference import holm
+from prunehal.stats.testing import holm
 from prunehal.tried import Setting
 
 __all__ = ["against_controls"]

@@ -12,11 +12,11 @@ from types import MappingProxyType
 import pandas as pd
 from matplotlib.axes import Axes
 
-from prunehal.bootstrap import Interval, verdict
-from prunehal.clustered import over_images
 from prunehal.experiments import Experiment, Store
 from prunehal.figures import COLORS
-from prunehal.statistics import adjusted_logit, association
+from prunehal.stats.bootstrap import Interval, verdict
+from prunehal.stats.clustered import over_images
+from prunehal.stats.intervals import adjusted_logit, association
 from prunehal.testbed.patterns import mention_patterns
 
 __all__ = [

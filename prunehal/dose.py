@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from prunehal.causal import REMOVED, SCALES
-from prunehal.clustered import estimate, gap, matched_gap, mean
-from prunehal.inference import holm
 from prunehal.kinds import KINDS, kinds_of
-from prunehal.matching import matched
+from prunehal.stats.clustered import estimate, gap, matched_gap, mean
+from prunehal.stats.matching import matched
+from prunehal.stats.testing import holm
 
 __all__ = [
     "ABSENT_NOW",

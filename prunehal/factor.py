@@ -25,9 +25,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin
 
-from prunehal.bootstrap import bca
 from prunehal.captioning import new_tokens
 from prunehal.core import Listener, NoPruning, Policy, PruneHal, SharedPrefill, listening
+from prunehal.stats.bootstrap import bca
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import Scene
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from prunehal.bootstrap import verdict
 from prunehal.experiments.readable import between
 from prunehal.factor import balanced
+from prunehal.stats.bootstrap import verdict
 
 __all__ = ["equal_budget", "reach"]
 

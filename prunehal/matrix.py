@@ -14,8 +14,8 @@ from prunehal.decoding.named import STOCK, Decoding, name_of
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import PRIMARY
 from prunehal.files.paths import data_path
-from prunehal.inference import holm
 from prunehal.selection_rule import Chosen, Graded, choose_by_rule
+from prunehal.stats.testing import holm
 
 __all__ = ["POLICIES", "chosen_decoders", "front", "matrix", "name_of"]
 

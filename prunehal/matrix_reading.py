@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from prunehal.bootstrap import verdict
 from prunehal.core import Keep
 from prunehal.decoding.named import name_of
 from prunehal.experiments import Experiment, Store, changes, read_grid
@@ -16,6 +15,7 @@ from prunehal.experiments.readable import between
 from prunehal.files.paths import data_path
 from prunehal.matrix import POLICIES, front
 from prunehal.selection_rule import Chosen
+from prunehal.stats.bootstrap import verdict
 
 __all__ = ["added", "alone", "answer", "oracle", "timed", "tried", "verdicts", "verdicts_by_interval"]
 

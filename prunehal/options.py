@@ -13,11 +13,11 @@ from prunehal.core import Policy
 from prunehal.experiments.compare import METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.contrasts import contrasts
 from prunehal.experiments.description import Experiment
-from prunehal.experiments.effects import interactions, marginal_means
 from prunehal.experiments.over_images import SharedImages, p_over_images, share_intervals
 from prunehal.experiments.store import Store
-from prunehal.inference import equivalence, holm, images_needed, paired_p_value
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.effects import interactions, marginal_means
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.testing import equivalence, holm, images_needed, paired_p_value
 
 __all__ = [
     "OPTIONS",

@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.bootstrap import Interval
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, Standout, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
 from prunehal.experiments.pictures import truth
 from prunehal.files.paths import data_path
-from prunehal.gain import gain_in_f1
 from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose, choose_by_rule
-from prunehal.statistics import bootstrap_interval, paired_bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.gain import gain_in_f1
+from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap
 from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.world import NAMES
 
@@ -237,7 +237,8 @@ def responses(
 def share_of_gain(
     store: Store, experiment: Experiment, oracle: Experiment, base: Experiment, *, n_resamples: int = N_RESAMPLES
 ) -> tuple[Interval, Interval | None]:
-    """Return the oracle's gain in the objects' F1, and the share of it that an experiment wins (`prunehal.gain.gain_in_f1`).
+    """Return the oracle's gain in the objects' F1, and the share of it that an experiment wins
+    (`prunehal.stats.gain.gain_in_f1`).
 
     Args:
         store: holds the rows of all three, on the same images.
@@ -260,7 +261,7 @@ def recall_by_patches(store: Store, experiment: Experiment, limit: int = 4) -> d
 
     Returns:
         "local" and "spread" -> one line for each scene that has such an object: image_id, n_recalled and n_truth, as
-        `prunehal.statistics.paired_bootstrap` takes them for recall. An object that others hide wholly is in neither.
+        `prunehal.stats.intervals.paired_bootstrap` takes them for recall. An object that others hide wholly is in neither.
 
     Raises:
         FileNotFoundError: rows are missing.

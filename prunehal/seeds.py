@@ -6,7 +6,8 @@ which shows what a setting is worth elsewhere. Weights of one seed ship with the
 
 The shipped counts are of captions whose text is gone, and hold n_mentions, n_hallucinated and n_recalled only: neither distinct
 absent objects nor unfinished captions were counted, and settings were chosen by the lowest CHAIR_i, an earlier rule. What such
-counts leave open is bounded (`prunehal.distinct_bounds`). A new measurement counts all of COUNTS and chooses by today's rule.
+counts leave open is bounded (`prunehal.stats.distinct_bounds`). A new measurement counts all of COUNTS and chooses by today's
+rule.
 """
 
 from __future__ import annotations

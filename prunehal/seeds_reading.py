@@ -2,8 +2,8 @@
 
 Over seeds, the counts of a scene are added up: metrics are pooled over all captions, and intervals draw whole scenes. Where
 absent objects were counted by mention only, distinct CHAIR_i and F1 are ranges that hold whatever captions repeated
-(`prunehal.distinct_bounds`); where they were counted once a caption, both ends of a range are the same. Intervals are 95%, and
-uncorrected.
+(`prunehal.stats.distinct_bounds`); where they were counted once a caption, both ends of a range are the same. Intervals are
+95%, and uncorrected.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from prunehal.bootstrap import Interval, verdict
-from prunehal.distinct_bounds import Bounds, bounded, difference_bounds, level_bounds, share_bounds
 from prunehal.experiments.compare import METRICS, N_RESAMPLES
 from prunehal.experiments.readable import between
 from prunehal.files.paths import data_path
 from prunehal.redundancy import ORACLE, PUBLISHED
 from prunehal.seeds import FAMILIES, NONE
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval, verdict
+from prunehal.stats.distinct_bounds import Bounds, bounded, difference_bounds, level_bounds, share_bounds
+from prunehal.stats.intervals import paired_bootstrap
 
 __all__ = [
     "ALL",
@@ -255,7 +255,7 @@ def _levels(rows: pd.DataFrame, items: pd.DataFrame) -> dict[str, float]:
     """Return the scores of captions, with the smallest and the largest value of those that depend on repeats.
 
     Args:
-        rows: one line a caption, as `prunehal.distinct_bounds.bounded` returns them.
+        rows: one line a caption, as `prunehal.stats.distinct_bounds.bounded` returns them.
         items: their sums by scene.
     """
     total, n = items.sum(), len(rows)

@@ -12,11 +12,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from prunehal.bootstrap import Interval
 from prunehal.files.records import some
 from prunehal.graded import Graded
-from prunehal.inference import WORSE
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.testing import WORSE
 
 __all__ = ["CHOSEN_BY", "ROUNDING", "Chosen", "Graded", "Reported", "choose", "choose_by_rule", "report"]
 
@@ -124,9 +124,9 @@ def choose(
 
     Args:
         results: scores of the settings, the baseline among them.
-        by: a name of `prunehal.inference.WORSE`, such as "distinct_chair_i" (lowest) or "recall" (highest).
-        subject_to: metric -> how much worse than the baseline it may be at most, as in `prunehal.inference.no_harm`: {"recall":
-            0.01} lets recall fall by a point.
+        by: a name of `prunehal.stats.testing.WORSE`, such as "distinct_chair_i" (lowest) or "recall" (highest).
+        subject_to: metric -> how much worse than the baseline it may be at most, as in `prunehal.stats.testing.no_harm`:
+            {"recall": 0.01} lets recall fall by a point.
         baseline: the setting to compare with, such as no pruning.
         otherwise: the metric to choose by, without conditions, where no setting meets them; None refuses.
         allow_test_selection: choose on a test split all the same; the result is marked (``selected_on_test``).

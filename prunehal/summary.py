@@ -19,10 +19,10 @@ from prunehal.experiments import Experiment, Store, changes, equal_lengths, grad
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.readable import between, levels
 from prunehal.files.paths import data_path
-from prunehal.inference import holm
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
 from prunehal.selection_rule import Chosen, choose_by_rule
+from prunehal.stats.testing import holm
 from prunehal.tried import Setting
 
 __all__ = [

@@ -11,8 +11,8 @@ from prunehal.benchmarks.chair import ChairResult
 from prunehal.core import Policy, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import N_RESAMPLES, PRIMARY
-from prunehal.inference import holm
-from prunehal.statistics import bootstrap_interval
+from prunehal.stats.intervals import bootstrap_interval
+from prunehal.stats.testing import holm
 from prunehal.testbed.scenes import scene_of
 
 __all__ = ["ROWS", "SELECTIONS", "between_selections", "label", "recall_by_row", "selections"]

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from prunehal.bootstrap import bca
 from prunehal.core import NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path
 from prunehal.loading import EMBEDDED
-from prunehal.pooled import ratio
 from prunehal.selection_rule import Chosen, choose_by_rule
+from prunehal.stats.bootstrap import bca
+from prunehal.stats.pooled import ratio
 
 __all__ = [
     "at_edge",

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.clustered import over_images
-from prunehal.odds import mention_model
+from prunehal.stats.clustered import over_images
+from prunehal.stats.odds import mention_model
 
 __all__ = ["singles_out", "votes_at_names"]
 
@@ -28,10 +28,11 @@ def votes_at_names(rate: pd.DataFrame, *, n_resamples: int = 5000) -> dict[str, 
         highest_hallucinated, highest_faithful: upper end of the exact 95% interval of the share with a vote, in percent (Clopper
         and Pearson 1934, Biometrika 26; as if names were independent); gap, gap_low, gap_high: share at hallucinated names minus
         that at other words, in points (BCa over images); odds_ratio, odds_low, odds_high, p: of a vote at a hallucinated
-        name against a faithful one with the step held (`prunehal.odds.mention_model`), NaN with fewer than ten votes at names.
+        name against a faithful one with the step held (`prunehal.stats.odds.mention_model`), NaN with fewer than ten votes at
+        names.
 
     Raises:
-        ValueError: as `prunehal.clustered.over_images` and `prunehal.odds.mention_model`.
+        ValueError: as `prunehal.stats.clustered.over_images` and `prunehal.stats.odds.mention_model`.
 
     >>> from prunehal.experiments import Experiment, Store
     >>> from prunehal.trigger import vote_rate

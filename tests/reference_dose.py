@@ -1,4 +1,4 @@
-"""Slow twins of `prunehal.dose` and `prunehal.clustered`: one mention after the other."""
+"""Slow twins of `prunehal.dose` and `prunehal.stats.clustered`: one mention after the other."""
 
 import math
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from prunehal.clustered import over_images
+from prunehal.stats.clustered import over_images
 
 
 def made(copies=1, seed=0):

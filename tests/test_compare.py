@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from prunehal.bootstrap import Interval
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, graded
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY, equal_lengths
 from prunehal.experiments.pictures import image_keys, truth
-from prunehal.inference import paired_p_value
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.testing import paired_p_value
 
 BASE = Experiment(split="test", n_images=4)
 PRUNED = replace(BASE, n_images=3, policy=PruneHal(r=0.9, t=2))

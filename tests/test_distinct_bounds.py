@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal import distinct_bounds
 from prunehal.benchmarks import score
-from prunehal.bootstrap import Interval
-from prunehal.distinct_bounds import ENDS, Bounds, at_end, bounded, difference_bounds, level_bounds, share_bounds
-from prunehal.pooled import METRICS
+from prunehal.stats import distinct_bounds
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.distinct_bounds import ENDS, Bounds, at_end, bounded, difference_bounds, level_bounds, share_bounds
+from prunehal.stats.pooled import METRICS
 
 CAPTIONS = {  # condition -> (n_hallucinated, n_recalled, n_mentions, n_truth) of each caption
     "base": [(3, 2, 6, 4), (0, 3, 3, 3), (2, 1, 4, 4)],

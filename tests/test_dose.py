@@ -9,10 +9,11 @@ import reference_dose
 from made_up_doses import made_up
 from scipy import stats
 
-from prunehal import clustered, dose
+from prunehal import dose
 from prunehal.causal import MOVES, SCALES, WITHHELD, likeness
 from prunehal.interventions import interventions
 from prunehal.kinds import KINDS, count_kinds, kinds_of, look_alike_from
+from prunehal.stats import clustered
 from prunehal.testbed.scenes import scene_of
 from prunehal.testbed.world import COMPANIONS, NAMES
 

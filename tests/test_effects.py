@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from prunehal.experiments.effects import design, interactions, main_effects, marginal_means
+from prunehal.stats.effects import design, interactions, main_effects, marginal_means
 
 A, B = {"x": 0.0, "y": 4.0}, {"u": 0.0, "v": 1.0, "w": 5.0}
 OFF = (0.3, -0.1, 0.4, -0.6)  # what the four settings of a cell lie off its mean; their sum is 0

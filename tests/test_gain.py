@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from prunehal.gain import gain_in_f1, part_of_change
+from prunehal.stats.gain import gain_in_f1, part_of_change
 
 
 def items(seed, shift, n=30):

@@ -12,10 +12,10 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from prunehal.inference import WORSE, equivalence, holm, images_needed, mention_model, no_harm, paired_p_value, power_of
-from prunehal.odds import adjusted_logit
-from prunehal.pooled import METRICS, counts, linearised, paired_counts, ratio
-from prunehal.statistics import bootstrap_interval, paired_bootstrap
+from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap
+from prunehal.stats.odds import adjusted_logit
+from prunehal.stats.pooled import METRICS, counts, linearised, paired_counts, ratio
+from prunehal.stats.testing import WORSE, equivalence, holm, images_needed, mention_model, no_harm, paired_p_value, power_of
 
 
 def make_items(n, rng, rate=0.2, mentions=4):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal import clustered, matching
+from prunehal.stats import clustered, matching
 
 
 def test_matching_makes_baseline_and_place_alike():

@@ -11,8 +11,8 @@ from prunehal import options
 from prunehal.experiments.contrasts import contrasts
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path
-from prunehal.inference import paired_p_value
 from prunehal.selection_rule import Graded, choose_by_rule
+from prunehal.stats.testing import paired_p_value
 
 STORE = ph.Store.shipped()
 EXPERIMENTS = ph.read_grid(data_path("grids", "options.toml"))

@@ -7,8 +7,8 @@ import pytest
 import prunehal as ph
 from prunehal.experiments import changes
 from prunehal.experiments.compare import METRICS
-from prunehal.experiments.effects import main_effects
 from prunehal.experiments.over_images import SharedImages, p_over_images, share_intervals
+from prunehal.stats.effects import main_effects
 
 
 def planted(rng, image_effect=0.0, setting_effect=0.0, settings=60, images=40):

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prunehal import gain as gain_module
 from prunehal import redundancy
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, Standout, StepTopK
 from prunehal.experiments import Experiment, Store, changes, sweep
@@ -22,7 +21,8 @@ from prunehal.redundancy import (
     with_rule,
 )
 from prunehal.selection_rule import Chosen
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats import gain as gain_module
+from prunehal.stats.intervals import paired_bootstrap
 from prunehal.testbed.scenes import scene_of
 
 PLAIN = Experiment(split="test", n_images=6, max_new_tokens=40)

@@ -7,7 +7,6 @@ import pytest
 from prunehal.core import Accumulated, Keep, PruneHal
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.compare import LEVELS
-from prunehal.inference import holm
 from prunehal.redundancy import CELLS, ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
 from prunehal.redundancy_tables import (
     NONE,
@@ -21,6 +20,7 @@ from prunehal.redundancy_tables import (
     shares,
     verdicts,
 )
+from prunehal.stats.testing import holm
 
 BASE = Experiment(split="test", n_images=50)
 RULES = {PUBLISHED: ("decoding", PruneHal(r=0.4, t=3)), ORACLE: ("first-token", Keep())}

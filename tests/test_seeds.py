@@ -11,7 +11,6 @@ import torch
 from prunehal import load, seeds, seeds_reading
 from prunehal.benchmarks import score
 from prunehal.core import Accumulated, Informative, NoPruning, PruneHal, Standout
-from prunehal.distinct_bounds import bounded, level_bounds
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import truth
 from prunehal.files.paths import data_path
@@ -29,6 +28,7 @@ from prunehal.seeds_reading import (
     verdicts,
     within,
 )
+from prunehal.stats.distinct_bounds import bounded, level_bounds
 
 LENGTH = 30  # tokens of a caption
 OTHER = {  # what the model of the other seed may choose from; the first and the last are the embedded model's choices, too

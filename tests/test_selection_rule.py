@@ -9,7 +9,7 @@ import pytest
 from prunehal.benchmarks import score
 from prunehal.benchmarks.chair import ChairResult
 from prunehal.selection_rule import CHOSEN_BY, REPORTED, Graded, choose, choose_by_rule, report
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.intervals import paired_bootstrap
 
 
 def graded(split="validation", first=0, n=20, **settings):

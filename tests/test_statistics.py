@@ -6,9 +6,9 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from prunehal import bootstrap
-from prunehal.bootstrap import Interval
-from prunehal.statistics import adjusted_logit, association, bootstrap_interval, paired_bootstrap
+from prunehal.stats import bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.intervals import adjusted_logit, association, bootstrap_interval, paired_bootstrap
 
 METRICS = ["chair_i", "chair_s", "distinct_chair_i", "absent", "recall", "f1", "repeats", "unfinished", "words"]
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from prunehal.benchmarks.chair import ChairResult, score, truncate, truncate_to_mean
 from prunehal.benchmarks.mentions import ChairScorer
-from prunehal.bootstrap import Interval
 from prunehal.files.records import some
-from prunehal.statistics import bootstrap_interval, paired_bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap
 
 __all__ = [
     "COMPARED",
@@ -135,7 +135,7 @@ def first_objects(result: ChairResult, most: Mapping[Hashable, int]) -> pd.DataF
 
     Returns:
         One row for each caption: image_id, words (up to the end of that mention), n_mentions, n_hallucinated, n_truth,
-        n_recalled, n_distinct, n_absent, n_repeats, hallucinated; as `prunehal.statistics.paired_bootstrap` takes them.
+        n_recalled, n_distinct, n_absent, n_repeats, hallucinated; as `prunehal.stats.intervals.paired_bootstrap` takes them.
 
     >>> result = score({1: "A dog, a dog and a bus by a cat."}, {1: {"dog"}})
     >>> first_objects(result, {1: 2})[["n_mentions", "n_distinct", "n_absent", "words"]].values.tolist()

@@ -19,7 +19,7 @@ from prunehal.benchmarks.length import difference
 from prunehal.benchmarks.mentions import ChairScorer
 from prunehal.files.paths import data_path
 from prunehal.files.records import read_shipped
-from prunehal.pooled import NUMBERS
+from prunehal.stats.pooled import NUMBERS
 
 __all__ = [
     "DECODINGS",

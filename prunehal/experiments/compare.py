@@ -8,14 +8,14 @@ from dataclasses import fields, replace
 import pandas as pd
 
 from prunehal.benchmarks.length import equal_objects
-from prunehal.bootstrap import Interval
 from prunehal.core import Policy
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.store import Store
-from prunehal.inference import paired_p_value
-from prunehal.pooled import NUMBERS
 from prunehal.selection_rule import Graded
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.pooled import NUMBERS
+from prunehal.stats.testing import paired_p_value
 
 __all__ = ["LEVELS", "METRICS", "N_RESAMPLES", "PRIMARY", "at_equal_length", "changes", "equal_lengths", "graded"]
 
@@ -51,8 +51,8 @@ def changes(
         store: holds the rows of all.
         experiments: any; each is compared on its own images.
         baseline: of the same model and images, such as one with ``NoPruning()``.
-        p_values: test distinct_chair_i and recall, too (`prunehal.inference.paired_p_value`); a grid wants
-            `prunehal.inference.holm` then.
+        p_values: test distinct_chair_i and recall, too (`prunehal.stats.testing.paired_p_value`); a grid wants
+            `prunehal.stats.testing.holm` then.
         n_resamples: of the bootstrap over images (BCa).
 
     Returns:

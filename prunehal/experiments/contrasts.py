@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.bootstrap import Statistic
-from prunehal.experiments.effects import DEGREE, design
 from prunehal.experiments.over_images import fit_over_images
+from prunehal.stats.bootstrap import Statistic
+from prunehal.stats.effects import DEGREE, design
 
 __all__ = ["contrasts"]
 

@@ -1,7 +1,7 @@
 """Effects over images: what options explain when not only the settings but also the images are a sample.
 
 All settings of a sample are scored on the same images, so what an option does on these images alone looks like an effect in every
-setting that has it, and no F test over settings (`prunehal.experiments.effects`) sees that. Here the images are drawn again.
+setting that has it, and no F test over settings (`prunehal.stats.effects`) sees that. Here the images are drawn again.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import pandas as pd
 from scipy import stats
 
 from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.bootstrap import Statistic, bca
 from prunehal.experiments.compare import METRICS
 from prunehal.experiments.description import Experiment
-from prunehal.experiments.effects import DEGREE, design
 from prunehal.experiments.pictures import truth
 from prunehal.experiments.store import Store
-from prunehal.inference import holm
-from prunehal.pooled import counts
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Statistic, bca
+from prunehal.stats.effects import DEGREE, design
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.pooled import counts
+from prunehal.stats.testing import holm
 
 __all__ = ["SharedImages", "fit_over_images", "p_over_images", "share_intervals"]
 
@@ -234,7 +234,7 @@ def fit_over_images(
     """Fit the change by columns of options and powers of the budget, with an error from both samples, settings and images.
 
     Args:
-        names: columns of options, one line for each setting, such as `prunehal.experiments.effects.design` gives.
+        names: columns of options, one line for each setting, such as `prunehal.stats.effects.design` gives.
         change, budget, n_images, degree: as :func:`share_intervals`.
 
     Returns:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from prunehal.bootstrap import Interval, verdict
 from prunehal.experiments.compare import LEVELS, PRIMARY
+from prunehal.stats.bootstrap import Interval, verdict
 
 __all__ = ["between", "compared", "differences", "in_points", "levels", "readable"]
 

@@ -1,6 +1,7 @@
 """Means of mentions and their differences, with images as the units: mentions of one caption may depend on each other.
 
-Intervals are BCa over images (`prunehal.bootstrap`), p-values Wald's with the error of a jackknife over images. A difference of
+Intervals are BCa over images (`prunehal.stats.bootstrap`), p-values Wald's with the error of a jackknife over images. A
+difference of
 two groups has the degrees of freedom of the smaller one: Welch's are never fewer, so that the p-value errs on the safe side.
 """
 
@@ -10,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.bootstrap import Statistic, bca
-from prunehal.pooled import ratio
+from prunehal.stats.bootstrap import Statistic, bca
+from prunehal.stats.pooled import ratio
 
 __all__ = ["estimate", "gap", "matched_gap", "mean", "over_images"]
 

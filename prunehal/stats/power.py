@@ -1,7 +1,8 @@
 """How many images a comparison needs: power of a paired difference of a pooled metric, planned from a pilot.
 
-A pooled metric is a ratio of sums, which the delta method turns into one number for each image (`prunehal.pooled.linearised`).
-The difference of two conditions is then a mean of paired differences, and its power that of a paired t-test.
+A pooled metric is a ratio of sums, which the delta method turns into one number for each image
+(`prunehal.stats.pooled.linearised`). The difference of two conditions is then a mean of paired differences, and its power that
+of a paired t-test.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.pooled import NUMBERS, linearised, paired_counts
+from prunehal.stats.pooled import NUMBERS, linearised, paired_counts
 
 __all__ = ["images_needed", "power_of"]
 
@@ -28,7 +29,7 @@ def power_of(n: int, items_a: pd.DataFrame, items_b: pd.DataFrame, metric: str, 
     Args:
         n: number of images.
         items_a, items_b: the pilot: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: a name of `prunehal.pooled.METRICS`; all are fractions but for "absent" and "words".
+        metric: a name of `prunehal.stats.pooled.METRICS`; all are fractions but for "absent" and "words".
         difference: true difference to find, of either sign: the smallest that matters, not the one that the pilot showed.
         alpha: rate of error of the test.
 

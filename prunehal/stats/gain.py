@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from prunehal.bootstrap import Interval, Statistic, bca
-from prunehal.pooled import counts, ratio
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval, Statistic, bca
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.pooled import counts, ratio
 
 __all__ = ["gain_in_f1", "part", "part_of_change"]
 
@@ -22,7 +22,7 @@ def part_of_change(
 
     Args:
         ours, bound, plain: items of a `ChairResult` of the condition, of the bound and of the baseline, on the same images.
-        metric: a name of `prunehal.pooled.METRICS`.
+        metric: a name of `prunehal.stats.pooled.METRICS`.
         n_resamples: of the bootstrap over images (BCa).
 
     Returns:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from prunehal.inference import holm
+from prunehal.stats.testing import holm
 
 if TYPE_CHECKING:
     from statsmodels.regression.linear_model import RegressionResults

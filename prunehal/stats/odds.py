@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from prunehal.bootstrap import check_confidence
+from prunehal.stats.bootstrap import check_confidence
 
 __all__ = ["adjusted_logit", "binary", "mention_model"]
 

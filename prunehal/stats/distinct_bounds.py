@@ -14,10 +14,10 @@ from itertools import product
 
 import pandas as pd
 
-from prunehal.bootstrap import Interval, verdict
-from prunehal.gain import part_of_change
-from prunehal.pooled import counts, ratio
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval, verdict
+from prunehal.stats.gain import part_of_change
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.pooled import counts, ratio
 
 __all__ = ["ENDS", "Bounds", "at_end", "bounded", "difference_bounds", "level_bounds", "share_bounds"]
 
@@ -82,7 +82,7 @@ def level_bounds(items: pd.DataFrame, metric: str) -> tuple[float, float]:
 
     Args:
         items: what :func:`bounded` returned, or sums of its rows.
-        metric: of `prunehal.pooled.METRICS`, such as "distinct_chair_i", "repeats" or "f1".
+        metric: of `prunehal.stats.pooled.METRICS`, such as "distinct_chair_i", "repeats" or "f1".
 
     >>> rows = pd.DataFrame({"n_mentions": [7], "n_hallucinated": [4], "n_recalled": [2]})
     >>> [round(value, 2) for value in level_bounds(bounded(rows), "distinct_chair_i")]
@@ -97,7 +97,7 @@ def difference_bounds(base: pd.DataFrame, ours: pd.DataFrame, metric: str, n_res
 
     Args:
         base, ours: items as of :func:`level_bounds`, of the same images.
-        metric: of `prunehal.pooled.METRICS`.
+        metric: of `prunehal.stats.pooled.METRICS`.
         n_resamples: of the bootstrap over images (BCa).
 
     >>> rows = pd.DataFrame({"image_id": range(9), "n_mentions": 7, "n_hallucinated": 4, "n_recalled": [2, 3, 1] * 3})

@@ -1,7 +1,8 @@
 """Statistics for grids of settings: p-values of paired differences, correction for many tests, "no difference", "no harm".
 
 Two conditions are compared, b minus a, on the same images; images are the units. Offered here as well: how many images are needed
-(`prunehal.power`) and the model of mentions (`prunehal.odds`). How to choose a setting is in `prunehal.selection_rule`.
+(`prunehal.stats.power`) and the model of mentions (`prunehal.stats.odds`). How to choose a setting is in
+`prunehal.selection_rule`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.bootstrap import Interval
-from prunehal.odds import mention_model
-from prunehal.pooled import NUMBERS, linearised, paired_counts
-from prunehal.power import images_needed, power_of
-from prunehal.statistics import paired_bootstrap
+from prunehal.stats.bootstrap import Interval
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.stats.odds import mention_model
+from prunehal.stats.pooled import NUMBERS, linearised, paired_counts
+from prunehal.stats.power import images_needed, power_of
 
 __all__ = [
     "WORSE",
@@ -113,7 +114,7 @@ def paired_p_value(items_a: pd.DataFrame, items_b: pd.DataFrame, metric: str, n_
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: a name of `prunehal.pooled.METRICS`, such as "distinct_chair_i", "recall" or "words".
+        metric: a name of `prunehal.stats.pooled.METRICS`, such as "distinct_chair_i", "recall" or "words".
         n_resamples: swaps tried; random ones give no p-value below 2 / (n_resamples + 1), so raise it for a large grid.
         seed: of the random swaps.
 
@@ -175,7 +176,7 @@ def equivalence(
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`, of the same images in any order.
-        metric: a name of `prunehal.pooled.METRICS`; all are fractions but for "absent" and "words".
+        metric: a name of `prunehal.stats.pooled.METRICS`; all are fractions but for "absent" and "words".
         margin: largest difference either way that does not matter, chosen before looking: 0.01 is one point, 1 a word.
         alpha: rate at which conditions that differ by the margin pass.
         n_resamples, seed: of the bootstrap.
@@ -215,7 +216,7 @@ def no_harm(
 
     Args:
         items_a, items_b: the baseline and the condition: one row per caption, as in `ChairResult.items`, of the same images.
-        metric: a name of `prunehal.pooled.METRICS`; all are fractions but for "absent" and "words".
+        metric: a name of `prunehal.stats.pooled.METRICS`; all are fractions but for "absent" and "words".
         margin: largest worsening that does not matter, chosen before looking; positive for all metrics.
         alpha: rate at which a condition that is worse by the margin passes.
         n_resamples, seed: of the bootstrap.

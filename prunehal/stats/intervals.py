@@ -1,4 +1,5 @@
-"""Intervals and tests for captions and their mentions: bootstrap over images, effect sizes, adjusted odds (`prunehal.odds`).
+"""Intervals and tests for captions and their mentions: bootstrap over images, effect sizes, adjusted odds
+(`prunehal.stats.odds`).
 
 Images are drawn, never mentions or captions alone: mentions of one caption depend on each other, and two methods that
 caption the same images are compared in pairs.
@@ -13,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.bootstrap import Interval, Statistic, bca
-from prunehal.odds import adjusted_logit, binary
-from prunehal.pooled import counts, paired_counts, ratio
+from prunehal.stats.bootstrap import Interval, Statistic, bca
+from prunehal.stats.odds import adjusted_logit, binary
+from prunehal.stats.pooled import counts, paired_counts, ratio
 
 __all__ = ["Association", "Interval", "adjusted_logit", "association", "bootstrap_interval", "paired_bootstrap"]
 
@@ -51,7 +52,8 @@ def bootstrap_interval(
 
     Args:
         items: one row per caption, as in `ChairResult.items`.
-        metric: a name of `prunehal.pooled.METRICS`, such as "distinct_chair_i" or "recall" (fractions in [0, 1]) or "words".
+        metric: a name of `prunehal.stats.pooled.METRICS`, such as "distinct_chair_i" or "recall" (fractions in [0, 1]) or
+            "words".
         n_resamples, seed, confidence: of the bootstrap.
 
     Raises:
@@ -80,7 +82,8 @@ def paired_bootstrap(
 
     Args:
         items_a, items_b: one row per caption, as in `ChairResult.items`.
-        metric: a name of `prunehal.pooled.METRICS`, such as "distinct_chair_i" or "recall" (fractions in [0, 1]) or "words".
+        metric: a name of `prunehal.stats.pooled.METRICS`, such as "distinct_chair_i" or "recall" (fractions in [0, 1]) or
+            "words".
         n_resamples, seed, confidence: of the bootstrap.
 
     Raises:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from prunehal.bootstrap import Statistic
+from prunehal.stats.bootstrap import Statistic
 
 __all__ = ["METRICS", "NUMBERS", "counts", "linearised", "paired_counts", "ratio"]
 
