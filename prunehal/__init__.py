@@ -39,7 +39,7 @@ __version__ = version("prunehal")
 # Imported when first asked for, so that `import prunehal` does not wait for torch and transformers.
 _HOMES = {
     "prunehal.files.images": ("load_image",),
-    "prunehal.loading": ("load",),
+    "prunehal.models.load": ("load",),
     "prunehal.core": (
         "Accumulated",
         "AttentionTrace",

@@ -26,7 +26,7 @@ from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS, DECODERS, Decoding, named_decoding
 from prunehal.files.paths import written
 from prunehal.files.reading import read_text, reading
-from prunehal.loading import load
+from prunehal.models.load import load
 from prunehal.testbed.model import build_processor, build_prompt
 from prunehal.testbed.scenes import scene
 

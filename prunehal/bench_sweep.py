@@ -23,7 +23,7 @@ from prunehal.core import PruneHal, attach
 from prunehal.experiments import Experiment, Store, grid, sweep
 from prunehal.experiments.pictures import image_keys, pictures
 from prunehal.files.paths import written
-from prunehal.loading import load
+from prunehal.models.load import load
 from prunehal.testbed.model import build_prompt
 
 __all__ = ["as_table", "equal_share", "fastest_threads", "measure", "naive", "settings"]

@@ -27,8 +27,8 @@ from prunehal.experiments.pictures import image_keys, truth
 from prunehal.experiments.prefill import batch_inputs, caches, object_marks
 from prunehal.figures import patch_counts
 from prunehal.files.paths import data_path
-from prunehal.loading import load
 from prunehal.marked import read_marked, write_marked
+from prunehal.models.load import load
 from prunehal.redundancy import CELLS, all_rules, chosen_rules, with_rule
 from prunehal.testbed.scenes import Scene
 

@@ -18,8 +18,8 @@ from prunehal.causal import intervene, mentions_of
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import image_keys
 from prunehal.files.paths import data_path
-from prunehal.loading import load
 from prunehal.marked import read_marked, write_marked
+from prunehal.models.load import load
 
 __all__ = ["CAPTIONED", "FILE", "interventions", "measure"]
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prunehal.core import NoPruning, Policy, PrunableCache, PruneHal, attach
 from prunehal.files.paths import data_path, written
-from prunehal.loading import load
+from prunehal.models.load import load
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 

@@ -24,8 +24,8 @@ from prunehal.core import NoPruning
 from prunehal.experiments import Experiment, Store, sweep
 from prunehal.experiments.versions import made_by
 from prunehal.files.paths import data_path
-from prunehal.loading import EMBEDDED
 from prunehal.marked import read_marked, write_marked
+from prunehal.models.load import EMBEDDED
 from prunehal.redundancy import Rule, all_rules, candidates, chosen_rules, with_rule
 from prunehal.selection_rule import Chosen
 

@@ -16,7 +16,7 @@ from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, read_grid
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.files.paths import data_path
-from prunehal.loading import EMBEDDED
+from prunehal.models.load import EMBEDDED
 from prunehal.selection_rule import Chosen
 
 __all__ = ["FALLBACK", "Setting", "candidates", "standing", "tried"]

@@ -11,7 +11,7 @@ from prunehal.core import NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path
-from prunehal.loading import EMBEDDED
+from prunehal.models.load import EMBEDDED
 from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.stats.bootstrap import bca
 from prunehal.stats.pooled import ratio

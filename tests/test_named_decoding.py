@@ -10,8 +10,8 @@ from prunehal.__main__ import app
 from prunehal.decoding import OPERA, PAI, VCD, DeCo, DoLa, FastV, KVSmooth, named_decoding
 from prunehal.decoding.named import NAMES, described
 from prunehal.experiments import Experiment, read_grid
+from prunehal.models.chat import encode
 from prunehal.running import Run, run
-from prunehal.running.chat import encode
 from prunehal.testbed.model import build_prompt
 from prunehal.testbed.scenes import scene
 

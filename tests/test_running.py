@@ -21,9 +21,9 @@ from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
 from prunehal.files.locking import locked
 from prunehal.files.paths import data_path
+from prunehal.models.chat import encode, render
 from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
-from prunehal.running.chat import encode, render
 from prunehal.running.engine import SEARCHES, Engine
 from prunehal.running.tasks import CAPTION_PROMPT, images_of, items_of
 from prunehal.testbed.model import build_prompt

@@ -29,8 +29,8 @@ from prunehal.core.checks import as_count
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.experiments.modes import check_mode
-from prunehal.loading import EMBEDDED
-from prunehal.running.chat import check_template
+from prunehal.models.chat import check_template
+from prunehal.models.load import EMBEDDED
 from prunehal.running.loop import DTYPES, MOST_NEW_TOKENS
 from prunehal.testbed.final import FINAL, FINAL_SPLITS, final_indices, purpose_of
 from prunehal.testbed.scenes import MOST_SCENES, SPLITS
@@ -72,7 +72,7 @@ class Experiment:
         positions_only: leave those tiles out, but number the positions of scene and text as if they were there: the control for
             what unusual positions do by themselves.
         prompt: what is asked; None is the testbed's own, or "Please describe this image in detail." for a folder.
-        template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
+        template: the prompt around text and image, instead of the chat template; see `prunehal.models.chat.render`.
         decoding: ``"greedy"``, ``"beam"`` (5 beams), ``"nucleus"`` (top_p 0.9, temperature 1), or a mitigation decoder: one of
             `prunehal.decoding`, or its name for its published values; it searches greedily (OPERA by its beams).
         policy: when and what to prune; ``NoPruning()`` only observes. Whole numbers among the real options of policy and decoder

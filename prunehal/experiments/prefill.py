@@ -15,7 +15,7 @@ from prunehal.core import Draft, FirstToken, Keep, NoPruning, PrunableCache, Sha
 from prunehal.decoding.named import BEAMS
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import pictures
-from prunehal.running.chat import encode, render, to_model
+from prunehal.models.chat import encode, render, to_model
 from prunehal.running.tasks import CAPTION_PROMPT
 from prunehal.testbed.captions import PROMPT
 from prunehal.testbed.oracle import object_tokens

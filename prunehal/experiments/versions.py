@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 import prunehal
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import pictures_version
-from prunehal.loading import weights_mark
+from prunehal.models.load import weights_mark
 
 __all__ = ["CODE", "MadeBy", "made_by", "refuse_other_versions", "refuse_other_worker"]
 

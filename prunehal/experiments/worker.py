@@ -26,7 +26,7 @@ from prunehal.experiments.pictures import truth
 from prunehal.experiments.prefill import batch_inputs, caches
 from prunehal.experiments.sampling import KeyedSampling
 from prunehal.experiments.versions import MadeBy, made_by
-from prunehal.loading import load
+from prunehal.models.load import load
 from prunehal.running.loop import is_out_of_memory
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]

@@ -19,8 +19,8 @@ from prunehal.core.visual import generating
 from prunehal.decoding.named import BEAMS
 from prunehal.files.images import load_image
 from prunehal.files.rows import Keyed
-from prunehal.loading import load
-from prunehal.running.chat import encode, render, to_model
+from prunehal.models.chat import encode, render, to_model
+from prunehal.models.load import load
 from prunehal.running.tasks import BENCHMARKS, Item
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from prunehal.core.checks import as_count
 from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.files.locking import locked
 from prunehal.files.rows import RowFile, keep_free, keep_settings, refuse_other_settings
-from prunehal.loading import EMBEDDED, weights_mark
-from prunehal.running.chat import check_template
+from prunehal.models.chat import check_template
+from prunehal.models.load import EMBEDDED, weights_mark
 from prunehal.running.engine import Engine, Row
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, left_out, write_result
 from prunehal.testbed.captions import PROMPT
@@ -60,7 +60,7 @@ class Run:
         device_map: of transformers, instead of ``device``, for a model that needs several devices.
         prompt: of ``chair``; "Please describe this image in detail." by default (the embedded model's own for that one).
         prompt_suffix: added to every question or prompt, such as " Please answer yes or no."
-        template: the prompt around text and image, instead of the chat template; see `prunehal.running.chat.render`.
+        template: the prompt around text and image, instead of the chat template; see `prunehal.models.chat.render`.
         questions: which; see `prunehal.running.tasks.items_of`.
         max_new_tokens: longest answer.
         batch_size: items at once; halved when memory runs out.

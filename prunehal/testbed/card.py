@@ -20,7 +20,7 @@ from prunehal.benchmarks.chair import score
 from prunehal.captioning import caption_scenes
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, read_json, reading
-from prunehal.loading import load, weights_mark
+from prunehal.models.load import load, weights_mark
 from prunehal.testbed.captions import BRIEF, PROMPT, parses
 from prunehal.testbed.card_text import CARD, COLUMNS, in_words, other_seeds, table
 from prunehal.testbed.looking import looks, start_token_share

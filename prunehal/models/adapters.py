@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from prunehal.checkpoint_files import check_folder, read_object
+from prunehal.models.checkpoint_files import check_folder, read_object
 
 __all__ = ["ADAPTER", "base_of", "put_on"]
 

@@ -17,9 +17,9 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from prunehal.adapters import ADAPTER, base_of, put_on
-from prunehal.checkpoint_files import check_folder, file_at_fault
 from prunehal.files.paths import data_path
+from prunehal.models.adapters import ADAPTER, base_of, put_on
+from prunehal.models.checkpoint_files import check_folder, file_at_fault
 from prunehal.testbed.model import LlavaProcessor
 
 __all__ = ["EMBEDDED", "load", "weights_mark"]
