@@ -29,7 +29,7 @@ def train(
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
 ) -> None:
     """Train the embedded model from scratch; a second call goes on where the first stopped."""
-    from prunehal.testbed.train import train as run
+    from prunehal.testbed.training.train import train as run
 
     typer.echo(f"finished: {run(folder, seed, scale, usable(device), workers, compiled)}")
 

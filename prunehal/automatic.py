@@ -12,8 +12,8 @@ from prunehal.core import MassShare, attach
 from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import N_RESAMPLES, PRIMARY
 from prunehal.selection_rule import Chosen
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import Scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["chosen_ratios", "transfer"]
 
@@ -81,7 +81,7 @@ def chosen_ratios(
         One line for each image that was pruned, and layer: image_id, layer, kept, ratio.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> frame = chosen_ratios(*ph.load(), [scene("test", 0)], MassShare(p=0.9))
     >>> frame["layer"].tolist(), bool(frame["ratio"].between(0, 1).all())
     ([0, 1, 2, 3, 4, 5], True)

@@ -27,8 +27,8 @@ from prunehal.decoding.named import BEAMS, DECODERS, Decoding, named_decoding
 from prunehal.files.paths import written
 from prunehal.files.reading import read_text, reading
 from prunehal.models.load import load
-from prunehal.testbed.model import build_processor, build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_processor, build_prompt
+from prunehal.testbed.world.scenes import scene
 
 __all__ = ["EMBEDDED", "METHODS", "as_table", "measure", "ratios", "run"]
 

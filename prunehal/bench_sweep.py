@@ -24,7 +24,7 @@ from prunehal.experiments import Experiment, Store, grid, sweep
 from prunehal.experiments.pictures import image_keys, pictures
 from prunehal.files.paths import written
 from prunehal.models.load import load
-from prunehal.testbed.model import build_prompt
+from prunehal.testbed.training.model import build_prompt
 
 __all__ = ["as_table", "equal_share", "fastest_threads", "measure", "naive", "settings"]
 

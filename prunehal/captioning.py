@@ -15,10 +15,10 @@ from prunehal.benchmarks.chair import ChairResult
 from prunehal.core import NoPruning, Policy, PrunableCache, attach
 from prunehal.core.observed import PRUNES
 from prunehal.core.visual import generating
-from prunehal.testbed.captions import PROMPT
-from prunehal.testbed.final import FINAL_SPLITS, is_kept_back
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import Scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.captions import PROMPT
+from prunehal.testbed.world.final import FINAL_SPLITS, is_kept_back
+from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["Captioned", "caption_batch", "caption_scenes", "mention_attention", "new_tokens"]
 
@@ -79,7 +79,7 @@ def caption_scenes(
         ValueError: no scene, a batch size below 1, or a scene of the final split that is kept back.
 
     >>> from prunehal import load
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> done = caption_scenes(*load(), [scene("test", 0)])
     >>> list(done.captions.columns)
     ['image_id', 'caption', 'tokens', 'prunes', 'finished', 'starts']

@@ -32,10 +32,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from prunehal.core import NoPruning, SharedPrefill
 from prunehal.core.editing import editing
 from prunehal.experiments import Experiment, Store
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene_of
-from prunehal.testbed.sprites import load_sprites
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene_of
+from prunehal.testbed.world.sprites import load_sprites
+from prunehal.testbed.world.world import NAMES
 
 __all__ = ["HALF_MOVES", "MOVES", "REMOVED", "SCALES", "WITHHELD", "Mention", "intervene", "likeness", "mentions_of"]
 

@@ -17,7 +17,7 @@ from prunehal.figures import COLORS
 from prunehal.stats.bootstrap import Interval, verdict
 from prunehal.stats.clustered import over_images
 from prunehal.stats.intervals import adjusted_logit, association
-from prunehal.testbed.patterns import mention_patterns
+from prunehal.testbed.world.patterns import mention_patterns
 
 __all__ = [
     "MODELS", "adjusted", "at_same_place", "below_mean", "by_layer", "by_pattern", "draw_layers", "draw_patterns", "in_words",
@@ -52,8 +52,9 @@ def stored_mentions(store: Store, test: Experiment, validation: Experiment) -> p
 
     Returns:
         image_id, index, node, hallucinated, step, steps; mass, entropy, step_ratio and mention_ratio as the mean of the layers;
-        pattern, group and late as `prunehal.testbed.patterns.mention_patterns` returns them; template (on the validation split,
-        the share of hallucinated mentions in sentences of the same template; of all mentions, if that template is not there).
+        pattern, group and late as `prunehal.testbed.world.patterns.mention_patterns` returns them; template (on the validation
+        split, the share of hallucinated mentions in sentences of the same template; of all mentions, if that template is not
+        there).
 
     >>> experiments = [Experiment(split=split, n_images=20) for split in ("test", "validation")]
     >>> found = stored_mentions(Store.shipped(), *experiments)

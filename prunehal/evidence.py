@@ -30,7 +30,7 @@ from prunehal.files.paths import data_path
 from prunehal.marked import read_marked, write_marked
 from prunehal.models.load import load
 from prunehal.redundancy import CELLS, all_rules, chosen_rules, with_rule
-from prunehal.testbed.scenes import Scene
+from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["FILE", "evidence", "kept_patches", "measure", "stored"]
 
@@ -119,7 +119,7 @@ def kept_patches(
 
     >>> from prunehal import load
     >>> from prunehal.core import PruneHal
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> text, counts = kept_patches(*load(), Experiment(tiles=1, policy=PruneHal(r=0.25, t=1)), scene("test", 6))
     >>> counts.shape, int(counts.sum()) == 72 * load()[0].config.text_config.num_hidden_layers
     ((2, 12, 12), True)

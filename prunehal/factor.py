@@ -28,8 +28,8 @@ from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin
 from prunehal.captioning import new_tokens
 from prunehal.core import Listener, NoPruning, Policy, PruneHal, SharedPrefill, listening
 from prunehal.stats.bootstrap import bca
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import Scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["LAGS", "balanced", "follow", "reached", "rise"]
 
@@ -90,7 +90,7 @@ def follow(
         ValueError: no scenes, or a policy that keeps a set for each KV head.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> frame = follow(*ph.load(), [scene("test", 0)], PruneHal(r=0.4, t=1), max_new_tokens=6)
     >>> frame[frame["layer"] == 0][["step", "lag"]].values.tolist()
     [[2, 0], [3, 1], [4, 2], [5, 3], [6, 4]]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunehal.selection_rule import Graded, Reported
-from prunehal.testbed.scenes import GRID, PATCH, TILE
+from prunehal.testbed.world.scenes import GRID, PATCH, TILE
 
 __all__ = [
     "COLORS",

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from prunehal.benchmarks.chair import ChairResult
 from prunehal.files.records import some
-from prunehal.testbed.final import FINAL, is_final
+from prunehal.testbed.world.final import FINAL, is_final
 
 __all__ = ["Graded"]
 

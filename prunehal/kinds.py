@@ -4,7 +4,7 @@ The rule looks at the scene and at the word, never at attention or probabilities
 
 * look-alike: the object's sprite is as like that of some object of the scene as the likest twentieth of all pairs of different
   objects (`look_alike_from`; so a word is look-alike by chance with one chance in twenty for each object of the scene);
-* prior-driven: the object is among those that usually stand in a scene of this type (`prunehal.testbed.world.SCENES`).
+* prior-driven: the object is among those that usually stand in a scene of this type (`prunehal.testbed.world.world.SCENES`).
 
 A word can be both, or neither.
 """
@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from prunehal.causal import likeness
-from prunehal.testbed.scenes import scene_of
-from prunehal.testbed.world import COMPANIONS, NAMES
+from prunehal.testbed.world.scenes import scene_of
+from prunehal.testbed.world.world import COMPANIONS, NAMES
 
 __all__ = ["KINDS", "count_kinds", "kinds_of", "look_alike_from"]
 

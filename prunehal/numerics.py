@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from prunehal.core import NoPruning, Policy, PrunableCache, PruneHal, attach
 from prunehal.files.paths import data_path, written
 from prunehal.models.load import load
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 
 __all__ = ["as_table", "measure"]
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from prunehal.benchmarks import score
 from prunehal.core import Policy, PruneHal, attach
 from prunehal.figures import caption_strip, draw_kept, patch_counts
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import Scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["Prune", "Recaption", "draw", "draw_patches", "recaption"]
 
@@ -111,13 +111,13 @@ def recaption(
         ValueError: the scene is not one of the testbed, or the policy cannot be used.
 
     >>> from prunehal import PruneHal, load
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> done = recaption(*load(), scene("test", 0), PruneHal(r=0.4, t=3))
     >>> done.layers, [prune.kept for prune in done.prunes]
     (6, [57, 22, 8])
     """
     if not isinstance(scene, Scene):
-        raise ValueError(f"scene={scene!r}: expected a Scene. Fix: prunehal.testbed.scenes.scene('test', 0).")
+        raise ValueError(f"scene={scene!r}: expected a Scene. Fix: prunehal.testbed.world.scenes.scene('test', 0).")
     inputs = processor(images=scene.image(), text=build_prompt(), return_tensors="pt").to(model.device)
     cache = attach(model, inputs, policy, seeds=[scene.image_id])
     sequence = model.generate(**inputs, **cache.options, max_new_tokens=max_new_tokens, do_sample=False)

@@ -24,8 +24,8 @@ from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose,
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.gain import gain_in_f1
 from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap
-from prunehal.testbed.scenes import scene_of
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.world.scenes import scene_of
+from prunehal.testbed.world.world import NAMES
 
 __all__ = [
     "CELLS",

@@ -20,7 +20,7 @@ from prunehal.selection_rule import Chosen
 from prunehal.stats.intervals import paired_bootstrap
 from prunehal.stats.power import images_needed
 from prunehal.stats.testing import holm
-from prunehal.testbed.captions import BRIEF
+from prunehal.testbed.world.captions import BRIEF
 
 __all__ = [
     "NONE",

@@ -13,7 +13,7 @@ from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import N_RESAMPLES, PRIMARY
 from prunehal.stats.intervals import bootstrap_interval
 from prunehal.stats.testing import holm
-from prunehal.testbed.scenes import scene_of
+from prunehal.testbed.world.scenes import scene_of
 
 __all__ = ["ROWS", "SELECTIONS", "between_selections", "label", "recall_by_row", "selections"]
 
@@ -79,7 +79,7 @@ def between_selections(
 def recall_by_row(store: Store, experiments: Sequence[Experiment], *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
     """Return the recall of the objects in each third of the scene: top, middle and bottom row.
 
-    An object stands where its centre lies (`prunehal.testbed.scenes.SceneObject.place`).
+    An object stands where its centre lies (`prunehal.testbed.world.scenes.SceneObject.place`).
 
     Args:
         store: holds the rows of all.

@@ -47,7 +47,7 @@ def do_sweep(folder):
 def do_run(folder):
     from prunehal.core import PruneHal
     from prunehal.running import Run, run
-    from prunehal.testbed.scenes import scene
+    from prunehal.testbed.world.scenes import scene
 
     (folder / "images").mkdir(exist_ok=True)
     for index in range(N_IMAGES):
@@ -59,7 +59,8 @@ def do_run(folder):
 def do_train(folder):
     from test_training import tiny
 
-    from prunehal.testbed import train, training
+    from prunehal.testbed.training import loop as training
+    from prunehal.testbed.training import train
 
     make_stages = train.make_stages
 

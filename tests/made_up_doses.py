@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from prunehal.causal import MOVES, SCALES, WITHHELD
-from prunehal.testbed.scenes import scene
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.world.scenes import scene
+from prunehal.testbed.world.world import NAMES
 
 
 def made_up():

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 import prunehal as ph
 from prunehal.benchmarks import ground_truth_testbed, score
-from prunehal.testbed.scenes import scene_of
+from prunehal.testbed.world.scenes import scene_of
 
 __all__ = ["rows", "same_rows"]
 

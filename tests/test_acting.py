@@ -130,7 +130,7 @@ class Held:
 
 @pytest.fixture(scope="module")
 def captioner():
-    from prunehal.testbed.scenes import scene
+    from prunehal.testbed.world.scenes import scene
 
     model, processor = ph.load()
     inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")

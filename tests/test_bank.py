@@ -16,7 +16,7 @@ from decode import END_WORD, SEED, TOLERANCE, compare, difference, forcing, padd
 import prunehal as ph
 from prunehal.core import Accumulated, Bank, PruneHal, attach
 from prunehal.decoding import FastV
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}  # rows that prune and return at different steps
 ROUNDING = 3e-5

@@ -12,7 +12,7 @@ from decode import SEED, TOLERANCE, compare, forcing, paddings, run
 
 import prunehal as ph
 from prunehal.core import Accumulated, MassShare, Policy, PruneHal, RobustVote, attach
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}  # rows that prune at different steps
 ROUNDING = 3e-5  # many policies on one prompt: some steps cancel more digits; a wrong token moves the logits by 1e-3

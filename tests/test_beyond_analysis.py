@@ -29,8 +29,8 @@ from prunehal.experiments.compare import LEVELS
 from prunehal.experiments.pictures import truth
 from prunehal.files.paths import data_path
 from prunehal.selection_rule import Chosen
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 from prunehal.tried import FALLBACK, Setting, candidates, standing, tried
 
 NONE = Setting(NoPruning())

@@ -18,7 +18,7 @@ from playwright.sync_api import Error, expect, sync_playwright
 
 import prunehal as ph
 from prunehal.recaption import recaption
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"  # screenshots

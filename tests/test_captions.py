@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from prunehal.benchmarks import load_scorer
-from prunehal.testbed.captions import (
+from prunehal.testbed.training.model import build_processor, build_prompt, name_token_ids
+from prunehal.testbed.world.captions import (
     ADJECTIVES,
     BRIEF,
     LONGEST,
@@ -23,10 +24,9 @@ from prunehal.testbed.captions import (
     write_brief,
     write_caption,
 )  # fmt: skip
-from prunehal.testbed.model import build_processor, build_prompt, name_token_ids
-from prunehal.testbed.questions import is_there, known_words, presence, what_is, where_is
-from prunehal.testbed.scenes import scene
-from prunehal.testbed.world import COMPANIONS, NAMES, SCENES
+from prunehal.testbed.world.questions import is_there, known_words, presence, what_is, where_is
+from prunehal.testbed.world.scenes import scene
+from prunehal.testbed.world.world import COMPANIONS, NAMES, SCENES
 
 SCENES_WRITTEN = [scene("validation", 40_000 + i) for i in range(500)]
 CAPTIONS = [write_caption(s, np.random.default_rng([i, 5])) for i, s in enumerate(SCENES_WRITTEN)]

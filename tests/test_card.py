@@ -11,7 +11,7 @@ from prunehal.benchmarks import BadInput, score
 from prunehal.captioning import caption_scenes
 from prunehal.files.paths import data_path
 from prunehal.testbed import card
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 
 @pytest.fixture(scope="module")

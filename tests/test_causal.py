@@ -14,9 +14,9 @@ import prunehal as ph
 from prunehal import causal
 from prunehal.causal import HALF_MOVES, MOVES, REMOVED, SCALES, WITHHELD, Mention, intervene, likeness, mentions_of
 from prunehal.experiments import Experiment, Store
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene_of
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene_of
+from prunehal.testbed.world.world import NAMES
 
 PREFIX = 1  # the start token stands before the visual tokens
 VISUAL = range(PREFIX, PREFIX + 144)

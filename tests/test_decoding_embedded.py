@@ -18,7 +18,7 @@ from prunehal.decoding import PAI, VCD, DeCo, DoLa, FastV, KVSmooth
 from prunehal.decoding.deco import upper_layers
 from prunehal.decoding.dola import candidates
 from prunehal.decoding.layers import decoder_of
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 CLOSE = 5e-3  # of logits and differences of them up to about 40, in float32 by two ways of attention
 POLICIES = [PruneHal(t=0), PruneHal(r=0.4, t=3)]

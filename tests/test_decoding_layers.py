@@ -15,7 +15,7 @@ from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.decoding.deco import DeCo, upper_layers
 from prunehal.decoding.dola import DoLa, candidates
 from prunehal.decoding.layers import LayerReadout, decoder_of
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 CLOSE = 1e-4
 STEPS = 8

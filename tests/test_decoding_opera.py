@@ -441,7 +441,7 @@ def test_a_cache_that_was_pruned_before_the_answer_is_refused():
 
 
 def test_the_embedded_model_returns_and_prunes(returns):
-    from prunehal.testbed.scenes import scene
+    from prunehal.testbed.world.scenes import scene
 
     model, processor = ph.load()
     text = "<image>Describe this scene in detail."

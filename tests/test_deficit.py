@@ -8,7 +8,7 @@ import pytest
 import prunehal as ph
 from prunehal import deficit
 from prunehal.stats.intervals import adjusted_logit
-from prunehal.testbed.captions import TEMPLATES
+from prunehal.testbed.world.captions import TEMPLATES
 
 TEST, VALIDATION = (ph.Experiment(split=split, n_images=150) for split in ("test", "validation"))
 

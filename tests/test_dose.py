@@ -14,8 +14,8 @@ from prunehal.causal import MOVES, SCALES, WITHHELD, likeness
 from prunehal.interventions import interventions
 from prunehal.kinds import KINDS, count_kinds, kinds_of, look_alike_from
 from prunehal.stats import clustered
-from prunehal.testbed.scenes import scene_of
-from prunehal.testbed.world import COMPANIONS, NAMES
+from prunehal.testbed.world.scenes import scene_of
+from prunehal.testbed.world.world import COMPANIONS, NAMES
 
 
 def random_mentions(seed, n=60, n_images=12):

@@ -24,9 +24,9 @@ from prunehal.core import (
     TopK,
     attach,
 )
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.oracle import object_tokens
-from prunehal.testbed.scenes import GRID, scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.oracle import object_tokens
+from prunehal.testbed.world.scenes import GRID, scene
 
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}
 FAMILIES = ["llava", "qwen2_5_vl"]

@@ -8,8 +8,8 @@ import pytest
 import prunehal as ph
 from prunehal.benchmarks import score
 from prunehal.files.paths import data_path
-from prunehal.testbed.captions import parses
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.captions import parses
+from prunehal.testbed.world.scenes import scene
 
 
 @pytest.fixture(scope="module")

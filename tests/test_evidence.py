@@ -16,9 +16,9 @@ from prunehal.experiments import Experiment, Store
 from prunehal.experiments.pictures import image_keys
 from prunehal.files.paths import data_path
 from prunehal.redundancy import CELLS, ORACLE, all_rules, chosen_rules, with_rule
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
+from prunehal.testbed.world.world import NAMES
 
 SCENES = [scene("test", i) for i in range(4)]
 PLAIN = Experiment(split="test", tiles=1, max_new_tokens=24)

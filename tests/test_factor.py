@@ -13,8 +13,8 @@ import prunehal as ph
 from prunehal.captioning import caption_scenes
 from prunehal.core import Listener, MassShare, NoPruning, PruneHal, SharedPrefill, listening
 from prunehal.factor import LAGS, balanced, follow, reached, rise
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 
 SCENES = [scene("validation", i) for i in range(5)]
 POLICY = PruneHal(r=0.4, t=2)

@@ -19,10 +19,10 @@ from prunehal.experiments.pictures import image_keys, pictures, truth
 from prunehal.experiments.versions import made_by
 from prunehal.marked import write_marked
 from prunehal.selection_rule import Graded, choose, choose_by_rule, report
-from prunehal.testbed.final import FINAL_SPLITS, RANGES, final_indices, purpose_of, refuse_other_ranges
-from prunehal.testbed.samples import Samples
-from prunehal.testbed.scenes import GRID, PATCH, image_ids, scene, scene_of
-from prunehal.testbed.sprites import LOOKS, SIZES, dressed, load_sprites
+from prunehal.testbed.training.samples import Samples
+from prunehal.testbed.world.final import FINAL_SPLITS, RANGES, final_indices, purpose_of, refuse_other_ranges
+from prunehal.testbed.world.scenes import GRID, PATCH, image_ids, scene, scene_of
+from prunehal.testbed.world.sprites import LOOKS, SIZES, dressed, load_sprites
 
 ROOT = Path(__file__).parents[1]
 FIRST = 400_000_000  # image id of the final split's scene 0

@@ -12,7 +12,7 @@ from prunehal.files.records import BadInput
 from prunehal.running import Run, run
 from prunehal.running.engine import Engine
 from prunehal.running.finished import finished
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from decode import SEED, paddings, run
 from prunehal import load
 from prunehal.core import FirstToken, Informative, NoPruning, SharedPrefill, Standout, attach, pruning
 from prunehal.core.lens import read_tokens
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.oracle import object_tokens
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.oracle import object_tokens
+from prunehal.testbed.world.scenes import scene
 
 TWO = {"before": (3, 6), "after": (5, 4), "seed": SEED}
 POLICIES = [Informative(p=0.5), Informative(p=0.5, grid=4, window=3), Informative(p=0.8, grid=2, window=5)]

@@ -28,8 +28,8 @@ from transformers import (
 import prunehal as ph
 from prunehal.files.paths import data_path
 from prunehal.models import load as loading
-from prunehal.testbed.model import build_processor, build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_processor, build_prompt
+from prunehal.testbed.world.scenes import scene
 
 
 @pytest.fixture(scope="module")

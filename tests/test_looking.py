@@ -8,8 +8,8 @@ import prunehal as ph
 from prunehal.benchmarks import ground_truth_testbed, score
 from prunehal.captioning import caption_scenes
 from prunehal.testbed.looking import looks, start_token_share, whole_heads
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 
 SCENES = [scene("test", index) for index in range(6)]
 

@@ -26,9 +26,9 @@ from prunehal.core import (
 from prunehal.experiments import Experiment, sweep
 from prunehal.experiments.modes import MODES
 from prunehal.experiments.prefill import _positions, batch_inputs
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.oracle import object_tokens
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.oracle import object_tokens
+from prunehal.testbed.world.scenes import scene
 
 PLAIN = Experiment(n_images=3, max_new_tokens=60)
 SCENES = [scene("validation", i) for i in range(3)]

@@ -12,8 +12,8 @@ from prunehal.decoding.named import NAMES, described
 from prunehal.experiments import Experiment, read_grid
 from prunehal.models.chat import encode
 from prunehal.running import Run, run
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 
 IDS = [scene("test", index).image_id for index in range(4)]
 

@@ -22,7 +22,7 @@ from prunehal.benchmarks import score
 from prunehal.figures import COLORS
 from prunehal.panel import Panel, caption_html, front_end_is_live, show_panel
 from prunehal.recaption import draw, draw_patches, recaption
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 SCENE = scene("test", 2)  # pruned to a caption with faithful and hallucinated objects, one of them of two words
 POLICY = ph.PruneHal(r=0.4, t=3)

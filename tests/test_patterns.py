@@ -8,11 +8,11 @@ import pytest
 
 import prunehal as ph
 from prunehal.benchmarks import score
-from prunehal.testbed import captions as grammar
-from prunehal.testbed.captions import ADJECTIVES, PLACES, TEMPLATES, write_brief, write_caption
-from prunehal.testbed.patterns import GROUPS, mention_patterns, sentence_pattern
-from prunehal.testbed.scenes import scene
-from prunehal.testbed.world import NAMES, SCENES
+from prunehal.testbed.world import captions as grammar
+from prunehal.testbed.world.captions import ADJECTIVES, PLACES, TEMPLATES, write_brief, write_caption
+from prunehal.testbed.world.patterns import GROUPS, mention_patterns, sentence_pattern
+from prunehal.testbed.world.scenes import scene
+from prunehal.testbed.world.world import NAMES, SCENES
 
 ADJECTIVE_PAIRS = [f"{size} {clear}" for size in ADJECTIVES[0] for clear in ADJECTIVES[1]]
 THINGS = [grammar.noun_phrase(name, pair) for name in NAMES for pair in ("", *ADJECTIVE_PAIRS)]

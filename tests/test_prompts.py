@@ -10,9 +10,9 @@ from transformers import LlavaProcessor as Stock
 
 import prunehal as ph
 from prunehal.running import Run, run
-from prunehal.testbed.questions import known_prompts, presence, what_is, where_is
-from prunehal.testbed.samples import texts_of
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.samples import texts_of
+from prunehal.testbed.world.questions import known_prompts, presence, what_is, where_is
+from prunehal.testbed.world.scenes import scene
 
 
 @pytest.fixture(scope="module")

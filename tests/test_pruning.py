@@ -10,8 +10,8 @@ from transformers import DynamicCache, pipeline
 
 import prunehal as ph
 from prunehal.core.keyword import as_option, cache_among
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 
 SETTINGS = dict(max_new_tokens=8, do_sample=False)
 

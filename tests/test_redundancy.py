@@ -23,7 +23,7 @@ from prunehal.redundancy import (
 from prunehal.selection_rule import Chosen
 from prunehal.stats import gain as gain_module
 from prunehal.stats.intervals import paired_bootstrap
-from prunehal.testbed.scenes import scene_of
+from prunehal.testbed.world.scenes import scene_of
 
 PLAIN = Experiment(split="test", n_images=6, max_new_tokens=40)
 RULES = {"published": ("decoding", PruneHal(r=0.4, t=3)), ORACLE: ("first-token", Keep())}

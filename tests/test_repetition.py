@@ -21,7 +21,7 @@ from prunehal.files.paths import data_path
 from prunehal.repetition import SETTINGS as CONTROLS
 from prunehal.repetition import as_table, repetition
 from prunehal.repetition import settings as controls
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 BASE = Experiment(split="test")
 STORED = controls(BASE) | {

@@ -14,7 +14,7 @@ from decode import SEED, TOLERANCE, compare, difference, forcing, paddings, run
 import prunehal as ph
 from prunehal.core import Keep, NoPruning, StepTopK, TopK, attach
 from prunehal.decoding import OPERA, FastV
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.world.scenes import scene
 
 THREE = {"before": (3, 6, 1), "after": (5, 4, 9), "seed": SEED}
 FAMILIES = ["llava", "qwen2_5_vl"]

@@ -26,8 +26,8 @@ from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
 from prunehal.running.engine import SEARCHES, Engine
 from prunehal.running.tasks import CAPTION_PROMPT, images_of, items_of
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.scenes import scene
 
 KEYS = [3, 5, 8, 100, 200, 300, 400]
 PRUNE = ph.PruneHal(r=0.5, t=3)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from prunehal.benchmarks import ground_truth_from_coco
-from prunehal.testbed.scenes import GRID, PATCH, SPLITS, TILE, coco_instances, scene
-from prunehal.testbed.sprites import LOOKS, PLAIN, SIZES, Look, dressed, load_sprites
-from prunehal.testbed.world import CATEGORIES, NAMES, SCENES
+from prunehal.testbed.world.scenes import GRID, PATCH, SPLITS, TILE, coco_instances, scene
+from prunehal.testbed.world.sprites import LOOKS, PLAIN, SIZES, Look, dressed, load_sprites
+from prunehal.testbed.world.world import CATEGORIES, NAMES, SCENES
 
 # sha256 over pixels, annotations, opacities, labels and traits of patches, of the first 20 scenes of each split. A change here
 # means that the embedded model was trained on other scenes than the tests show it: train it anew, and make the stored rows anew.

@@ -14,15 +14,16 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import prunehal as ph
 from prunehal.files.locking import locked
-from prunehal.testbed import stages, train, training
-from prunehal.testbed.captions import BRIEF, PROMPT, write_brief
-from prunehal.testbed.model import build_processor, build_prompt
-from prunehal.testbed.samples import ROW_LENGTH, ROWS, Samples, collate, packed, texts_of
-from prunehal.testbed.scenes import scene
-from prunehal.testbed.shared_prefix import row_mask
-from prunehal.testbed.stages import Testbed, make_stages
-from prunehal.testbed.training import run_stage
-from prunehal.testbed.world import NAMES, SCENES
+from prunehal.testbed.training import loop as training
+from prunehal.testbed.training import stages, train
+from prunehal.testbed.training.loop import run_stage
+from prunehal.testbed.training.model import build_processor, build_prompt
+from prunehal.testbed.training.samples import ROW_LENGTH, ROWS, Samples, collate, packed, texts_of
+from prunehal.testbed.training.shared_prefix import row_mask
+from prunehal.testbed.training.stages import Testbed, make_stages
+from prunehal.testbed.world.captions import BRIEF, PROMPT, write_brief
+from prunehal.testbed.world.scenes import scene
+from prunehal.testbed.world.world import NAMES, SCENES
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from prunehal.benchmarks.released import (
     scores_with_wordnet_truth,
 )
 from prunehal.files.reading import BadInput
-from prunehal.testbed.scenes import coco_instances, scene
+from prunehal.testbed.world.scenes import coco_instances, scene
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ class _Scenes(Mapping[Hashable, set[str]]):
     """Render nothing and know all: the objects of a scene of the testbed follow from its image_id."""
 
     def __getitem__(self, image: Hashable) -> set[str]:
-        from prunehal.testbed.final import is_kept_back
-        from prunehal.testbed.scenes import scene_of
+        from prunehal.testbed.world.final import is_kept_back
+        from prunehal.testbed.world.scenes import scene_of
 
         try:
             known = scene_of(image)
@@ -126,7 +126,7 @@ def ground_truth_coco(name: str = PATTERN) -> Mapping[Hashable, set[str]]:
 def ground_truth_testbed() -> Mapping[Hashable, set[str]]:
     """Return the objects of the testbed's scenes, by their image_id; none of scenes of the final split that are kept back.
 
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> ground_truth_testbed()[scene("test", 3).image_id] == set(scene("test", 3).names)
     True
     """

@@ -85,7 +85,7 @@ class Accumulated(Accumulating, PruneHal):
     The forced prune comes at m = wait, and no layer votes before it. Options and defaults are those of PruneHal besides.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Accumulated(r=0.25, t=1, wait=8))

@@ -33,7 +33,7 @@ class Bank(Accumulated):
             8-bit integers with a scale for each head and token, so that what returns is rounded.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, Bank(r=0.4, t=1))

@@ -43,7 +43,7 @@ def editing(cache: ObservedCache, layers: Iterable[int], edit: ScoreEdit) -> Ite
         ValueError: a layer keeps no K and V of its own, so that its scores are not those of this cache; or has an edit already.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> def blind(scores, *, visual):
     ...     return scores.masked_fill(visual, -torch.inf)
     >>> import torch

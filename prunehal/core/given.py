@@ -42,7 +42,7 @@ class Keep(Given):
 
     >>> import torch
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> mask = (inputs["input_ids"] == model.config.image_token_id) & (torch.arange(inputs["input_ids"].shape[1]) % 2 == 0)

@@ -41,7 +41,7 @@ def read_tokens(model: torch.nn.Module, inputs: Mapping[str, Tensor], visual: Te
             what the head makes of them.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> visual = inputs["input_ids"] == model.config.image_token_id

@@ -35,7 +35,7 @@ def listening(cache: ObservedCache, *listeners: Listener) -> Iterator[None]:
 
     >>> import torch
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> class Layers(Listener):
     ...     def heard(self, layer, weights):
     ...         seen.append(layer)

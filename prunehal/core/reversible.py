@@ -25,7 +25,7 @@ class StepTopK(Policy):
         step: the first step m that is restricted; 1 restricts the prompt's last query too, so that the first token can change.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, StepTopK(16), maps=True)

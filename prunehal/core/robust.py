@@ -35,7 +35,7 @@ class RobustVote(Accumulated):
         forced_first: prune at m = wait without a vote; here the default is not to.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, RobustVote(r=0.7, t=3, z=1.5))

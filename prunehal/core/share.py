@@ -22,7 +22,7 @@ class MassShare(Accumulating):
         p: share of the attention on the visual tokens, in (0, 1]; at 1 only tokens without any attention go.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, MassShare(p=0.9))

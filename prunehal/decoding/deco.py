@@ -45,7 +45,7 @@ class DeCo(Decoder):
 
     Example:
         >>> import prunehal as ph
-        >>> from prunehal.testbed.scenes import scene
+        >>> from prunehal.testbed.world.scenes import scene
         >>> model, processor = ph.load()
         >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.PruneHal(r=0.5, t=2))

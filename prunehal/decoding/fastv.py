@@ -51,7 +51,7 @@ class FastV(Decoder):
 
     Example:
         >>> import prunehal as ph
-        >>> from prunehal.testbed.scenes import scene
+        >>> from prunehal.testbed.world.scenes import scene
         >>> model, processor = ph.load()
         >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
         >>> cache = ph.attach(model, inputs, ph.NoPruning())

@@ -75,7 +75,7 @@ class OPERA(Decoder):
 
     Example:
         >>> import prunehal as ph
-        >>> from prunehal.testbed.scenes import scene
+        >>> from prunehal.testbed.world.scenes import scene
         >>> model, processor = ph.load()
         >>> prompt = "<image>Describe this scene in detail."
         >>> inputs = processor(images=scene("test", 0).image(), text=prompt, return_tensors="pt")

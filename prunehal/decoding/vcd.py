@@ -53,7 +53,7 @@ class VCD(Decoder):
             depends neither on the batch nor on the order of the images; what pads a batch gets none. See `noised`.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> cache = ph.attach(model, inputs, ph.NoPruning())

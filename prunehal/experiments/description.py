@@ -32,8 +32,8 @@ from prunehal.experiments.modes import check_mode
 from prunehal.models.chat import check_template
 from prunehal.models.load import EMBEDDED
 from prunehal.running.loop import DTYPES, MOST_NEW_TOKENS
-from prunehal.testbed.final import FINAL, FINAL_SPLITS, final_indices, purpose_of
-from prunehal.testbed.scenes import MOST_SCENES, SPLITS
+from prunehal.testbed.world.final import FINAL, FINAL_SPLITS, final_indices, purpose_of
+from prunehal.testbed.world.scenes import MOST_SCENES, SPLITS
 
 __all__ = ["POLICIES", "TESTBED", "Experiment", "policy_from"]
 
@@ -63,8 +63,8 @@ class Experiment:
         dtype: ``"auto"`` (that of the checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``; the embedded model is float32.
         images: ``"testbed"`` (rendered scenes, whose truth is known) or a folder of COCO images, scored by COCO's truth.
         split: of the testbed: train, validation, test, or the purpose for which scenes of the final split are read once:
-            ``"final-worlds"`` or ``"final-selections"``, see `prunehal.testbed.final`. Of a folder: what its images are called
-            where settings are chosen and reported; give each split its own ``questions``.
+            ``"final-worlds"`` or ``"final-selections"``, see `prunehal.testbed.world.final`. Of a folder: what its images are
+            called where settings are chosen and reported; give each split its own ``questions``.
         questions: a file of image ids, to choose from a folder; by default all of it, in the order of the ids.
         n_images: the first so many. It is not part of the key: rows of more images are added to those of fewer.
         tiles: background tiles around each scene of the testbed; each adds 144 visual tokens.

@@ -16,8 +16,8 @@ from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.files.images import load_image
 from prunehal.files.records import some
 from prunehal.running.tasks import images_of, items_of
-from prunehal.testbed.final import refuse_other_ranges
-from prunehal.testbed.scenes import image_ids, scene_of
+from prunehal.testbed.world.final import refuse_other_ranges
+from prunehal.testbed.world.scenes import image_ids, scene_of
 
 __all__ = ["image_keys", "pictures", "pictures_version", "truth"]
 

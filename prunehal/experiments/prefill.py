@@ -17,9 +17,9 @@ from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import pictures
 from prunehal.models.chat import encode, render, to_model
 from prunehal.running.tasks import CAPTION_PROMPT
-from prunehal.testbed.captions import PROMPT
-from prunehal.testbed.oracle import object_tokens
-from prunehal.testbed.scenes import GRID, scene_of
+from prunehal.testbed.world.captions import PROMPT
+from prunehal.testbed.world.oracle import object_tokens
+from prunehal.testbed.world.scenes import GRID, scene_of
 
 __all__ = ["batch_inputs", "caches", "object_marks"]
 
@@ -97,7 +97,7 @@ def caches(
 def object_marks(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], experiment: Experiment, keys: Sequence[int | str]
 ) -> Tensor:
-    """Mark the visual tokens that show an object, bool (batch, prompt); see `prunehal.testbed.oracle.object_tokens`."""
+    """Mark the visual tokens that show an object, bool (batch, prompt); see `prunehal.testbed.world.oracle.object_tokens`."""
     tiles = 0 if experiment.positions_only else experiment.tiles
     return object_tokens([scene_of(key) for key in keys], _visual(model, inputs).cpu(), tiles, experiment.clutter)
 

@@ -35,7 +35,7 @@ from prunehal.files.locking import locked
 from prunehal.files.paths import data_path, written
 from prunehal.files.records import some
 from prunehal.files.rows import RowFile
-from prunehal.testbed.final import refuse_other_ranges
+from prunehal.testbed.world.final import refuse_other_ranges
 
 __all__ = ["Store"]
 

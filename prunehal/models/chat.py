@@ -83,7 +83,7 @@ def encode(
     """Return the inputs of a batch, one rendered prompt and its image (or images) for each row, padded on the left.
 
     >>> from prunehal import load
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> inputs = encode(load()[1], [scene("test", 0).image()] * 2, ["<image>Describe this scene in detail."] * 2)
     >>> inputs["input_ids"].shape == inputs["attention_mask"].shape == (2, 151)
     True

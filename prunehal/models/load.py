@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 from prunehal.files.paths import data_path
 from prunehal.models.adapters import ADAPTER, base_of, put_on
 from prunehal.models.checkpoint_files import check_folder, file_at_fault
-from prunehal.testbed.model import LlavaProcessor
+from prunehal.testbed.training.model import LlavaProcessor
 
 __all__ = ["EMBEDDED", "load", "weights_mark"]
 

@@ -35,7 +35,7 @@ from prunehal.models.chat import check_template
 from prunehal.models.load import EMBEDDED, weights_mark
 from prunehal.running.engine import Engine, Row
 from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, left_out, write_result
-from prunehal.testbed.captions import PROMPT
+from prunehal.testbed.world.captions import PROMPT
 
 __all__ = ["DTYPES", "MOST_NEW_TOKENS", "POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
 
@@ -200,7 +200,7 @@ def run(settings: Run) -> Path:
         RuntimeError: memory does not suffice for one item alone.
 
     >>> import tempfile
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     scene("test", 0).image().save(f"{folder}/42.png")
     ...     settings = Run(model="embedded", benchmark="chair", images=folder, out=f"{folder}/out", max_new_tokens=4)

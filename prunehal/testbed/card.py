@@ -21,12 +21,12 @@ from prunehal.captioning import caption_scenes
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, read_json, reading
 from prunehal.models.load import load, weights_mark
-from prunehal.testbed.captions import BRIEF, PROMPT, parses
 from prunehal.testbed.card_text import CARD, COLUMNS, in_words, other_seeds, table
 from prunehal.testbed.looking import looks, start_token_share
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.questions import is_there, presence
-from prunehal.testbed.scenes import Scene, image_ids, scene_of
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.captions import BRIEF, PROMPT, parses
+from prunehal.testbed.world.questions import is_there, presence
+from prunehal.testbed.world.scenes import Scene, image_ids, scene_of
 
 __all__ = ["answers", "evaluate", "figures", "write_card"]
 

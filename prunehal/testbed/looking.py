@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 
 from prunehal.benchmarks.chair import ChairResult
 from prunehal.captioning import Captioned, mention_attention
-from prunehal.testbed.captions import PROMPT
-from prunehal.testbed.model import build_prompt
-from prunehal.testbed.scenes import Scene
+from prunehal.testbed.training.model import build_prompt
+from prunehal.testbed.world.captions import PROMPT
+from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["looks", "start_token_share", "whole_heads"]
 
@@ -36,7 +36,7 @@ def looks(done: Captioned, result: ChairResult, heads: int) -> dict[str, float]:
 
     >>> from prunehal import caption_scenes, load
     >>> from prunehal.benchmarks import ground_truth_testbed, score
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> done = caption_scenes(*load(), [scene("test", 0)], trace=True)
     >>> looks(done, score(done.texts, ground_truth_testbed()), heads=4)["over_steps"] > 1.5
     True
@@ -89,7 +89,7 @@ def start_token_share(model, processor, scenes: Sequence[Scene], captions: Mappi
         captions: image_id -> caption.
 
     >>> from prunehal import load
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> text = {scene("test", 0).image_id: "The image shows a farm."}
     >>> start_token_share(*load(attn_implementation="eager"), [scene("test", 0)], text) < 0.1
     True

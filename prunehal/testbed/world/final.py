@@ -23,7 +23,7 @@ __all__ = [
     "refuse_other_ranges",
 ]
 
-FINAL = "final"  # the split of `prunehal.testbed.scenes.scene`
+FINAL = "final"  # the split of `prunehal.testbed.world.scenes.scene`
 _FIRST_ID = 400_000_000  # image_id of the final split's scene 0
 _N_IDS = 100_000_000  # image ids that belong to the final split
 

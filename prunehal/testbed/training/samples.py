@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from prunehal.testbed.captions import BRIEF, LONGEST, PROMPT, write_brief, write_caption
-from prunehal.testbed.final import FINAL
-from prunehal.testbed.questions import presence, what_is, where_is
-from prunehal.testbed.scenes import Scene, scene
+from prunehal.testbed.world.captions import BRIEF, LONGEST, PROMPT, write_brief, write_caption
+from prunehal.testbed.world.final import FINAL
+from prunehal.testbed.world.questions import presence, what_is, where_is
+from prunehal.testbed.world.scenes import Scene, scene
 
 __all__ = ["ROWS", "ROW_LENGTH", "Samples", "collate", "packed", "texts_of"]
 

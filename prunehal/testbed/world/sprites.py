@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from prunehal.files.paths import data_path
-from prunehal.testbed.world import CATEGORIES, CLUTTER
+from prunehal.testbed.world.world import CATEGORIES, CLUTTER
 
 __all__ = ["LOOKS", "PLAIN", "SIZES", "Look", "draw_sheet", "dressed", "load_sprites"]
 

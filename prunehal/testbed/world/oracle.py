@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunehal.testbed.scenes import GRID, Scene
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.world.scenes import GRID, Scene
+from prunehal.testbed.world.world import NAMES
 
 __all__ = ["object_tokens"]
 
@@ -25,7 +25,7 @@ def object_tokens(scenes: Sequence[Scene], visual: Tensor, k: int = 0, clutter: 
         ValueError: a row has not the 144 visual tokens of each of its tiles, or there are more or fewer rows than scenes.
 
     >>> import prunehal as ph
-    >>> from prunehal.testbed.scenes import scene
+    >>> from prunehal.testbed.world.scenes import scene
     >>> model, processor = ph.load()
     >>> inputs = processor(images=scene("test", 0).image(), text="<image>Describe this scene in detail.", return_tensors="pt")
     >>> shared = ph.SharedPrefill(model, inputs)

@@ -13,9 +13,9 @@ import torch
 from prunehal.core.checks import refuse
 from prunehal.files.locking import locked
 from prunehal.files.rows import keep_settings, kept_settings
-from prunehal.testbed.model import build_model, build_processor
-from prunehal.testbed.stages import LARGEST_SCALE, Testbed, make_stages
-from prunehal.testbed.training import run_stage
+from prunehal.testbed.training.loop import run_stage
+from prunehal.testbed.training.model import build_model, build_processor
+from prunehal.testbed.training.stages import LARGEST_SCALE, Testbed, make_stages
 
 __all__ = ["save_embedded", "train"]
 

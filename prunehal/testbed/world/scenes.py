@@ -2,7 +2,7 @@
 
 A scene is a pure function of ``(split, index)``. Pixels are made by integer or elementwise arithmetic only, so that the
 splits come out bit for bit the same on every machine (tests hold a checksum). Scenes of the final split are read by purpose, see
-`prunehal.testbed.final`.
+`prunehal.testbed.world.final`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
-from prunehal.testbed.final import FINAL, final_indices, purpose_of
-from prunehal.testbed.sprites import LOOKS, PLAIN, SIZES, Look, dressed
-from prunehal.testbed.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
+from prunehal.testbed.world.final import FINAL, final_indices, purpose_of
+from prunehal.testbed.world.sprites import LOOKS, PLAIN, SIZES, Look, dressed
+from prunehal.testbed.world.world import CATEGORIES, CLUTTER, NAMES, SCENES, SceneType
 
 __all__ = [
     "GRID",

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from prunehal.testbed.captions import ADJECTIVES, PLACES
-from prunehal.testbed.model import name_token_ids
-from prunehal.testbed.samples import Samples, collate
-from prunehal.testbed.scenes import GRID
-from prunehal.testbed.shared_prefix import ATTENTION, row_mask
-from prunehal.testbed.training import Stage
-from prunehal.testbed.world import NAMES, SCENES
+from prunehal.testbed.training.loop import Stage
+from prunehal.testbed.training.model import name_token_ids
+from prunehal.testbed.training.samples import Samples, collate
+from prunehal.testbed.training.shared_prefix import ATTENTION, row_mask
+from prunehal.testbed.world.captions import ADJECTIVES, PLACES
+from prunehal.testbed.world.scenes import GRID
+from prunehal.testbed.world.world import NAMES, SCENES
 
 __all__ = ["LARGEST_SCALE", "Testbed", "make_stages", "repeats", "said_before"]
 

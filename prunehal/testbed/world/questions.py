@@ -10,9 +10,19 @@ from functools import cache
 
 import numpy as np
 
-from prunehal.testbed.captions import BRIEF, PLACES, PROMPT, adjectives, in_order, listed, noun_phrase, place_phrase, vocabulary
-from prunehal.testbed.scenes import Scene
-from prunehal.testbed.world import COMPANIONS, NAMES
+from prunehal.testbed.world.captions import (
+    BRIEF,
+    PLACES,
+    PROMPT,
+    adjectives,
+    in_order,
+    listed,
+    noun_phrase,
+    place_phrase,
+    vocabulary,
+)
+from prunehal.testbed.world.scenes import Scene
+from prunehal.testbed.world.world import COMPANIONS, NAMES
 
 __all__ = ["is_there", "known_prompts", "known_words", "presence", "what_is", "where_is"]
 

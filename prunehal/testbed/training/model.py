@@ -23,10 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prunehal.testbed.captions import PROMPT
-from prunehal.testbed.questions import is_there, known_prompts, known_words
-from prunehal.testbed.scenes import PATCH, TILE
-from prunehal.testbed.world import NAMES
+from prunehal.testbed.world.captions import PROMPT
+from prunehal.testbed.world.questions import is_there, known_prompts, known_words
+from prunehal.testbed.world.scenes import PATCH, TILE
+from prunehal.testbed.world.world import NAMES
 
 __all__ = ["IMAGE_TOKEN", "LlavaProcessor", "build_model", "build_processor", "build_prompt", "name_token_ids"]
 

@@ -15,8 +15,8 @@ from itertools import product
 
 import numpy as np
 
-from prunehal.testbed.scenes import Scene, SceneObject
-from prunehal.testbed.world import COMPANIONS, NAMES, SCENES
+from prunehal.testbed.world.scenes import Scene, SceneObject
+from prunehal.testbed.world.world import COMPANIONS, NAMES, SCENES
 
 __all__ = [
     "ADJECTIVES", "BRIEF", "LONGEST", "PLACES", "PROMPT", "TEMPLATES", "adjectives", "compiled", "in_order", "listed",
