@@ -77,7 +77,7 @@ def test_a_method_whose_hooks_are_left_out_is_an_error(model, method, monkeypatc
     def nothing(*args, **kwargs):
         yield
 
-    places = {"prunehal.decoding.branch.changing_logits", "prunehal.decoding.dola.changing_logits"}
+    places = {"prunehal.decoding.parts.second_run.changing_logits", "prunehal.decoding.dola.changing_logits"}
     places |= {"prunehal.decoding.deco.changing_logits", "prunehal.decoding.pai.editing"}
     for place in places | {"prunehal.decoding.kvsmooth.listening"}:
         monkeypatch.setattr(place, nothing)

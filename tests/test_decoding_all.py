@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from prunehal.core import NoPruning, PruneHal, attach
 from prunehal.core.keyword import as_option
 from prunehal.decoding import OPERA, PAI, VCD, DeCo, DoLa, FastV, KVSmooth
-from prunehal.decoding.forwards import FAR_BELOW
+from prunehal.decoding.parts.forwards import FAR_BELOW
 
 BATCH = {"before": (3, 6), "after": (5, 4), "seed": SEED}
 FAMILIES = ["llava", "qwen2_5_vl"]

@@ -14,8 +14,8 @@ from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.core.editing import editing
 from prunehal.core.keyword import as_option
 from prunehal.core.layer import PrunableLayer
-from prunehal.decoding.forwards import FAR_BELOW
 from prunehal.decoding.pai import PAI, text_of
+from prunehal.decoding.parts.forwards import FAR_BELOW
 from prunehal.decoding.vcd import VCD, _sizes, diffusion, noised
 
 TWO = ["llava", "qwen2_5_vl"]

@@ -17,7 +17,7 @@ from prunehal.core import PruneHal, attach
 from prunehal.decoding import PAI, VCD, DeCo, DoLa, FastV, KVSmooth
 from prunehal.decoding.deco import upper_layers
 from prunehal.decoding.dola import candidates
-from prunehal.decoding.layers import decoder_of
+from prunehal.decoding.parts.early_layers import decoder_of
 from prunehal.testbed.world.scenes import scene
 
 CLOSE = 5e-3  # of logits and differences of them up to about 40, in float32 by two ways of attention

@@ -14,7 +14,7 @@ import prunehal as ph
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, attach
 from prunehal.decoding.deco import DeCo, upper_layers
 from prunehal.decoding.dola import DoLa, candidates
-from prunehal.decoding.layers import LayerReadout, decoder_of
+from prunehal.decoding.parts.early_layers import LayerReadout, decoder_of
 from prunehal.testbed.world.scenes import scene
 
 CLOSE = 1e-4

@@ -14,11 +14,11 @@ import prunehal as ph
 from prunehal.core import Listener, NoPruning, PruneHal, SharedPrefill, TopK, attach, listening
 from prunehal.core.editing import editing
 from prunehal.core.keyword import as_option
-from prunehal.decoding import retrospection
-from prunehal.decoding.lookahead import LookAhead
-from prunehal.decoding.opera import OPERA
-from prunehal.decoding.overtrust import by_position, columns, overtrust, penalised, place_to_return_to
-from prunehal.decoding.rewinding import Rewinder
+from prunehal.decoding.opera import search as retrospection
+from prunehal.decoding.opera.lookahead import LookAhead
+from prunehal.decoding.opera.opera import OPERA
+from prunehal.decoding.opera.overtrust import by_position, columns, overtrust, penalised, place_to_return_to
+from prunehal.decoding.opera.rewinding import Rewinder
 
 TWO = ["llava", "qwen2_5_vl"]
 NEUTRAL = {"alpha": 0, "candidates": VOCAB, "threshold": 999}

@@ -12,7 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 import prunehal as ph
 from prunehal.core.wrapped import unwrapped
 from prunehal.decoding import OPERA, PAI, VCD, DeCo, DoLa, FastV, KVSmooth
-from prunehal.decoding.layers import LayerReadout
+from prunehal.decoding.parts.early_layers import LayerReadout
 
 BATCH = {"before": (3, 6), "after": (5, 4), "seed": SEED}
 METHODS = [

@@ -15,7 +15,7 @@ from prunehal.core import PrunableCache
 from prunehal.core.acting import Acts
 from prunehal.core.checks import plain_numbers
 from prunehal.core.wrapped import unwrapped
-from prunehal.decoding.forwards import guarding
+from prunehal.decoding.parts.forwards import guarding
 
 __all__ = ["BlockOptions", "Decoder"]
 

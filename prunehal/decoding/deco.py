@@ -24,8 +24,8 @@ from torch import Tensor
 from prunehal.core import PrunableCache
 from prunehal.core.acting import Acts
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.forwards import changing_logits
-from prunehal.decoding.layers import LayerReadout, check_layers
+from prunehal.decoding.parts.early_layers import LayerReadout, check_layers
+from prunehal.decoding.parts.forwards import changing_logits
 from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["DeCo", "candidate_words", "upper_layers"]

@@ -27,9 +27,9 @@ from prunehal.core import PrunableCache
 from prunehal.core.acting import Acts
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.forwards import changing_logits
-from prunehal.decoding.layers import LayerReadout, check_layers
-from prunehal.decoding.plausibility import plausible, renormalised
+from prunehal.decoding.parts.early_layers import LayerReadout, check_layers
+from prunehal.decoding.parts.forwards import changing_logits
+from prunehal.decoding.parts.plausibility import plausible, renormalised
 from prunehal.decoding.values import check_number
 
 __all__ = ["DoLa", "candidates", "divergence"]

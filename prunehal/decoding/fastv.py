@@ -32,7 +32,7 @@ from prunehal.core.listening import Listener, listening
 from prunehal.core.selection import keep_best
 from prunehal.core.table import sent
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.layers import decoder_of
+from prunehal.decoding.parts.early_layers import decoder_of
 from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["FastV", "hidden_mask", "kept_count"]

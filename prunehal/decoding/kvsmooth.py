@@ -27,7 +27,7 @@ from prunehal.core.acting import Acts
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.listening import Listener, listening
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.layers import check_layers
+from prunehal.decoding.parts.early_layers import check_layers
 from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["KVSmooth", "smoothing_weight"]

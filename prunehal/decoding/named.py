@@ -12,7 +12,7 @@ from prunehal.decoding.deco import DeCo
 from prunehal.decoding.dola import DoLa
 from prunehal.decoding.fastv import FastV
 from prunehal.decoding.kvsmooth import KVSmooth
-from prunehal.decoding.opera import OPERA
+from prunehal.decoding.opera.opera import OPERA
 from prunehal.decoding.pai import PAI
 from prunehal.decoding.vcd import VCD
 

@@ -29,8 +29,8 @@ from prunehal.core.checks import as_count
 from prunehal.core.editing import editing
 from prunehal.core.visual import generating
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.branch import Branch, check_unread, contrasting
-from prunehal.decoding.plausibility import check_beta, plausible
+from prunehal.decoding.parts.plausibility import check_beta, plausible
+from prunehal.decoding.parts.second_run import Branch, check_unread, contrasting
 from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["PAI", "text_of"]

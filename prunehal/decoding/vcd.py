@@ -28,8 +28,8 @@ from torch import Tensor
 from prunehal.core import PrunableCache
 from prunehal.core.acting import Acts
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.branch import Branch, check_unread, contrasting
-from prunehal.decoding.plausibility import check_beta, plausible
+from prunehal.decoding.parts.plausibility import check_beta, plausible
+from prunehal.decoding.parts.second_run import Branch, check_unread, contrasting
 from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["VCD", "diffusion", "noised"]

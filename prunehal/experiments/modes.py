@@ -8,7 +8,7 @@ from prunehal.core import Bank, Keep
 from prunehal.core.informative import Telling
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.fastv import FastV
-from prunehal.decoding.opera import OPERA
+from prunehal.decoding.opera.opera import OPERA
 
 if TYPE_CHECKING:
     from prunehal.experiments.description import Experiment

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from prunehal.core import Listener, PrunableCache
-from prunehal.decoding.beams import Beams
-from prunehal.decoding.lookahead import LookAhead
-from prunehal.decoding.overtrust import by_position, columns, mode, overtrust, penalised, place_to_return_to
-from prunehal.decoding.rewinding import Mark, Rewinder
+from prunehal.decoding.opera.beams import Beams
+from prunehal.decoding.opera.lookahead import LookAhead
+from prunehal.decoding.opera.overtrust import by_position, columns, mode, overtrust, penalised, place_to_return_to
+from prunehal.decoding.opera.rewinding import Mark, Rewinder
 
 if TYPE_CHECKING:
-    from prunehal.decoding.opera import OPERA
+    from prunehal.decoding.opera.opera import OPERA
 
 __all__ = ["Newest", "Search"]
 

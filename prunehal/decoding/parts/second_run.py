@@ -21,7 +21,7 @@ from prunehal.core.greedy import FIRST_LOGITS
 from prunehal.core.keyword import as_option
 from prunehal.core.offsets import offsets_of, restore_offsets
 from prunehal.core.visual import generating
-from prunehal.decoding.forwards import beside, changing_logits
+from prunehal.decoding.parts.forwards import beside, changing_logits
 
 __all__ = ["Branch", "check_unread", "contrasting"]
 

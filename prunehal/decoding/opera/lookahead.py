@@ -21,8 +21,8 @@ from prunehal.core.blocks import BlockLayer
 from prunehal.core.keyword import as_option
 from prunehal.core.layer import PrunableLayer
 from prunehal.core.table import VisualTable
-from prunehal.decoding.forwards import beside
-from prunehal.decoding.overtrust import by_position
+from prunehal.decoding.opera.overtrust import by_position
+from prunehal.decoding.parts.forwards import beside
 
 __all__ = ["LookAhead"]
 

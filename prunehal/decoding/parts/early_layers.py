@@ -17,7 +17,7 @@ from prunehal.core import PrunableCache
 from prunehal.core.checks import as_count
 from prunehal.core.keyword import cache_among
 from prunehal.core.visual import generating
-from prunehal.decoding.forwards import inputs_of
+from prunehal.decoding.parts.forwards import inputs_of
 
 __all__ = ["LayerReadout", "check_layers", "decoder_of"]
 

@@ -47,8 +47,8 @@ from prunehal.core.acting import Acts
 from prunehal.core.keyword import cache_among
 from prunehal.core.layer import PrunableLayer
 from prunehal.decoding.base import Decoder
-from prunehal.decoding.beams import Beams, Rules
-from prunehal.decoding.retrospection import Newest, Search
+from prunehal.decoding.opera.beams import Beams, Rules
+from prunehal.decoding.opera.search import Newest, Search
 from prunehal.decoding.values import check_count, check_number
 
 __all__ = ["OPERA"]
