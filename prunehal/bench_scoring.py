@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from prunehal.benchmarks import ground_truth_coco, load_scorer, score
-from prunehal.benchmarks.released import released_captions
+from prunehal.benchmarks.chair.released import released_captions
 from prunehal.files.paths import written
 
 __all__ = ["as_table", "captions", "case", "measure"]

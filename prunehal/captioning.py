@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from prunehal.benchmarks.chair import ChairResult
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.core import NoPruning, Policy, PrunableCache, attach
 from prunehal.core.observed import PRUNES
 from prunehal.core.visual import generating

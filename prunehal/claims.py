@@ -22,9 +22,9 @@ import pandas as pd
 
 from prunehal import beyond, redundancy
 from prunehal.benchmarks import ground_truth_coco, score, truncate_to_mean
-from prunehal.benchmarks.chair import ChairResult
-from prunehal.benchmarks.length import equal_objects
-from prunehal.benchmarks.released import MODELS, released_captions
+from prunehal.benchmarks.chair.length import equal_objects
+from prunehal.benchmarks.chair.released import MODELS, released_captions
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.beyond import PUBLISHED
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.decoding.named import STOCK, name_of

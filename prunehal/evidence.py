@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from prunehal.benchmarks.chair import score
+from prunehal.benchmarks.chair.score import score
 from prunehal.captioning import caption_batch, mention_attention
 from prunehal.core import NoPruning
 from prunehal.experiments import Experiment, Store

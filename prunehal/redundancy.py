@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from prunehal.benchmarks.chair import ChairResult, score
+from prunehal.benchmarks.chair.score import ChairResult, score
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, Standout, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from prunehal.benchmarks.chair import ChairResult
-from prunehal.benchmarks.released import DECODINGS, LENGTHS, MODELS
+from prunehal.benchmarks.chair.released import DECODINGS, LENGTHS, MODELS
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.figures import COLORS
 
 __all__ = ["draw_cuts", "draw_differences", "draw_only", "draw_places", "draw_published"]
@@ -45,7 +45,7 @@ def draw_places(axes: Sequence[Axes], places: Mapping[str, pd.DataFrame]) -> Non
 
     Args:
         axes: one for each model.
-        places: name of the model -> what `prunehal.benchmarks.length.rate_by_position` returned.
+        places: name of the model -> what `prunehal.benchmarks.chair.length.rate_by_position` returned.
     """
     for axis, (name, rates) in zip(axes, places.items(), strict=True):
         for before, (label, color, marker, line) in _PLACES.items():
@@ -68,7 +68,7 @@ def draw_cuts(
 
     Args:
         axes: three rows, a column for each model.
-        curves: (model, decoding) -> what `prunehal.benchmarks.length.truncation_curve` returned.
+        curves: (model, decoding) -> what `prunehal.benchmarks.chair.length.truncation_curve` returned.
         scored: (model, decoding) -> the scores of the uncut captions.
     """
     for (model, name), column in zip(MODELS.items(), axes.T, strict=True):
@@ -90,7 +90,7 @@ def draw_differences(axes: Sequence[Axes], table: pd.DataFrame) -> None:
 
     Args:
         axes: three, of one height.
-        table: what `prunehal.benchmarks.released.opera_against_greedy` returned.
+        table: what `prunehal.benchmarks.chair.released.opera_against_greedy` returned.
     """
     for axis, (metric, label) in zip(axes, _DIFFERENCES.items(), strict=True):
         for number, (length, (color, marker)) in enumerate(_LENGTHS.items()):

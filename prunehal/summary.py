@@ -9,8 +9,8 @@ import pandas as pd
 
 from prunehal import beyond, claims, deficit, redundancy, seeds, seeds_reading
 from prunehal.benchmarks import ground_truth_coco, score
-from prunehal.benchmarks.length import difference
-from prunehal.benchmarks.released import MODELS, met, released_captions, scores_with_wordnet_truth
+from prunehal.benchmarks.chair.length import difference
+from prunehal.benchmarks.chair.released import MODELS, met, released_captions, scores_with_wordnet_truth
 from prunehal.core import NoPruning, PruneHal
 from prunehal.decoding import Decoder
 from prunehal.dose import comparisons, responses

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from prunehal.benchmarks.chair import ChairResult
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.core import Policy, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import N_RESAMPLES, PRIMARY

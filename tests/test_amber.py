@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from prunehal.benchmarks.amber import nouns, score_captions
-from prunehal.benchmarks.amber_files import annotations, associations, initial_counters, safe_words
+from prunehal.benchmarks.amber.files import annotations, associations, initial_counters, safe_words
+from prunehal.benchmarks.amber.score import nouns, score_captions
 from prunehal.files.paths import data_path
 
 LISTED = sorted({*associations(), *(word for words in associations().values() for word in words)})

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from prunehal.benchmarks.amber import score_answers, score_discriminative
-from prunehal.benchmarks.amber_files import annotations
+from prunehal.benchmarks.amber.files import annotations
+from prunehal.benchmarks.amber.score import score_answers, score_discriminative
 from prunehal.files.paths import data_path
 from prunehal.files.records import BadInput
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from prunehal.benchmarks import amber
-from prunehal.benchmarks.amber import queries, score_captions, score_discriminative, score_generative
-from prunehal.benchmarks.amber_files import annotations
+from prunehal.benchmarks.amber import score as amber
+from prunehal.benchmarks.amber.files import annotations
+from prunehal.benchmarks.amber.score import queries, score_captions, score_discriminative, score_generative
 from prunehal.files.records import BadInput
 
 

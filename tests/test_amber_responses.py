@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from prunehal.__main__ import app
-from prunehal.benchmarks.amber import (
+from prunehal.benchmarks.amber.files import annotations
+from prunehal.benchmarks.amber.score import (
     queries,
     score_answers,
     score_captions,
@@ -20,8 +21,7 @@ from prunehal.benchmarks.amber import (
     score_generative,
     write_responses,
 )
-from prunehal.benchmarks.amber_files import annotations
-from prunehal.benchmarks.pope import score_files
+from prunehal.benchmarks.pope.score import score_files
 from prunehal.files.records import BadInput
 from prunehal.running.tasks import items_of, write_result
 

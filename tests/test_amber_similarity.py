@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from prunehal.benchmarks.amber import score_captions
-from prunehal.benchmarks.amber_similarity import load_similarity
+from prunehal.benchmarks.amber.score import score_captions
+from prunehal.benchmarks.amber.similarity import load_similarity
 
 
 def letters_in_common(word, other):

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from prunehal.benchmarks.answer_rows import ANSWER_KEYS
-from prunehal.benchmarks.pope import questions, score_files, write_answers
+from prunehal.benchmarks.pope.score import questions, score_files, write_answers
 from prunehal.files.records import BadInput
 
 DOG = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "no"}

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput, drop_unfinished, ground_truth_coco, read_captions, score
-from prunehal.benchmarks.captions import read_caption_file
+from prunehal.benchmarks.chair.captions import read_caption_file
 
 
 @pytest.mark.parametrize("key", ["image_id", "image", "file_name"])

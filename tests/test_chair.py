@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks import load_scorer, score, truncate, truncate_to_mean
-from prunehal.benchmarks.chair import unmatched
+from prunehal.benchmarks.chair.score import unmatched
 
 # caption -> the categories a careful reader of the CHAIR lists finds, in order
 BY_HAND = {

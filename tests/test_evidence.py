@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from prunehal import load
-from prunehal.benchmarks.chair import score
+from prunehal.benchmarks.chair.score import score
 from prunehal.captioning import caption_scenes, mention_attention
 from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, attach
 from prunehal.evidence import FILE, evidence, kept_patches, measure, stored

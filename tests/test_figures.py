@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal.benchmarks.chair import ChairResult
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.figures import COLORS, draw_choice, draw_doses, draw_estimates
 from prunehal.selection_rule import Graded, choose, report
 

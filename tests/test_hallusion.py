@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from prunehal.benchmarks import hallusion
-from prunehal.benchmarks import hallusion_failures as failures
+from prunehal.benchmarks.judged import hallusionbench as hallusion
+from prunehal.benchmarks.judged import hallusionbench_failures as failures
 from prunehal.files.records import BadInput, read_shipped
 
 QUESTIONS = hallusion.questions()

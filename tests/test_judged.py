@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from prunehal.benchmarks import judged, mmvet
+from prunehal.benchmarks.judged import mmhal as judged
+from prunehal.benchmarks.judged import mmvet
 from prunehal.files.paths import data_path
 from prunehal.files.records import BadInput
 

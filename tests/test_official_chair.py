@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nltk.stem import WordNetLemmatizer
 
 from prunehal.benchmarks import ground_truth_coco, load_scorer, read_captions, score
-from prunehal.benchmarks.english import inflections, lemma, spans, tags, tokenize
-from prunehal.benchmarks.official import double_words, listed_nodes, pattern_words
+from prunehal.benchmarks.chair.english import inflections, lemma, spans, tags, tokenize
+from prunehal.benchmarks.chair.official import double_words, listed_nodes, pattern_words
 from prunehal.files.paths import data_path
 
 pytestmark = pytest.mark.usefixtures("nltk_data")

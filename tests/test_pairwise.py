@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from prunehal.benchmarks import pairwise
+from prunehal.benchmarks.judged import pairwise
 from prunehal.files.records import BadInput
 
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from prunehal.benchmarks import pope
-from prunehal.benchmarks.pope import Question, parse_answer, questions, score
+from prunehal.benchmarks.pope import score as pope
+from prunehal.benchmarks.pope.score import Question, parse_answer, questions, score
 from prunehal.files.paths import data_path
 
 ASKED = [

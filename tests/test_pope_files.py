@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from prunehal.benchmarks.pope import Question, parse_answer, questions, score, score_files, write_answers
+from prunehal.benchmarks.pope.score import Question, parse_answer, questions, score, score_files, write_answers
 from prunehal.files.records import BadInput
 
 ASKED = [

@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from prunehal.__main__ import app
-from prunehal.benchmarks import hallusion, judged, mmvet
+from prunehal.benchmarks.judged import hallusionbench as hallusion
+from prunehal.benchmarks.judged import mmhal as judged
+from prunehal.benchmarks.judged import mmvet
 
 KEYS = [hallusion.question_key(question) for question in hallusion.questions()]
 MM_VET = {

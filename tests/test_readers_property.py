@@ -15,19 +15,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from prunehal import benchmarks
-from prunehal.benchmarks import (
-    amber,
-    amber_files,
-    amber_responses,
-    hallusion,
-    judged,
-    lmms_eval,
-    mmvet,
-    pairwise,
-    pope,
-    pope_files,
-)
-from prunehal.benchmarks.amber_similarity import load_similarity
+from prunehal.benchmarks import lmms_eval
+from prunehal.benchmarks.amber import files as amber_files
+from prunehal.benchmarks.amber import responses as amber_responses
+from prunehal.benchmarks.amber import score as amber
+from prunehal.benchmarks.amber.similarity import load_similarity
+from prunehal.benchmarks.judged import hallusionbench as hallusion
+from prunehal.benchmarks.judged import mmhal as judged
+from prunehal.benchmarks.judged import mmvet, pairwise
+from prunehal.benchmarks.pope import files as pope_files
+from prunehal.benchmarks.pope import score as pope
 from prunehal.files import reading
 from prunehal.files.records import read_records, read_values
 

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks import ground_truth_coco, score
-from prunehal.benchmarks.length import difference, early_and_late, first_objects, rate_by_position
-from prunehal.benchmarks.released import LENGTHS, MODELS, lower_in, opera_against_greedy, opera_in_words, released_captions
+from prunehal.benchmarks.chair.length import difference, early_and_late, first_objects, rate_by_position
+from prunehal.benchmarks.chair.released import LENGTHS, MODELS, lower_in, opera_against_greedy, opera_in_words, released_captions
 
 TRUTH = ground_truth_coco("pattern")
 CAPTIONS = {key: dict(list(texts.items())[:60]) for key, texts in released_captions().items()}

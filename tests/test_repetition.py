@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunehal.benchmarks import load_scorer, score, truth_of_scorer
-from prunehal.benchmarks.chair import is_finished
-from prunehal.benchmarks.length import difference, equal_objects, first_objects
+from prunehal.benchmarks.chair.length import difference, equal_objects, first_objects
+from prunehal.benchmarks.chair.score import is_finished
 from prunehal.core import PruneHal, TopK
 from prunehal.decoding import KVSmooth
 from prunehal.experiments import Experiment, Store

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 import prunehal as ph
-from prunehal.benchmarks import BadInput, pope
-from prunehal.benchmarks.captions import read_caption_file
+from prunehal.benchmarks import BadInput
+from prunehal.benchmarks.chair.captions import read_caption_file
+from prunehal.benchmarks.pope import score as pope
 from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
 from prunehal.files.locking import locked

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks import score
-from prunehal.benchmarks.chair import ChairResult
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.selection_rule import CHOSEN_BY, REPORTED, Graded, choose, choose_by_rule, report
 from prunehal.stats.intervals import paired_bootstrap
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_from_coco, load_ground_truth, load_scorer, score, truth_of_scorer
-from prunehal.benchmarks.released import (
+from prunehal.benchmarks.chair.released import (
     DECODINGS,
     MODELS,
     met,

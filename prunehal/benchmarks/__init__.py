@@ -1,9 +1,9 @@
 """Score captions and answers with the rules of the published hallucination benchmarks."""
 
-from prunehal.benchmarks.captions import drop_unfinished, read_captions
-from prunehal.benchmarks.chair import ChairResult, Truncation, score, truncate, truncate_to_mean
-from prunehal.benchmarks.mentions import ChairScorer, Mention, load_scorer
-from prunehal.benchmarks.truth import (
+from prunehal.benchmarks.chair.captions import drop_unfinished, read_captions
+from prunehal.benchmarks.chair.mentions import ChairScorer, Mention, load_scorer
+from prunehal.benchmarks.chair.score import ChairResult, Truncation, score, truncate, truncate_to_mean
+from prunehal.benchmarks.chair.truth import (
     ground_truth_coco,
     ground_truth_from_coco,
     ground_truth_testbed,

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from prunehal.benchmarks.captions import image_number
+from prunehal.benchmarks.chair.captions import image_number
 from prunehal.benchmarks.other_keys import free_text, undecided
 from prunehal.benchmarks.yes_or_no import first_word, label_of
 from prunehal.files.records import BadInput

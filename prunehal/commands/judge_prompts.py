@@ -35,7 +35,7 @@ Out = Annotated[Path, typer.Argument(help="JSON lines to write.", parser=_out)]
 @app.command()
 def mmhal(responses: Annotated[Path, typer.Argument(help="The response file that `run` writes.")], out: Out) -> None:
     """MMHal-Bench: 96 prompts."""
-    from prunehal.benchmarks import judged
+    from prunehal.benchmarks.judged import mmhal as judged
 
     def prompts() -> Prompts:
         filled = judged.read_responses(responses)
@@ -47,7 +47,7 @@ def mmhal(responses: Annotated[Path, typer.Argument(help="The response file that
 @app.command()
 def hallusion(results: Annotated[Path, typer.Argument(help="HallusionBench's result file.")], out: Out) -> None:
     """HallusionBench: a prompt for each answer."""
-    from prunehal.benchmarks import hallusion as benchmark
+    from prunehal.benchmarks.judged import hallusionbench as benchmark
 
     def prompts() -> Prompts:
         filled = benchmark.read_results(results)
@@ -63,7 +63,7 @@ def mmvet(
     out: Out,
 ) -> None:
     """MM-Vet: a few-shot prompt for each answer."""
-    from prunehal.benchmarks import mmvet as benchmark
+    from prunehal.benchmarks.judged import mmvet as benchmark
 
     def prompts() -> Prompts:
         texts = benchmark.read_predictions(predictions)
@@ -82,8 +82,8 @@ def pairwise(
     image_key: Annotated[str | None, typer.Option(help="The key that names the images, where several could.")] = None,
 ) -> None:
     """Correctness and detailedness of two methods: one or two prompts for each image, to be sent with the image."""
-    from prunehal.benchmarks import pairwise as benchmark
     from prunehal.benchmarks import read_captions
+    from prunehal.benchmarks.judged import pairwise as benchmark
 
     def prompts() -> Prompts:
         paths = (captions_a, captions_b)

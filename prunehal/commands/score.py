@@ -66,8 +66,8 @@ def chair(
     import pandas as pd
 
     from prunehal import benchmarks
-    from prunehal.benchmarks.captions import read_caption_file
-    from prunehal.benchmarks.chair import is_finished
+    from prunehal.benchmarks.chair.captions import read_caption_file
+    from prunehal.benchmarks.chair.score import is_finished
 
     def scored() -> Report:
         loaded = benchmarks.load_scorer(scorer)
@@ -113,7 +113,7 @@ def pope(
     skip_bad: SkipBad = False,
 ) -> None:
     """POPE: accuracy, precision, recall, F1 and the share of yes."""
-    from prunehal.benchmarks import pope as benchmark
+    from prunehal.benchmarks.pope import score as benchmark
 
     _finish(
         lambda: benchmark.score_files(questions, answers, rule=rule, skip_bad=skip_bad, answer_key=answer_key),
@@ -130,7 +130,7 @@ def amber_generative(
     skip_bad: SkipBad = False,
 ) -> None:
     """AMBER, captions: CHAIR, Cover, Hal and Cog, in percent."""
-    from prunehal.benchmarks import amber
+    from prunehal.benchmarks.amber import score as amber
 
     _finish(
         lambda: amber.score_generative(responses, similarity=similarity, skip_bad=skip_bad, answer_key=answer_key),
@@ -149,7 +149,7 @@ def amber_discriminative(
     skip_bad: SkipBad = False,
 ) -> None:
     """AMBER, questions: accuracy, precision, recall and F1 of every type, in percent."""
-    from prunehal.benchmarks import amber
+    from prunehal.benchmarks.amber import score as amber
 
     _finish(
         lambda: amber.score_discriminative(responses, skip_bad=skip_bad, rule=rule, answer_key=answer_key),
@@ -165,7 +165,7 @@ def mmhal(
     json: Json = None,
 ) -> None:
     """MMHal-Bench: average rating and hallucination rate, from the replies of your judge."""
-    from prunehal.benchmarks import judged
+    from prunehal.benchmarks.judged import mmhal as judged
 
     _finish(lambda: judged.score_file(judgements, rule, judgement_key), json, judgements)
 
@@ -180,7 +180,7 @@ def hallusion(
     json: Json = None,
 ) -> None:
     """HallusionBench: accuracy by question, figure and pair, from the verdicts of your judge."""
-    from prunehal.benchmarks import hallusion as benchmark
+    from prunehal.benchmarks.judged import hallusionbench as benchmark
 
     _finish(lambda: benchmark.score_file(results, rule, judgement_key), json, results)
 
@@ -196,7 +196,7 @@ def mmvet(
     json: Json = None,
 ) -> None:
     """MM-Vet: percent in total and for each capability, from the grades of your judge."""
-    from prunehal.benchmarks import mmvet as benchmark
+    from prunehal.benchmarks.judged import mmvet as benchmark
 
     _finish(lambda: benchmark.score(questions, grades, rule, judgement_key), json, questions, grades)
 
@@ -210,7 +210,7 @@ def pairwise(
     json: Json = None,
 ) -> None:
     """Two methods side by side: correctness and detailedness, from the replies of your judge."""
-    from prunehal.benchmarks import pairwise as benchmark
+    from prunehal.benchmarks.judged import pairwise as benchmark
 
     _finish(lambda: benchmark.score_file(judgements, judgement_key), json, judgements)
 

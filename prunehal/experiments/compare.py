@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pandas as pd
 
-from prunehal.benchmarks.length import equal_objects
+from prunehal.benchmarks.chair.length import equal_objects
 from prunehal.core import Policy
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.store import Store
@@ -97,7 +97,7 @@ def at_equal_length(
 ) -> dict[str, Interval]:
     """Return the paired differences from the baseline when both captions of an image name equally many distinct objects.
 
-    Both are cut after the k-th distinct object, where k is the smaller number of the two (`prunehal.benchmarks.length`).
+    Both are cut after the k-th distinct object, where k is the smaller number of the two (`prunehal.benchmarks.chair.length`).
 
     Returns:
         distinct_chair_i, recall, chair_i (fractions) and words.

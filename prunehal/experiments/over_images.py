@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunehal.benchmarks.chair import ChairResult, score
+from prunehal.benchmarks.chair.score import ChairResult, score
 from prunehal.experiments.compare import METRICS
 from prunehal.experiments.description import Experiment
 from prunehal.experiments.pictures import truth

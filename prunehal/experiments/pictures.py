@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
-from prunehal.benchmarks.truth import PATTERN
+from prunehal.benchmarks.chair.truth import PATTERN
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.files.images import load_image
 from prunehal.files.records import some

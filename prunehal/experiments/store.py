@@ -24,8 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from prunehal.benchmarks.chair import ChairResult, score
-from prunehal.benchmarks.truth import truth_of_scorer
+from prunehal.benchmarks.chair.score import ChairResult, score
+from prunehal.benchmarks.chair.truth import truth_of_scorer
 from prunehal.core.observed import PRUNES
 from prunehal.experiments.description import TESTBED, Experiment
 from prunehal.experiments.pictures import image_keys, truth

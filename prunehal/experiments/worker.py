@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from prunehal.benchmarks.chair import score
+from prunehal.benchmarks.chair.score import score
 from prunehal.captioning import Captioned, caption_batch, mention_attention
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prunehal.benchmarks import amber, judged, pope
-from prunehal.benchmarks.amber_responses import read_queries
-from prunehal.benchmarks.captions import image_number
-from prunehal.benchmarks.pope_files import read_questions
+from prunehal.benchmarks.amber import score as amber
+from prunehal.benchmarks.amber.responses import read_queries
+from prunehal.benchmarks.chair.captions import image_number
+from prunehal.benchmarks.judged import mmhal as judged
+from prunehal.benchmarks.pope import score as pope
+from prunehal.benchmarks.pope.files import read_questions
 from prunehal.files.images import image_pixels
 from prunehal.files.paths import written
 from prunehal.files.reading import read_text, reading

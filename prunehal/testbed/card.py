@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from prunehal.benchmarks.chair import score
+from prunehal.benchmarks.chair.score import score
 from prunehal.captioning import caption_scenes
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, read_json, reading

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from prunehal.benchmarks.chair import ChairResult
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.captioning import Captioned, mention_attention
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.captions import PROMPT

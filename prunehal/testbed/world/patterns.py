@@ -9,7 +9,7 @@ from functools import cache
 
 import pandas as pd
 
-from prunehal.benchmarks.chair import ChairResult
+from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.testbed.world.captions import TEMPLATES, compiled
 
 __all__ = ["GROUPS", "mention_patterns", "sentence_pattern"]

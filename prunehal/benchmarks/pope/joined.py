@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunehal.benchmarks.answer_rows import Asked, Taken, WrongRows, answer_in, compared, one_key, only_truth, words
-from prunehal.benchmarks.pope_files import Place, Question, again
+from prunehal.benchmarks.pope.files import Place, Question, again
 from prunehal.benchmarks.yes_or_no import first_word
 from prunehal.files.records import some
 
@@ -46,7 +46,7 @@ class Joined:
 
 
 def official_answer(text: str) -> str:
-    """Return ``"no"`` or ``"yes"`` by the official rule; see `prunehal.benchmarks.pope.parse_answer`.
+    """Return ``"no"`` or ``"yes"`` by the official rule; see `prunehal.benchmarks.pope.score.parse_answer`.
 
     >>> official_answer("There is no dog."), official_answer("NO")
     ('no', 'yes')

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.amber_files import KINDS, annotations, kind_of, queries
+from prunehal.benchmarks.amber.files import KINDS, annotations, kind_of, queries
 from prunehal.benchmarks.answer_rows import (
     ANSWER_KEYS,
     Asked,
@@ -119,7 +119,7 @@ def read_responses(
 
 
 def read_queries(path: Path | str) -> list[dict[str, Any]]:
-    """Read the user's own query file: objects with id, image and query, as `prunehal.benchmarks.amber_files.queries` gives them.
+    """Read the user's own query file: objects with id, image and query, as `prunehal.benchmarks.amber.files.queries` gives them.
 
     Every query must be one of AMBER's, because its annotations score the responses: the image must be that of the id, and a
     yes-or-no query must contain the words of AMBER's (other words may stand around them).

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prunehal.benchmarks.english import spans as token_spans
-from prunehal.benchmarks.english import tokenize
-from prunehal.benchmarks.official import double_words, listed_nodes, pattern_words, wordnet_words
+from prunehal.benchmarks.chair.english import spans as token_spans
+from prunehal.benchmarks.chair.english import tokenize
+from prunehal.benchmarks.chair.official import double_words, listed_nodes, pattern_words, wordnet_words
 from prunehal.files.paths import data_path
 
 __all__ = ["ChairScorer", "Mention", "load_scorer"]

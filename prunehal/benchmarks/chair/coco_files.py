@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from prunehal.benchmarks.mentions import ChairScorer, load_scorer
+from prunehal.benchmarks.chair.mentions import ChairScorer, load_scorer
 from prunehal.files.reading import convert, read_json, reading
 from prunehal.files.records import some
 

@@ -14,9 +14,9 @@ from collections.abc import Hashable, Iterable, Mapping
 
 import pandas as pd
 
-from prunehal.benchmarks.captions import read_captions
-from prunehal.benchmarks.length import difference
-from prunehal.benchmarks.mentions import ChairScorer
+from prunehal.benchmarks.chair.captions import read_captions
+from prunehal.benchmarks.chair.length import difference
+from prunehal.benchmarks.chair.mentions import ChairScorer
 from prunehal.files.paths import data_path
 from prunehal.files.records import read_shipped
 from prunehal.stats.pooled import NUMBERS
@@ -36,7 +36,8 @@ __all__ = [
 
 MODELS = {"llava-1.5": "LLaVA-1.5", "instructblip": "InstructBLIP", "minigpt4": "MiniGPT-4", "shikra": "Shikra"}
 DECODINGS = {"greedy": "greedy", "beam5": "beam 5", "ours": "OPERA"}
-# How captions are compared -> what `prunehal.benchmarks.length.difference` makes equal. Words are what OPERA's authors compare.
+# How captions are compared -> what `prunehal.benchmarks.chair.length.difference` makes equal. Words are what OPERA's authors
+# compare.
 LENGTHS = {"as written": None, "equal words": "words", "equal objects": "objects"}
 
 # Hallucinated captions (of 500), hallucinated mentions and all mentions that the `wordnet` scorer counts in each with the
@@ -118,7 +119,8 @@ def opera_against_greedy(
 
     Returns:
         One line for each model and way of LENGTHS, with the columns model (its name), length, and for each metric of
-        `prunehal.benchmarks.length.COMPARED` the difference, in points (absent and words: numbers of a caption), and _low, _high.
+        `prunehal.benchmarks.chair.length.COMPARED` the difference, in points (absent and words: numbers of a caption), and
+        _low, _high.
 
     >>> few = {key: dict(list(texts.items())[:20]) for key, texts in released_captions().items()}
     >>> truth = {image: {"person"} for texts in few.values() for image in texts}

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunehal.benchmarks.answer_rows import refuse_wrong, words
-from prunehal.benchmarks.pope_files import LABELS, Question, read_places, read_questions
-from prunehal.benchmarks.pope_joined import join, official_answer
+from prunehal.benchmarks.pope.files import LABELS, Question, read_places, read_questions
+from prunehal.benchmarks.pope.joined import join, official_answer
 from prunehal.benchmarks.replies import RULES, check_rule
 from prunehal.benchmarks.yes_or_no import counts, first_word
 from prunehal.files.paths import data_path, written

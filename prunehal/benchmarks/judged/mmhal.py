@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.mmhal_responses import (
+from prunehal.benchmarks.judged.mmhal_responses import (
     COMPARED,
     N,
     absent,

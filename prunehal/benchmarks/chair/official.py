@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 
-from prunehal.benchmarks.english import inflections, lemma, tags
+from prunehal.benchmarks.chair.english import inflections, lemma, tags
 from prunehal.files.paths import data_path
 from prunehal.files.records import read_shipped
 

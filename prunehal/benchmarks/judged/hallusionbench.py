@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from prunehal.benchmarks.hallusion_answers import (
+from prunehal.benchmarks.judged.hallusionbench_answers import (
     PLACE,
     VERDICT,
     answers,
@@ -36,7 +36,7 @@ from prunehal.benchmarks.hallusion_answers import (
     read_judgement,
     result_records,
 )
-from prunehal.benchmarks.hallusion_failures import has_same, pair_failures, question_failures
+from prunehal.benchmarks.judged.hallusionbench_failures import has_same, pair_failures, question_failures
 from prunehal.benchmarks.replies import check_rule, refuse_another_question, refuse_unreadable, reply, unreadable_counts
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, reading

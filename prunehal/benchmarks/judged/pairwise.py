@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from prunehal.benchmarks.captions import image_number
+from prunehal.benchmarks.chair.captions import image_number
 from prunehal.benchmarks.replies import refuse_unreadable, reply, unreadable_counts
 from prunehal.files.reading import convert, reading
 from prunehal.files.records import BadInput, Report, read_records, some

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from prunehal.benchmarks.captions import image_number
-from prunehal.benchmarks.coco_files import Table, ground_truth_from_coco, objects_of_file
-from prunehal.benchmarks.mentions import ChairScorer
+from prunehal.benchmarks.chair.captions import image_number
+from prunehal.benchmarks.chair.coco_files import Table, ground_truth_from_coco, objects_of_file
+from prunehal.benchmarks.chair.mentions import ChairScorer
 from prunehal.files.reading import convert, read_json, reading
 from prunehal.files.records import read_shipped, some
 

@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from prunehal.benchmarks.chair import ChairResult, score, truncate, truncate_to_mean
-from prunehal.benchmarks.mentions import ChairScorer
+from prunehal.benchmarks.chair.mentions import ChairScorer
+from prunehal.benchmarks.chair.score import ChairResult, score, truncate, truncate_to_mean
 from prunehal.files.records import some
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap

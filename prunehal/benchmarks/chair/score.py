@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from prunehal.benchmarks.mentions import ChairScorer, load_scorer
+from prunehal.benchmarks.chair.mentions import ChairScorer, load_scorer
 from prunehal.files.records import Report, some
 
 __all__ = ["ChairResult", "Truncation", "is_finished", "score", "truncate", "truncate_to_mean", "unmatched"]

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunehal.benchmarks.amber_files import annotations, check_responses, initial_counters
-from prunehal.benchmarks.amber_responses import official_answer, read_responses
+from prunehal.benchmarks.amber.files import annotations, check_responses, initial_counters
+from prunehal.benchmarks.amber.responses import official_answer, read_responses
 from prunehal.benchmarks.replies import check_rule
 from prunehal.benchmarks.yes_or_no import counts, first_word
 from prunehal.files.reading import reading

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from prunehal.benchmarks.amber_answers import score_answers, score_discriminative
-from prunehal.benchmarks.amber_files import (
+from prunehal.benchmarks.amber.answers import score_answers, score_discriminative
+from prunehal.benchmarks.amber.files import (
     annotations,
     associations,
     check_responses,
@@ -29,9 +29,9 @@ from prunehal.benchmarks.amber_files import (
     safe_words,
     write_responses,
 )
-from prunehal.benchmarks.amber_responses import read_responses
-from prunehal.benchmarks.amber_similarity import Similarity, load_similarity
-from prunehal.benchmarks.english import lemma, tags, tokenize
+from prunehal.benchmarks.amber.responses import read_responses
+from prunehal.benchmarks.amber.similarity import Similarity, load_similarity
+from prunehal.benchmarks.chair.english import lemma, tags, tokenize
 from prunehal.files.reading import reading
 from prunehal.files.records import Report
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prunehal.benchmarks.mmvet_grades import read_grade, read_grades
+from prunehal.benchmarks.judged.mmvet_grades import read_grade, read_grades
 from prunehal.benchmarks.replies import check_rule, refuse_unreadable, unreadable_counts
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, reading

@@ -1,0 +1,1 @@
+"""AMBER: captions and yes-or-no answers, by its own rules and files."""

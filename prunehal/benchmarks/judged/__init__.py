@@ -1,0 +1,1 @@
+"""Benchmarks whose answers a judge grades: MMHal-Bench, HallusionBench, MM-Vet, and the pairwise judgement."""

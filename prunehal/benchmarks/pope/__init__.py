@@ -1,0 +1,1 @@
+"""POPE: yes-or-no answers about objects, by its own rules and files."""
