@@ -60,7 +60,7 @@ _HOMES = {
         "attach",
         "pruning",
     ),
-    "prunehal.captioning": ("Captioned", "caption_scenes", "mention_attention"),
+    "prunehal.experiments.captioning": ("Captioned", "caption_scenes", "mention_attention"),
     "prunehal.experiments": ("Experiment", "Store", "grid", "read_grid", "sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

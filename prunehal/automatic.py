@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.core import MassShare, attach
 from prunehal.experiments import Experiment, Store, changes
+from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import N_RESAMPLES, PRIMARY
-from prunehal.selection_rule import Chosen
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import Scene
 

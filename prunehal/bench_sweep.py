@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from prunehal.bench import cpu_name
 from prunehal.core import PruneHal, attach
 from prunehal.experiments import Experiment, Store, grid, sweep
-from prunehal.experiments.pictures import image_keys, pictures
+from prunehal.experiments.images import image_keys, pictures
 from prunehal.files.paths import written
 from prunehal.models.load import load
 from prunehal.testbed.training.model import build_prompt

@@ -15,11 +15,11 @@ import pandas as pd
 from prunehal.core import Bank, Keep, NoPruning, PruneHal, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths
+from prunehal.experiments.choosing import CHOSEN_BY, Chosen, Graded, choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.readable import between, levels
 from prunehal.models.load import EMBEDDED
 from prunehal.redundancy import at_random
-from prunehal.selection_rule import CHOSEN_BY, Chosen, Graded, choose_by_rule
 from prunehal.stats.gain import part_of_change
 from prunehal.stats.testing import holm
 from prunehal.tried import FALLBACK, Setting, candidates, standing

@@ -31,12 +31,12 @@ from prunehal.decoding.named import STOCK, name_of
 from prunehal.deficit import MODELS as COVARIATES
 from prunehal.deficit import PATTERN, stored_mentions
 from prunehal.experiments import Experiment, Store, graded, read_grid
+from prunehal.experiments.choosing import choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, PRIMARY
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path, written
 from prunehal.matrix import chosen_decoders
 from prunehal.options import at_equal_budget, sampled
-from prunehal.selection_rule import choose_by_rule
 from prunehal.stats.intervals import adjusted_logit, paired_bootstrap
 from prunehal.stats.testing import holm, paired_p_value
 from prunehal.trigger import vote_rate

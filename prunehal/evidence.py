@@ -19,15 +19,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair.score import score
-from prunehal.captioning import caption_batch, mention_attention
 from prunehal.core import NoPruning
 from prunehal.experiments import Experiment, Store
-from prunehal.experiments.description import TESTBED
-from prunehal.experiments.pictures import image_keys, truth
+from prunehal.experiments.captioning import caption_batch, mention_attention
+from prunehal.experiments.experiment import TESTBED
+from prunehal.experiments.images import image_keys, truth
 from prunehal.experiments.prefill import batch_inputs, caches, object_marks
+from prunehal.experiments.tables import read_marked, write_marked
 from prunehal.figures import patch_counts
 from prunehal.files.paths import data_path
-from prunehal.marked import read_marked, write_marked
 from prunehal.models.load import load
 from prunehal.redundancy import CELLS, all_rules, chosen_rules, with_rule
 from prunehal.testbed.world.scenes import Scene
@@ -164,7 +164,7 @@ def stored(path: Path | None = None) -> pd.DataFrame:
     """Read the rows that :func:`measure` wrote; by default the shipped ones.
 
     Raises:
-        FileNotFoundError, ValueError, BadInput: as `prunehal.marked.read_marked`.
+        FileNotFoundError, ValueError, BadInput: as `prunehal.experiments.tables.read_marked`.
     """
     path = data_path("results", FILE, must_exist=False) if path is None else path
     _, table = read_marked(path, Experiment(split="test"), "python -m prunehal evidence")

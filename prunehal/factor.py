@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin
 
-from prunehal.captioning import new_tokens
 from prunehal.core import Listener, NoPruning, Policy, PruneHal, SharedPrefill, listening
+from prunehal.experiments.captioning import new_tokens
 from prunehal.stats.bootstrap import bca
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import Scene
@@ -77,7 +77,7 @@ def follow(
         scenes: whose captions.
         policy: prunes the second time; with one kept set for each layer, or one for all. PruneHal(r=0.4, t=3) if left out.
         tiles: clean background tiles around each scene.
-        batch_size, max_new_tokens: as ``prunehal.captioning.caption_scenes`` takes them.
+        batch_size, max_new_tokens: as ``prunehal.experiments.captioning.caption_scenes`` takes them.
 
     Returns:
         One line for each prune, layer, and step from the prune's own (lag 0, which it does not change any more) to LAGS steps

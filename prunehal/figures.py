@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
-from prunehal.selection_rule import Graded, Reported
+from prunehal.experiments.choosing import Graded, Reported
 from prunehal.testbed.world.scenes import GRID, PATCH, TILE
 
 __all__ = [
@@ -235,7 +235,7 @@ def draw_choice(
     Args:
         axis: where to draw.
         chosen_on, reported_on: scores of the same settings on the two splits, the baseline among them.
-        found: what `prunehal.selection_rule.report` gave.
+        found: what `prunehal.experiments.choosing.report` gave.
         metric: "distinct_chair_i" or another fraction of `found.differences`, drawn in percentage points.
         label: of the metric.
         note: the title; by default that of ``found``.

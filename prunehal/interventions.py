@@ -1,4 +1,5 @@
-"""The rows of interventions on attention: made once, and kept in one compressed file that says what made it (`prunehal.marked`).
+"""The rows of interventions on attention: made once, and kept in one compressed file that says what made it
+(`prunehal.experiments.tables`).
 
 A line of the CSV is a mention, a column one quantity under one intervention: that takes two thirds of the room of one line for
 each intervention.
@@ -16,9 +17,9 @@ from tqdm import tqdm
 
 from prunehal.causal import intervene, mentions_of
 from prunehal.experiments import Experiment, Store
-from prunehal.experiments.pictures import image_keys
+from prunehal.experiments.images import image_keys
+from prunehal.experiments.tables import read_marked, write_marked
 from prunehal.files.paths import data_path
-from prunehal.marked import read_marked, write_marked
 from prunehal.models.load import load
 
 __all__ = ["CAPTIONED", "FILE", "interventions", "measure"]

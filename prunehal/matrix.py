@@ -12,9 +12,9 @@ from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import STOCK, Decoding, name_of
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
+from prunehal.experiments.choosing import Chosen, Graded, choose_by_rule
 from prunehal.experiments.compare import PRIMARY
 from prunehal.files.paths import data_path
-from prunehal.selection_rule import Chosen, Graded, choose_by_rule
 from prunehal.stats.testing import holm
 
 __all__ = ["POLICIES", "chosen_decoders", "front", "matrix", "name_of"]
@@ -29,8 +29,8 @@ POLICIES: dict[str, Policy] = {
 def chosen_decoders(store: Store) -> dict[str, Chosen]:
     """Choose one setting of each decoder on the validation split, without pruning.
 
-    By the project's one rule (`prunehal.selection_rule.choose_by_rule`): the lowest distinct CHAIR_i among those that lose at
-    most a point of recall against greedy decoding; where none does, the highest recall, a fallback (``missed``).
+    By the project's one rule (`prunehal.experiments.choosing.choose_by_rule`): the lowest distinct CHAIR_i among those that
+    lose at most a point of recall against greedy decoding; where none does, the highest recall, a fallback (``missed``).
 
     Args:
         store: holds the rows of data/grids/decoders_validation.toml.

@@ -10,11 +10,11 @@ import pandas as pd
 from prunehal.core import Keep
 from prunehal.decoding.named import name_of
 from prunehal.experiments import Experiment, Store, changes, read_grid
+from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import LEVELS
 from prunehal.experiments.readable import between
 from prunehal.files.paths import data_path
 from prunehal.matrix import POLICIES, front
-from prunehal.selection_rule import Chosen
 from prunehal.stats.bootstrap import verdict
 
 __all__ = ["added", "alone", "answer", "oracle", "timed", "tried", "verdicts", "verdicts_by_interval"]

@@ -12,7 +12,7 @@ import pandas as pd
 from prunehal.core import Policy
 from prunehal.experiments.compare import METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.contrasts import contrasts
-from prunehal.experiments.description import Experiment
+from prunehal.experiments.experiment import Experiment
 from prunehal.experiments.over_images import SharedImages, p_over_images, share_intervals
 from prunehal.experiments.store import Store
 from prunehal.stats.effects import interactions, marginal_means

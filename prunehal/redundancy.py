@@ -17,10 +17,10 @@ from prunehal.benchmarks.chair.score import ChairResult, score
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, Standout, StepTopK
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
+from prunehal.experiments.choosing import CHOSEN_BY, ROUNDING, Chosen, Graded, choose, choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
-from prunehal.experiments.pictures import truth
+from prunehal.experiments.images import truth
 from prunehal.files.paths import data_path
-from prunehal.selection_rule import CHOSEN_BY, ROUNDING, Chosen, Graded, choose, choose_by_rule
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.gain import gain_in_f1
 from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap
@@ -75,9 +75,9 @@ def candidates() -> list[Experiment]:
 def chosen_rules(store: Store, experiments: Sequence[Experiment] | None = None) -> dict[str, Chosen]:
     """Choose one setting of each way of selecting on the validation split, among three background tiles.
 
-    By the project's one rule (`prunehal.selection_rule.choose_by_rule`), with recall asked of both kinds of tiles: the setting of
-    lowest distinct CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall against no
-    pruning in each of the two; where none does, the one of highest recall over both.
+    By the project's one rule (`prunehal.experiments.choosing.choose_by_rule`), with recall asked of both kinds of tiles: the
+    setting of lowest distinct CHAIR_i over clean and cluttered scenes together among those that lose at most a point of recall
+    against no pruning in each of the two; where none does, the one of highest recall over both.
 
     Args:
         store: holds the rows.

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from prunehal.experiments import Experiment, Store, changes
+from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.readable import between
 from prunehal.redundancy import CELLS, ORACLE, PUBLISHED, Rule, controls, recall_by_patches, share_of_gain, with_rule
-from prunehal.selection_rule import Chosen
 from prunehal.stats.intervals import paired_bootstrap
 from prunehal.stats.power import images_needed
 from prunehal.stats.testing import holm

@@ -22,12 +22,12 @@ import pandas as pd
 
 from prunehal.core import NoPruning
 from prunehal.experiments import Experiment, Store, sweep
+from prunehal.experiments.choosing import Chosen
+from prunehal.experiments.tables import read_marked, write_marked
 from prunehal.experiments.versions import made_by
 from prunehal.files.paths import data_path
-from prunehal.marked import read_marked, write_marked
 from prunehal.models.load import EMBEDDED
 from prunehal.redundancy import Rule, all_rules, candidates, chosen_rules, with_rule
-from prunehal.selection_rule import Chosen
 
 __all__ = ["COUNTS", "FAMILIES", "FILE", "NONE", "measure", "setting_name", "stored"]
 
@@ -95,7 +95,7 @@ def stored(path: Path | None = None) -> pd.DataFrame:
     """Read the lines that :func:`measure` wrote; by default the shipped ones, which lack the last four of COUNTS.
 
     Raises:
-        FileNotFoundError, ValueError, BadInput: as `prunehal.marked.read_marked`.
+        FileNotFoundError, ValueError, BadInput: as `prunehal.experiments.tables.read_marked`.
     """
     path = data_path("results", FILE, must_exist=False) if path is None else path
     _, table = read_marked(path, _of(EMBEDDED), "python -m prunehal seeds MODEL MODEL")

@@ -16,12 +16,12 @@ from prunehal.decoding import Decoder
 from prunehal.dose import comparisons, responses
 from prunehal.dose_reading import answer, reading
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, graded, grid, read_grid
+from prunehal.experiments.choosing import Chosen, choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.readable import between, levels
 from prunehal.files.paths import data_path
 from prunehal.interventions import interventions
 from prunehal.matrix import POLICIES, chosen_decoders, matrix
-from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.stats.testing import holm
 from prunehal.tried import Setting
 
@@ -48,7 +48,7 @@ _TILES = ("clean", "cluttered")
 
 
 def chosen_on_validation() -> Chosen:
-    """Return the (r, t) that `prunehal.selection_rule.choose_by_rule` chooses on the validation split."""
+    """Return the (r, t) that `prunehal.experiments.choosing.choose_by_rule` chooses on the validation split."""
     return choose_by_rule(graded(STORED, [*thresholds("validation")]), NoPruning())
 
 

@@ -14,10 +14,10 @@ import pandas as pd
 from prunehal.core import Bank, NoPruning, Policy
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, read_grid
+from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.files.paths import data_path
 from prunehal.models.load import EMBEDDED
-from prunehal.selection_rule import Chosen
 
 __all__ = ["FALLBACK", "Setting", "candidates", "standing", "tried"]
 

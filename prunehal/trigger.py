@@ -9,10 +9,10 @@ import pandas as pd
 
 from prunehal.core import NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store, graded, read_grid
+from prunehal.experiments.choosing import Chosen, choose_by_rule
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path
 from prunehal.models.load import EMBEDDED
-from prunehal.selection_rule import Chosen, choose_by_rule
 from prunehal.stats.bootstrap import bca
 from prunehal.stats.pooled import ratio
 
@@ -159,7 +159,7 @@ def on_mentions(store: Store, experiment: Experiment, *, n_resamples: int = 5000
 def chosen_factors(store: Store, model: str = EMBEDDED) -> dict[float, Chosen]:
     """Choose a factor of the threshold for each r on the validation split, where the vote alone decides when to prune.
 
-    The choice is against no pruning, by `prunehal.selection_rule.choose_by_rule`; sqrt(r) is a candidate like the others.
+    The choice is against no pruning, by `prunehal.experiments.choosing.choose_by_rule`; sqrt(r) is a candidate like the others.
 
     Args:
         store: holds the rows of data/grids/factor.toml, and those without pruning.

@@ -15,7 +15,7 @@ from prunehal.core.keyword import as_option
 from prunehal.core.vault import decoded, encoded
 from prunehal.decoding import OPERA, PAI, VCD, KVSmooth
 from prunehal.experiments import Experiment, sweep
-from prunehal.experiments.description import policy_from
+from prunehal.experiments.experiment import policy_from
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

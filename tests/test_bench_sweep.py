@@ -12,7 +12,7 @@ import prunehal as ph
 from prunehal import bench_sweep
 from prunehal.bench_sweep import as_table, equal_share, fastest_threads, measure, naive, settings
 from prunehal.experiments import Store, sweep
-from prunehal.experiments.pictures import image_keys
+from prunehal.experiments.images import image_keys
 
 
 def test_the_naive_loop_gives_the_ids_of_the_stored_captions(tmp_path):

@@ -25,10 +25,10 @@ from prunehal.core import (
     attach,
 )
 from prunehal.experiments import Experiment, read_grid, sweep
+from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import LEVELS
-from prunehal.experiments.pictures import truth
+from prunehal.experiments.images import truth
 from prunehal.files.paths import data_path
-from prunehal.selection_rule import Chosen
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 from prunehal.tried import FALLBACK, Setting, candidates, standing, tried

@@ -9,7 +9,7 @@ import torch
 
 import prunehal as ph
 from prunehal.benchmarks import score
-from prunehal.captioning import Captioned, _token_starts, caption_scenes, mention_attention
+from prunehal.experiments.captioning import Captioned, _token_starts, caption_scenes, mention_attention
 from prunehal.testbed.training.model import build_processor, build_prompt
 from prunehal.testbed.world.captions import write_caption
 from prunehal.testbed.world.scenes import scene

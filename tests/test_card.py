@@ -8,7 +8,7 @@ import pytest
 
 from prunehal import load
 from prunehal.benchmarks import BadInput, score
-from prunehal.captioning import caption_scenes
+from prunehal.experiments.captioning import caption_scenes
 from prunehal.files.paths import data_path
 from prunehal.testbed import card
 from prunehal.testbed.world.scenes import scene

@@ -17,7 +17,7 @@ from test_sweep import command, fake, until
 from prunehal.commands.sweep import cluster
 from prunehal.core import NoPruning, PruneHal
 from prunehal.experiments import Experiment, Store, sweep
-from prunehal.experiments.pictures import image_keys
+from prunehal.experiments.images import image_keys
 
 MODULE = importlib.import_module("prunehal.experiments.sweep")
 WANTED = [Experiment(n_images=8, max_new_tokens=8, policy=policy) for policy in (NoPruning(), PruneHal(selection="random"))]

@@ -7,7 +7,7 @@ import pytest
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, at_equal_length, changes, graded
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY, equal_lengths
-from prunehal.experiments.pictures import image_keys, truth
+from prunehal.experiments.images import image_keys, truth
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.intervals import paired_bootstrap
 from prunehal.stats.testing import paired_p_value

@@ -9,11 +9,11 @@ import pytest
 
 from prunehal import load
 from prunehal.benchmarks.chair.score import score
-from prunehal.captioning import caption_scenes, mention_attention
 from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, attach
 from prunehal.evidence import FILE, evidence, kept_patches, measure, stored
 from prunehal.experiments import Experiment, Store
-from prunehal.experiments.pictures import image_keys
+from prunehal.experiments.captioning import caption_scenes, mention_attention
+from prunehal.experiments.images import image_keys
 from prunehal.files.paths import data_path
 from prunehal.redundancy import CELLS, ORACLE, all_rules, chosen_rules, with_rule
 from prunehal.testbed.training.model import build_prompt

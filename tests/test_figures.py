@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks.chair.score import ChairResult
+from prunehal.experiments.choosing import Graded, choose, report
 from prunehal.figures import COLORS, draw_choice, draw_doses, draw_estimates
-from prunehal.selection_rule import Graded, choose, report
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 
 from prunehal.benchmarks import ground_truth_testbed, score
-from prunehal.captioning import caption_scenes
 from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, read_grid
+from prunehal.experiments.captioning import caption_scenes
+from prunehal.experiments.choosing import Graded, choose, choose_by_rule, report
 from prunehal.experiments.compare import graded
-from prunehal.experiments.pictures import image_keys, pictures, truth
+from prunehal.experiments.images import image_keys, pictures, truth
+from prunehal.experiments.tables import write_marked
 from prunehal.experiments.versions import made_by
-from prunehal.marked import write_marked
-from prunehal.selection_rule import Graded, choose, choose_by_rule, report
 from prunehal.testbed.training.samples import Samples
 from prunehal.testbed.world.final import FINAL_SPLITS, RANGES, final_indices, purpose_of, refuse_other_ranges
 from prunehal.testbed.world.scenes import GRID, PATCH, image_ids, scene, scene_of

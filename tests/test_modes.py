@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from prunehal import load
-from prunehal.captioning import caption_batch
 from prunehal.core import (
     Accumulated,
     Bank,
@@ -24,6 +23,7 @@ from prunehal.core import (
     attach,
 )
 from prunehal.experiments import Experiment, sweep
+from prunehal.experiments.captioning import caption_batch
 from prunehal.experiments.modes import MODES
 from prunehal.experiments.prefill import _positions, batch_inputs
 from prunehal.testbed.training.model import build_prompt

@@ -8,10 +8,10 @@ import pytest
 
 import prunehal as ph
 from prunehal import options
+from prunehal.experiments.choosing import Graded, choose_by_rule
 from prunehal.experiments.contrasts import contrasts
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path
-from prunehal.selection_rule import Graded, choose_by_rule
 from prunehal.stats.testing import paired_p_value
 
 STORE = ph.Store.shipped()

@@ -8,6 +8,7 @@ import pytest
 from prunehal import redundancy
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, Standout, StepTopK
 from prunehal.experiments import Experiment, Store, changes, sweep
+from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import LEVELS
 from prunehal.redundancy import (
     ORACLE,
@@ -20,7 +21,6 @@ from prunehal.redundancy import (
     share_of_gain,
     with_rule,
 )
-from prunehal.selection_rule import Chosen
 from prunehal.stats import gain as gain_module
 from prunehal.stats.intervals import paired_bootstrap
 from prunehal.testbed.world.scenes import scene_of

@@ -321,7 +321,7 @@ def test_a_column_of_numpy_truth_values_is_taken():
 
 
 def test_the_ground_truth_of_the_twin_is_that_of_the_package():
-    from prunehal.experiments.pictures import truth
+    from prunehal.experiments.images import truth
 
     keys = [scene("test", index).image_id for index in range(400)]
     assert truth(BASE, keys, truth_of_scorer("fixed")) == {image: set(scene("test", image - keys[0]).names) for image in keys}

@@ -18,8 +18,8 @@ import prunehal as ph
 from prunehal.benchmarks import BadInput
 from prunehal.benchmarks.chair.captions import read_caption_file
 from prunehal.benchmarks.pope import score as pope
-from prunehal.captioning import caption_scenes
 from prunehal.core.keyword import as_option, cache_among
+from prunehal.experiments.captioning import caption_scenes
 from prunehal.files.locking import locked
 from prunehal.files.paths import data_path
 from prunehal.models.chat import encode, render

@@ -12,7 +12,7 @@ from prunehal import load, seeds, seeds_reading
 from prunehal.benchmarks import score
 from prunehal.core import Accumulated, Informative, NoPruning, PruneHal, Standout
 from prunehal.experiments import Experiment, Store
-from prunehal.experiments.pictures import truth
+from prunehal.experiments.images import truth
 from prunehal.files.paths import data_path
 from prunehal.redundancy import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
 from prunehal.seeds import COUNTS, NONE, measure, setting_name, stored

@@ -8,7 +8,7 @@ import pytest
 
 from prunehal.benchmarks import score
 from prunehal.benchmarks.chair.score import ChairResult
-from prunehal.selection_rule import CHOSEN_BY, REPORTED, Graded, choose, choose_by_rule, report
+from prunehal.experiments.choosing import CHOSEN_BY, REPORTED, Graded, choose, choose_by_rule, report
 from prunehal.stats.intervals import paired_bootstrap
 
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from prunehal.core import PruneHal
-from prunehal.experiments import Experiment, Store, pictures, versions
-from prunehal.experiments.pictures import image_keys, truth
+from prunehal.experiments import Experiment, Store, versions
+from prunehal.experiments import images as pictures
+from prunehal.experiments.images import image_keys, truth
 from prunehal.files.records import BadInput
 
 ONE = Experiment(split="test", n_images=2, policy=PruneHal())

@@ -9,9 +9,9 @@ from families import FAMILIES, LISTED
 
 from prunehal import claims, evidence, interventions, seeds
 from prunehal.experiments import Store, graded, read_grid
+from prunehal.experiments.choosing import report
 from prunehal.files.paths import data_path
 from prunehal.readme import SECTIONS, markers, update_readme
-from prunehal.selection_rule import report
 from prunehal.summary import chosen_on_validation, thresholds
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from prunehal.benchmarks import BadInput
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
 from prunehal.decoding import PAI, KVSmooth
 from prunehal.experiments import Experiment, Store, grid, read_grid, sweep
-from prunehal.experiments.pictures import image_keys
+from prunehal.experiments.images import image_keys
 from prunehal.experiments.versions import made_by
 from prunehal.experiments.worker import Made, Task, work
 

@@ -10,7 +10,7 @@ import statsmodels.formula.api as smf
 
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, read_grid
-from prunehal.experiments.pictures import image_keys
+from prunehal.experiments.images import image_keys
 from prunehal.files.paths import data_path
 from prunehal.trigger import at_edge, chosen_factors, factors_at_equal_budget, on_mentions, saturation, time_to_prune, vote_rate
 

@@ -6,7 +6,7 @@ several policies, ``sampling`` draws words independently of the batch, and ``ver
 """
 
 from prunehal.experiments.compare import at_equal_length, changes, equal_lengths, graded
-from prunehal.experiments.description import Experiment
+from prunehal.experiments.experiment import Experiment
 from prunehal.experiments.grids import grid, read_grid
 from prunehal.experiments.parameters import check_parameters, note_names
 from prunehal.experiments.store import Store

@@ -9,9 +9,9 @@ import pandas as pd
 
 from prunehal.benchmarks.chair.length import equal_objects
 from prunehal.core import Policy
-from prunehal.experiments.description import Experiment
+from prunehal.experiments.choosing import Graded
+from prunehal.experiments.experiment import Experiment
 from prunehal.experiments.store import Store
-from prunehal.selection_rule import Graded
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.intervals import paired_bootstrap
 from prunehal.stats.pooled import NUMBERS
@@ -135,7 +135,7 @@ def equal_lengths(
 
 
 def graded(store: Store, experiments: Sequence[Experiment]) -> Graded:
-    """Return the scores of the policies of one split, for `prunehal.selection_rule.choose` and ``report``.
+    """Return the scores of the policies of one split, for `prunehal.experiments.choosing.choose` and ``report``.
 
     Args:
         store: holds the rows of all.

@@ -12,7 +12,7 @@ import numpy as np
 
 from prunehal.core.checks import as_count
 from prunehal.decoding.named import named_decoding
-from prunehal.experiments.description import Experiment, policy_from
+from prunehal.experiments.experiment import Experiment, policy_from
 from prunehal.files.reading import read_text
 
 __all__ = ["MOST_POINTS", "grid", "read_grid"]

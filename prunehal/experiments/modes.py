@@ -11,7 +11,7 @@ from prunehal.decoding.fastv import FastV
 from prunehal.decoding.opera.opera import OPERA
 
 if TYPE_CHECKING:
-    from prunehal.experiments.description import Experiment
+    from prunehal.experiments.experiment import Experiment
 
 __all__ = ["MODES", "check_mode"]
 

@@ -15,8 +15,8 @@ from scipy import stats
 
 from prunehal.benchmarks.chair.score import ChairResult, score
 from prunehal.experiments.compare import METRICS
-from prunehal.experiments.description import Experiment
-from prunehal.experiments.pictures import truth
+from prunehal.experiments.experiment import Experiment
+from prunehal.experiments.images import truth
 from prunehal.experiments.store import Store
 from prunehal.stats.bootstrap import Statistic, bca
 from prunehal.stats.effects import DEGREE, design

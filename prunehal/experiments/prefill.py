@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.core import Draft, FirstToken, Keep, NoPruning, PrunableCache, SharedPrefill, attach
 from prunehal.decoding.named import BEAMS
-from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.experiments.pictures import pictures
+from prunehal.experiments.experiment import TESTBED, Experiment
+from prunehal.experiments.images import pictures
 from prunehal.models.chat import encode, render, to_model
 from prunehal.running.tasks import CAPTION_PROMPT
 from prunehal.testbed.world.captions import PROMPT

@@ -27,8 +27,8 @@ import pandas as pd
 from prunehal.benchmarks.chair.score import ChairResult, score
 from prunehal.benchmarks.chair.truth import truth_of_scorer
 from prunehal.core.observed import PRUNES
-from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.experiments.pictures import image_keys, truth
+from prunehal.experiments.experiment import TESTBED, Experiment
+from prunehal.experiments.images import image_keys, truth
 from prunehal.experiments.stored_rows import HEADER, read_stored, sync_names
 from prunehal.experiments.versions import MadeBy, made_by, refuse_other_versions
 from prunehal.files.locking import locked

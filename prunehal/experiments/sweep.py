@@ -27,8 +27,8 @@ from typing import Any
 from tqdm import tqdm
 
 from prunehal.core.checks import as_count
-from prunehal.experiments.description import TESTBED, Experiment
-from prunehal.experiments.pictures import truth
+from prunehal.experiments.experiment import TESTBED, Experiment
+from prunehal.experiments.images import truth
 from prunehal.experiments.store import Store
 from prunehal.experiments.versions import made_by, refuse_other_worker
 from prunehal.experiments.worker import Made, Task, same_prefill, work

@@ -12,8 +12,8 @@ import transformers
 from transformers import PreTrainedConfig
 
 import prunehal
-from prunehal.experiments.description import Experiment
-from prunehal.experiments.pictures import pictures_version
+from prunehal.experiments.experiment import Experiment
+from prunehal.experiments.images import pictures_version
 from prunehal.models.load import weights_mark
 
 __all__ = ["CODE", "MadeBy", "made_by", "refuse_other_versions", "refuse_other_worker"]

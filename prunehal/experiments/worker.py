@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from prunehal.benchmarks.chair.score import score
-from prunehal.captioning import Captioned, caption_batch, mention_attention
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS
-from prunehal.experiments.description import Experiment
-from prunehal.experiments.pictures import truth
+from prunehal.experiments.captioning import Captioned, caption_batch, mention_attention
+from prunehal.experiments.experiment import Experiment
+from prunehal.experiments.images import truth
 from prunehal.experiments.prefill import batch_inputs, caches
 from prunehal.experiments.sampling import KeyedSampling
 from prunehal.experiments.versions import MadeBy, made_by

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from prunehal.captioning import new_tokens
 from prunehal.core import NoPruning, attach
 from prunehal.core.visual import generating
 from prunehal.decoding.named import BEAMS
+from prunehal.experiments.captioning import new_tokens
 from prunehal.files.images import load_image
 from prunehal.files.rows import Keyed
 from prunehal.models.chat import encode, render, to_model

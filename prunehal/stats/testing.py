@@ -2,7 +2,7 @@
 
 Two conditions are compared, b minus a, on the same images; images are the units. Offered here as well: how many images are needed
 (`prunehal.stats.power`) and the model of mentions (`prunehal.stats.odds`). How to choose a setting is in
-`prunehal.selection_rule`.
+`prunehal.experiments.choosing`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from prunehal.benchmarks.chair.score import score
-from prunehal.captioning import caption_scenes
+from prunehal.experiments.captioning import caption_scenes
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, read_json, reading
 from prunehal.models.load import load, weights_mark

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from prunehal.benchmarks.chair.score import ChairResult
-from prunehal.captioning import Captioned, mention_attention
+from prunehal.experiments.captioning import Captioned, mention_attention
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.captions import PROMPT
 from prunehal.testbed.world.scenes import Scene

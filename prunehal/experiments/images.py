@@ -12,7 +12,7 @@ from PIL import Image
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
 from prunehal.benchmarks.chair.truth import PATTERN
-from prunehal.experiments.description import TESTBED, Experiment
+from prunehal.experiments.experiment import TESTBED, Experiment
 from prunehal.files.images import load_image
 from prunehal.files.records import some
 from prunehal.running.tasks import images_of, items_of

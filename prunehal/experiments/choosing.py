@@ -12,8 +12,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from prunehal.experiments.graded import Graded
 from prunehal.files.records import some
-from prunehal.graded import Graded
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.intervals import paired_bootstrap
 from prunehal.stats.testing import WORSE
