@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Error, expect, sync_playwright
 
 import prunehal as ph
-from prunehal.recaption import recaption
+from prunehal.figures.recaption import recaption
 from prunehal.testbed.world.scenes import scene
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from prunehal.effect_figures import KEPT, draw_groups, draw_verdicts
 from prunehal.figures import COLORS
+from prunehal.figures.effects import KEPT, draw_groups, draw_verdicts
 
 
 @pytest.fixture

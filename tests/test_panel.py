@@ -17,11 +17,11 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 import prunehal as ph
-from prunehal import panel as panel_module
 from prunehal.benchmarks import score
 from prunehal.figures import COLORS
-from prunehal.panel import Panel, caption_html, front_end_is_live, show_panel
-from prunehal.recaption import draw, draw_patches, recaption
+from prunehal.figures import panel as panel_module
+from prunehal.figures.panel import Panel, caption_html, front_end_is_live, show_panel
+from prunehal.figures.recaption import draw, draw_patches, recaption
 from prunehal.testbed.world.scenes import scene
 
 SCENE = scene("test", 2)  # pruned to a caption with faithful and hallucinated objects, one of them of two words
@@ -223,7 +223,7 @@ def test_without_a_front_end_the_panel_is_static(loaded, shown, monkeypatch):
 CELLS = (
     """
 import os, matplotlib.pyplot as plt
-import prunehal.panel as panel
+import prunehal.figures.panel as panel
 panel.recaption = lambda *a: None  # what is drawn is tested elsewhere
 panel.draw = lambda figure, *results: figure.subplots()
 panel.Panel.run = lambda self: None

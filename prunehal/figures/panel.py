@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from prunehal.core import NoPruning, Policy, PruneHal
 from prunehal.core.checks import as_count
 from prunehal.figures import COLORS
-from prunehal.recaption import KEY, Recaption, draw, draw_patches, recaption
+from prunehal.figures.recaption import KEY, Recaption, draw, draw_patches, recaption
 from prunehal.testbed.world.scenes import scene
 
 __all__ = ["Panel", "caption_html", "front_end_is_live", "show_panel"]
