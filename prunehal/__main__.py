@@ -42,7 +42,7 @@ def card(
     beside: Annotated[list[Path] | None, typer.Option(help="A model of another seed, to show its figures, too.")] = None,
 ) -> None:
     """Evaluate a finished model on the validation and test splits and write its model card beside the weights."""
-    from prunehal.testbed.card import write_card
+    from prunehal.measuring.model_card import write_card
 
     typer.echo(f"written: {write_card(folder, images, beside or ())}")
 
@@ -54,7 +54,7 @@ def numerics(
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/numerics.csv"),
 ) -> None:
     """Measure what bfloat16 and float16 change on the embedded model, and print the table."""
-    from prunehal.numerics import as_table, measure
+    from prunehal.measuring.half_precision import as_table, measure
 
     typer.echo(as_table(measure(out, images)))
 
@@ -65,7 +65,7 @@ def bench_scoring(
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/scoring.csv"),
 ) -> None:
     """Measure how fast the CHAIR scorers are on 500 and on 100,000 captions, and print the table."""
-    from prunehal.bench_scoring import as_table, measure
+    from prunehal.measuring.scoring import as_table, measure
 
     typer.echo(as_table(measure(out)))
 
@@ -77,7 +77,7 @@ def bench_sweep(
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("data/bench/sweep.csv"),
 ) -> None:
     """Measure sweeps against the naive loop, and on one and two workers of a Dask cluster, and print the table."""
-    from prunehal.bench_sweep import as_table, measure
+    from prunehal.measuring.sweeps import as_table, measure
 
     typer.echo(as_table(measure(out, images)))
 
@@ -95,8 +95,8 @@ def bench_decoders(
     ),
 ) -> None:
     """Measure what mitigation decoders cost beside stock greedy and beam search, and print the table."""
-    from prunehal.bench import SHAPES
-    from prunehal.bench_decoders import EMBEDDED, as_table, run
+    from prunehal.measuring.decoders import EMBEDDED, as_table, run
+    from prunehal.measuring.engine import SHAPES
 
     if shape not in (EMBEDDED, *SHAPES):
         raise typer.BadParameter(f"shape {shape!r}: expected one of {', '.join((EMBEDDED, *SHAPES))}")
@@ -256,7 +256,7 @@ def bench(
     ),
 ) -> None:
     """Measure speed and memory against stock generate(), interleaved, and print the table."""
-    from prunehal.bench import SHAPES, as_table, cases, run
+    from prunehal.measuring.engine import SHAPES, as_table, cases, run
 
     device = usable(device)
     if shape is not None and shape not in SHAPES:

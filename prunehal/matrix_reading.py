@@ -137,7 +137,7 @@ def timed(table: pd.DataFrame, ratios: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: what `prunehal.matrix.matrix` returned.
-        ratios: what `prunehal.bench_decoders.ratios` returned for one model.
+        ratios: what `prunehal.measuring.decoders.ratios` returned for one model.
 
     Returns:
         The lines of the table that were timed, and: pruned, cost (time, ratio to stock greedy search), front (no other has a

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prunehal import measured, summary
+from prunehal import summary
 from prunehal.files.paths import written
+from prunehal.measuring import tables as measured
 
 __all__ = ["SECTIONS", "markers", "update_readme", "write_between"]
 

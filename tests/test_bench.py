@@ -4,7 +4,7 @@ import pyperf
 import pytest
 from typer.testing import CliRunner
 
-import prunehal.bench as bench
+import prunehal.measuring.engine as bench
 from prunehal.__main__ import app
 from prunehal.core.blocks import BLOCK
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from prunehal import bench_decoders
-from prunehal.bench import machine
-from prunehal.bench_decoders import METHODS, as_table, ratios, run
+from prunehal.measuring import decoders as bench_decoders
+from prunehal.measuring.decoders import METHODS, as_table, ratios, run
+from prunehal.measuring.engine import machine
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 from reference_sweep import rows as naive_rows
 
 import prunehal as ph
-from prunehal import bench_sweep
-from prunehal.bench_sweep import as_table, equal_share, fastest_threads, measure, naive, settings
 from prunehal.experiments import Store, sweep
 from prunehal.experiments.images import image_keys
+from prunehal.measuring import sweeps as bench_sweep
+from prunehal.measuring.sweeps import as_table, equal_share, fastest_threads, measure, naive, settings
 
 
 def test_the_naive_loop_gives_the_ids_of_the_stored_captions(tmp_path):

@@ -10,7 +10,7 @@ from prunehal import load
 from prunehal.benchmarks import BadInput, score
 from prunehal.experiments.captioning import caption_scenes
 from prunehal.files.paths import data_path
-from prunehal.testbed import card
+from prunehal.measuring import model_card as card
 from prunehal.testbed.world.scenes import scene
 
 

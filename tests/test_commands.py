@@ -56,11 +56,11 @@ def test_a_model_or_a_readme_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("command", "called"),
     [
-        ("numerics", "prunehal.numerics.measure"),
-        ("bench-scoring", "prunehal.bench_scoring.measure"),
-        ("bench-sweep", "prunehal.bench_sweep.measure"),
-        ("bench-decoders", "prunehal.bench_decoders.run"),
-        ("bench", "prunehal.bench.run"),
+        ("numerics", "prunehal.measuring.half_precision.measure"),
+        ("bench-scoring", "prunehal.measuring.scoring.measure"),
+        ("bench-sweep", "prunehal.measuring.sweeps.measure"),
+        ("bench-decoders", "prunehal.measuring.decoders.run"),
+        ("bench", "prunehal.measuring.engine.run"),
         ("causal", "prunehal.interventions.measure"),
         ("evidence", "prunehal.evidence.measure"),
     ],

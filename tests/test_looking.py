@@ -7,7 +7,7 @@ import torch
 import prunehal as ph
 from prunehal.benchmarks import ground_truth_testbed, score
 from prunehal.experiments.captioning import caption_scenes
-from prunehal.testbed.looking import looks, start_token_share, whole_heads
+from prunehal.measuring.looking import looks, start_token_share, whole_heads
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 

@@ -4,7 +4,7 @@ import pandas as pd
 from typer.testing import CliRunner
 
 from prunehal.__main__ import app
-from prunehal.numerics import as_table
+from prunehal.measuring.half_precision import as_table
 
 
 def test_rows_and_table(tmp_path):

@@ -19,13 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from prunehal.bench import Clock, build, machine, prompt
 from prunehal.core import NoPruning, Policy, PruneHal, attach
 from prunehal.core.keyword import as_option
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import BEAMS, DECODERS, Decoding, named_decoding
 from prunehal.files.paths import written
 from prunehal.files.reading import read_text, reading
+from prunehal.measuring.engine import Clock, build, machine, prompt
 from prunehal.models.load import load
 from prunehal.testbed.training.model import build_processor, build_prompt
 from prunehal.testbed.world.scenes import scene
@@ -76,7 +76,7 @@ def run(shape: str, new_tokens: int, rounds: int, path: Path, only: str = "", de
     """Measure the rounds that the file lacks, write it after each method, and return all of its rows.
 
     Args:
-        shape: of `prunehal.bench.SHAPES`, or "embedded".
+        shape: of `prunehal.measuring.engine.SHAPES`, or "embedded".
         new_tokens: of each text.
         rounds: how many of each method.
         path: CSV file; rows of other shapes stay.

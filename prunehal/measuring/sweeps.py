@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from prunehal.bench import cpu_name
 from prunehal.core import PruneHal, attach
 from prunehal.experiments import Experiment, Store, grid, sweep
 from prunehal.experiments.images import image_keys, pictures
 from prunehal.files.paths import written
+from prunehal.measuring.engine import cpu_name
 from prunehal.models.load import load
 from prunehal.testbed.training.model import build_prompt
 

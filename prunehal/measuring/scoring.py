@@ -71,7 +71,7 @@ def measure(path: Path, sizes: tuple[int, ...] = SIZES) -> pd.DataFrame:
     """Measure every scorer at every size, write the rows, and return them."""
     rows = []
     for scorer, n in tqdm([(scorer, n) for scorer in SCORERS for n in sizes], desc="scoring", unit="case"):
-        code = f"import json; from prunehal.bench_scoring import case; print(json.dumps(case({scorer!r}, {n})))"
+        code = f"import json; from prunehal.measuring.scoring import case; print(json.dumps(case({scorer!r}, {n})))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout) | {"machine": _machine()})
     frame = pd.DataFrame(rows)
@@ -89,6 +89,6 @@ def as_table(frame: pd.DataFrame) -> str:
 
 
 def _machine() -> str:
-    from prunehal.bench import cpu_name
+    from prunehal.measuring.engine import cpu_name
 
     return f"{cpu_name()}; Python {platform.python_version()}"

@@ -20,9 +20,9 @@ from prunehal.benchmarks.chair.score import score
 from prunehal.experiments.captioning import caption_scenes
 from prunehal.files.paths import written
 from prunehal.files.reading import convert, read_json, reading
+from prunehal.measuring.looking import looks, start_token_share
+from prunehal.measuring.model_card_text import CARD, COLUMNS, in_words, other_seeds, table
 from prunehal.models.load import load, weights_mark
-from prunehal.testbed.card_text import CARD, COLUMNS, in_words, other_seeds, table
-from prunehal.testbed.looking import looks, start_token_share
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.captions import BRIEF, PROMPT, parses
 from prunehal.testbed.world.questions import is_there, presence
@@ -105,7 +105,7 @@ def figures(folder: Path, n_images: int = 1000) -> dict[str, Any]:
 
     Returns:
         images, weights (mark of the weights that were evaluated), captions (condition -> what :func:`evaluate` returns),
-        questions (split -> what :func:`answers` returns) and attention (what `prunehal.testbed.looking` returns).
+        questions (split -> what :func:`answers` returns) and attention (what `prunehal.measuring.looking` returns).
 
     Raises:
         OSError: the folder holds no model.

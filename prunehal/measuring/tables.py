@@ -5,9 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pyperf
 
-from prunehal import bench, bench_decoders, bench_scoring, bench_sweep
-from prunehal import numerics as half
 from prunehal.files.paths import data_path
+from prunehal.measuring import decoders as bench_decoders
+from prunehal.measuring import engine as bench
+from prunehal.measuring import half_precision as half
+from prunehal.measuring import scoring as bench_scoring
+from prunehal.measuring import sweeps as bench_sweep
 
 __all__ = ["cost", "numerics", "scoring", "speed", "sweeps"]
 
