@@ -111,7 +111,7 @@ def causal(
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/interventions.csv.gz"),
 ) -> None:
     """Intervene on the attention at every mention of the embedded model's captions; write each word's probability."""
-    from prunehal.interventions import measure
+    from prunehal.studies.nb09_causal.rows import measure
 
     typer.echo(f"{out}: {len(measure(out, images))} rows")
 
@@ -123,7 +123,7 @@ def evidence(
     out: Annotated[Path, typer.Option(help="Compressed CSV file to write.")] = Path("data/results/evidence.csv.gz"),
 ) -> None:
     """Measure where visual attention lies among background tiles, and what each rule keeps of the objects."""
-    from prunehal.evidence import measure
+    from prunehal.studies.nb08_redundancy.evidence import measure
 
     typer.echo(f"{out}: {len(measure(out, images))} rows")
 
@@ -140,7 +140,7 @@ def seeds(
 ) -> None:
     """Caption with the embedded model and with models of other training seeds, and write what the captions count."""
     from prunehal.commands.sweep import cluster
-    from prunehal.seeds import measure
+    from prunehal.studies.nb11_seeds.rows import measure
 
     with cluster(dask) as executor:
         typer.echo(f"{out}: {len(measure(models, work, out, images, transfer, executor))} lines")
@@ -153,8 +153,8 @@ def repetition(
 ) -> None:
     """Print what repetition hides: the paper's controls counted by mentions (CHAIR_i) and by distinct objects."""
     from prunehal.experiments import Experiment, Store
-    from prunehal.repetition import as_table
-    from prunehal.repetition import repetition as measured
+    from prunehal.studies.repetition import as_table
+    from prunehal.studies.repetition import repetition as measured
 
     typer.echo(as_table(measured(Store.shipped(), Experiment(split="test", n_images=images))))
     typer.echo(f"\n{images} images; percent, absent objects and words a caption; paired 95% BCa intervals over images.")
@@ -164,8 +164,8 @@ def repetition(
 @named_errors()
 def claims() -> None:
     """Compute every confirmatory claim of the notebooks from the stored rows, correct for all of them (Holm), and store them."""
-    from prunehal.claims import lines, write
     from prunehal.experiments import Store
+    from prunehal.studies.claims import lines, write
 
     for notebook, part in write(Store.shipped()).groupby("notebook"):
         typer.echo("\n".join([f"notebook {notebook}", *(f"  {line}" for line in lines(part))]))
@@ -175,7 +175,7 @@ def claims() -> None:
 @named_errors()
 def readme(path: Annotated[Path, typer.Argument(help="The file with the markers.")] = Path("README.md")) -> None:
     """Write the findings, the speed and the numerics, computed from the stored rows, into the README."""
-    from prunehal.readme import update_readme
+    from prunehal.studies.readme import update_readme
 
     update_readme(path)
 

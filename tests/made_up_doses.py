@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from prunehal.causal import MOVES, SCALES, WITHHELD
+from prunehal.studies.nb09_causal.intervene import MOVES, SCALES, WITHHELD
 from prunehal.testbed.world.scenes import scene
 from prunehal.testbed.world.world import NAMES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from families import IMAGE, LISTED, VIDEO, Family
 from families.refused import REFUSED
 
-from prunehal.readme import write_between
+from prunehal.studies.readme import write_between
 
 __all__ = ["BEGIN", "END", "models_section"]
 

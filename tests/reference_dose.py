@@ -1,4 +1,4 @@
-"""Slow twins of `prunehal.dose` and `prunehal.stats.clustered`: one mention after the other."""
+"""Slow twins of `prunehal.studies.nb09_causal.comparisons` and `prunehal.stats.clustered`: one mention after the other."""
 
 import math
 

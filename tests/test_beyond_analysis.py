@@ -8,9 +8,6 @@ import pandas as pd
 import pytest
 
 import prunehal as ph
-from prunehal.automatic import chosen_ratios, transfer
-from prunehal.beyond import as_table, chosen_policies, compare, controls, footnotes, lowers, shown_parts, verdict
-from prunehal.beyond_controls import against_controls
 from prunehal.core import (
     Accumulated,
     Bank,
@@ -29,9 +26,21 @@ from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import LEVELS
 from prunehal.experiments.images import truth
 from prunehal.files.paths import data_path
+from prunehal.studies.nb10_other_policies.automatic import chosen_ratios, transfer
+from prunehal.studies.nb10_other_policies.compare import (
+    as_table,
+    chosen_policies,
+    compare,
+    controls,
+    footnotes,
+    lowers,
+    shown_parts,
+    verdict,
+)
+from prunehal.studies.nb10_other_policies.controls import against_controls
+from prunehal.studies.nb10_other_policies.families import FALLBACK, Setting, candidates, standing, tried
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
-from prunehal.tried import FALLBACK, Setting, candidates, standing, tried
 
 NONE = Setting(NoPruning())
 

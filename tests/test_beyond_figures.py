@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal.beyond_figures import draw_budget, draw_equal_budget, draw_held, draw_rise, forest
-from prunehal.factor_reading import equal_budget, reach
-from prunehal.trigger_figures import draw_kinds, draw_times, draw_votes_by_step
+from prunehal.studies.nb06_trigger.figures import draw_kinds, draw_times, draw_votes_by_step
+from prunehal.studies.nb10_other_policies.figures import draw_budget, draw_equal_budget, draw_held, draw_rise, forest
+from prunehal.studies.nb12_why_sqrt_r.in_words import equal_budget, reach
 
 LIMITS = {"distinct_chair_i": (-4, 8), "recall": (-14, 3)}
 

@@ -11,9 +11,19 @@ import torch
 from transformers import AttentionInterface
 
 import prunehal as ph
-from prunehal import causal
-from prunehal.causal import HALF_MOVES, MOVES, REMOVED, SCALES, WITHHELD, Mention, intervene, likeness, mentions_of
 from prunehal.experiments import Experiment, Store
+from prunehal.studies.nb09_causal import intervene as causal
+from prunehal.studies.nb09_causal.intervene import (
+    HALF_MOVES,
+    MOVES,
+    REMOVED,
+    SCALES,
+    WITHHELD,
+    Mention,
+    intervene,
+    likeness,
+    mentions_of,
+)
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene_of
 from prunehal.testbed.world.world import NAMES

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal import claims
-from prunehal.claims import Claim, corrected
 from prunehal.experiments import Store
+from prunehal.studies import claims
+from prunehal.studies.claims import Claim, corrected
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))}
 

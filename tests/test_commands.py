@@ -61,8 +61,8 @@ def test_a_model_or_a_readme_that_is_not_there_is_named(tmp_path):
         ("bench-sweep", "prunehal.measuring.sweeps.measure"),
         ("bench-decoders", "prunehal.measuring.decoders.run"),
         ("bench", "prunehal.measuring.engine.run"),
-        ("causal", "prunehal.interventions.measure"),
-        ("evidence", "prunehal.evidence.measure"),
+        ("causal", "prunehal.studies.nb09_causal.rows.measure"),
+        ("evidence", "prunehal.studies.nb08_redundancy.evidence.measure"),
     ],
 )
 def test_what_a_measurement_refuses_is_said_without_a_traceback(command, called, monkeypatch):

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 import prunehal as ph
-from prunehal import deficit
 from prunehal.stats.intervals import adjusted_logit
+from prunehal.studies.nb01_deficit import compare as deficit
 from prunehal.testbed.world.captions import TEMPLATES
 
 TEST, VALIDATION = (ph.Experiment(split=split, n_images=150) for split in ("test", "validation"))

@@ -9,11 +9,11 @@ import reference_dose
 from made_up_doses import made_up
 from scipy import stats
 
-from prunehal import dose
-from prunehal.causal import MOVES, SCALES, WITHHELD, likeness
-from prunehal.interventions import interventions
-from prunehal.kinds import KINDS, count_kinds, kinds_of, look_alike_from
 from prunehal.stats import clustered
+from prunehal.studies.nb09_causal import comparisons as dose
+from prunehal.studies.nb09_causal.intervene import MOVES, SCALES, WITHHELD, likeness
+from prunehal.studies.nb09_causal.kinds_of_words import KINDS, count_kinds, kinds_of, look_alike_from
+from prunehal.studies.nb09_causal.rows import interventions
 from prunehal.testbed.world.scenes import scene_of
 from prunehal.testbed.world.world import COMPANIONS, NAMES
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from made_up_doses import made_up
 
-from prunehal import dose
-from prunehal.dose_reading import answer, reading
-from prunehal.kinds import KINDS
+from prunehal.studies.nb09_causal import comparisons as dose
+from prunehal.studies.nb09_causal.in_words import answer, reading
+from prunehal.studies.nb09_causal.kinds_of_words import KINDS
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import pytest
 from prunehal import load
 from prunehal.benchmarks.chair.score import score
 from prunehal.core import Accumulated, Keep, NoPruning, PruneHal, StepTopK, attach
-from prunehal.evidence import FILE, evidence, kept_patches, measure, stored
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.captioning import caption_scenes, mention_attention
 from prunehal.experiments.images import image_keys
 from prunehal.files.paths import data_path
-from prunehal.redundancy import CELLS, ORACLE, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.evidence import FILE, evidence, kept_patches, measure, stored
+from prunehal.studies.nb08_redundancy.rules import CELLS, ORACLE, all_rules, chosen_rules, with_rule
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 from prunehal.testbed.world.world import NAMES
@@ -112,7 +112,7 @@ def test_the_stored_rows_are_those_of_the_shipped_model_and_rules():
 
 
 def test_rows_are_measured_read_again_and_refused_under_other_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunehal.evidence.CELLS", ((0, False), (3, True)))
+    monkeypatch.setattr("prunehal.studies.nb08_redundancy.evidence.CELLS", ((0, False), (3, True)))
     path = tmp_path / FILE
     made = measure(path, n_images=1, progress=False)
     pd.testing.assert_frame_equal(stored(path), made, check_dtype=False)

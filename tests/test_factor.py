@@ -12,7 +12,7 @@ from decode import SEED
 import prunehal as ph
 from prunehal.core import Listener, MassShare, NoPruning, PruneHal, SharedPrefill, listening
 from prunehal.experiments.captioning import caption_scenes
-from prunehal.factor import LAGS, balanced, follow, reached, rise
+from prunehal.studies.nb12_why_sqrt_r.factor import LAGS, balanced, follow, reached, rise
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunehal import evidence
-from prunehal.causal import HALF_MOVES, MOVES, SCALES, WITHHELD
 from prunehal.experiments import Experiment, Store
 from prunehal.files.paths import data_path
 from prunehal.files.records import BadInput
-from prunehal.interventions import CAPTIONED, FILE, interventions, measure
+from prunehal.studies.nb08_redundancy import evidence
+from prunehal.studies.nb09_causal.intervene import HALF_MOVES, MOVES, SCALES, WITHHELD
+from prunehal.studies.nb09_causal.rows import CAPTIONED, FILE, interventions, measure
 
 KEYS = ["image_id", "index", "what", "part", "dose"]
 N = 4

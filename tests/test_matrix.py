@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 import prunehal as ph
-from prunehal import matrix as matrix_module
-from prunehal import matrix_reading
 from prunehal.experiments import Experiment, read_grid, sweep
 from prunehal.files.paths import data_path
-from prunehal.matrix import POLICIES, chosen_decoders, front, matrix
+from prunehal.studies.nb07_decoders import in_words as matrix_reading
+from prunehal.studies.nb07_decoders import matrix as matrix_module
+from prunehal.studies.nb07_decoders.matrix import POLICIES, chosen_decoders, front, matrix
 
 
 @pytest.fixture(scope="module")

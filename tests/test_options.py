@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 import prunehal as ph
-from prunehal import options
 from prunehal.experiments.choosing import Graded, choose_by_rule
 from prunehal.experiments.contrasts import contrasts
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path
 from prunehal.stats.testing import paired_p_value
+from prunehal.studies.nb05_options import compare as options
 
 STORE = ph.Store.shipped()
 EXPERIMENTS = ph.read_grid(data_path("grids", "options.toml"))

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prunehal import redundancy
 from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, Standout, StepTopK
 from prunehal.experiments import Experiment, Store, changes, sweep
 from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import LEVELS
-from prunehal.redundancy import (
+from prunehal.stats import gain as gain_module
+from prunehal.stats.intervals import paired_bootstrap
+from prunehal.studies.nb08_redundancy import rules as redundancy
+from prunehal.studies.nb08_redundancy.rules import (
     ORACLE,
     all_rules,
     chosen_rules,
@@ -21,8 +23,6 @@ from prunehal.redundancy import (
     share_of_gain,
     with_rule,
 )
-from prunehal.stats import gain as gain_module
-from prunehal.stats.intervals import paired_bootstrap
 from prunehal.testbed.world.scenes import scene_of
 
 PLAIN = Experiment(split="test", n_images=6, max_new_tokens=40)

@@ -7,8 +7,9 @@ import pytest
 from prunehal.core import Accumulated, Keep, PruneHal
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.compare import LEVELS
-from prunehal.redundancy import CELLS, ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
-from prunehal.redundancy_tables import (
+from prunehal.stats.testing import holm
+from prunehal.studies.nb08_redundancy.rules import CELLS, ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.tables import (
     NONE,
     STANDOUT,
     against_random,
@@ -20,7 +21,6 @@ from prunehal.redundancy_tables import (
     shares,
     verdicts,
 )
-from prunehal.stats.testing import holm
 
 BASE = Experiment(split="test", n_images=50)
 RULES = {PUBLISHED: ("decoding", PruneHal(r=0.4, t=3)), ORACLE: ("first-token", Keep())}
@@ -118,7 +118,7 @@ def test_shares_lengths_and_patches_are_of_every_rule(store):
 
 
 def test_the_figures_know_every_rule(store):
-    from prunehal.redundancy_figures import STYLE
+    from prunehal.studies.nb08_redundancy.figures import STYLE
 
     assert list(STYLE) == list(all_rules(chosen_rules(store)))
     assert len({*STYLE.values()}) == len(STYLE)

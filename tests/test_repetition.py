@@ -18,9 +18,9 @@ from prunehal.core import PruneHal, TopK
 from prunehal.decoding import KVSmooth
 from prunehal.experiments import Experiment, Store
 from prunehal.files.paths import data_path
-from prunehal.repetition import SETTINGS as CONTROLS
-from prunehal.repetition import as_table, repetition
-from prunehal.repetition import settings as controls
+from prunehal.studies.repetition import SETTINGS as CONTROLS
+from prunehal.studies.repetition import as_table, repetition
+from prunehal.studies.repetition import settings as controls
 from prunehal.testbed.world.scenes import scene
 
 BASE = Experiment(split="test")

@@ -8,15 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from prunehal import load, seeds, seeds_reading
+from prunehal import load
 from prunehal.benchmarks import score
 from prunehal.core import Accumulated, Informative, NoPruning, PruneHal, Standout
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.images import truth
 from prunehal.files.paths import data_path
-from prunehal.redundancy import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
-from prunehal.seeds import COUNTS, NONE, measure, setting_name, stored
-from prunehal.seeds_reading import (
+from prunehal.stats.distinct_bounds import bounded, level_bounds
+from prunehal.studies.nb08_redundancy.rules import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb11_seeds import in_words as seeds_reading
+from prunehal.studies.nb11_seeds import rows as seeds
+from prunehal.studies.nb11_seeds.in_words import (
     ALL,
     CARD_SCENES,
     beside_cards,
@@ -28,7 +30,7 @@ from prunehal.seeds_reading import (
     verdicts,
     within,
 )
-from prunehal.stats.distinct_bounds import bounded, level_bounds
+from prunehal.studies.nb11_seeds.rows import COUNTS, NONE, measure, setting_name, stored
 
 LENGTH = 30  # tokens of a caption
 OTHER = {  # what the model of the other seed may choose from; the first and the last are the embedded model's choices, too

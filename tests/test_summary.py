@@ -7,12 +7,15 @@ import model_table
 import pytest
 from families import FAMILIES, LISTED
 
-from prunehal import claims, evidence, interventions, seeds
 from prunehal.experiments import Store, graded, read_grid
 from prunehal.experiments.choosing import report
 from prunehal.files.paths import data_path
-from prunehal.readme import SECTIONS, markers, update_readme
-from prunehal.summary import chosen_on_validation, thresholds
+from prunehal.studies import claims
+from prunehal.studies.headline import chosen_on_validation, thresholds
+from prunehal.studies.nb08_redundancy import evidence
+from prunehal.studies.nb09_causal import rows as interventions
+from prunehal.studies.nb11_seeds import rows as seeds
+from prunehal.studies.readme import SECTIONS, markers, update_readme
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,7 +83,7 @@ def test_a_readme_that_cannot_be_written_whole_is_left_alone(fault, tmp_path, mo
 
     computed = []
     second = absent if fault == "a later section" else lambda: "new second"
-    monkeypatch.setattr("prunehal.readme.SECTIONS", {"one": lambda: computed.append(1) or "new first", "two": second})
+    monkeypatch.setattr("prunehal.studies.readme.SECTIONS", {"one": lambda: computed.append(1) or "new first", "two": second})
     lines = ["Title", *markers("one"), "between", *markers("two"), "end"]
     if fault == "a later marker":
         lines.remove(markers("two")[1])
@@ -95,7 +98,7 @@ def test_a_readme_that_cannot_be_written_whole_is_left_alone(fault, tmp_path, mo
 
 
 def test_sections_stand_between_their_markers_and_the_rest_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunehal.readme.SECTIONS", {"one": lambda: "new first", "two": lambda: "new second"})
+    monkeypatch.setattr("prunehal.studies.readme.SECTIONS", {"one": lambda: "new first", "two": lambda: "new second"})
     (begin_1, end_1), (begin_2, end_2) = markers("one"), markers("two")
     path = tmp_path / "README.md"
     path.write_text(f"Title\n{begin_1}\nold\n{end_1}\nbetween\n{begin_2}\n{end_2}\nend\n", encoding="utf-8")

@@ -7,8 +7,8 @@ import pytest
 import prunehal as ph
 from prunehal.experiments import changes
 from prunehal.stats.intervals import paired_bootstrap
+from prunehal.studies.nb03_thresholds.compare import ROWS, between_selections, label, recall_by_row, selections
 from prunehal.testbed.world.scenes import TILE, scene_of
-from prunehal.thresholds import ROWS, between_selections, label, recall_by_row, selections
 
 BASE = ph.Experiment(split="test", n_images=60)
 TOP = ph.PruneHal(0.4, 1)

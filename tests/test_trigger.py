@@ -12,7 +12,15 @@ from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.experiments import Experiment, Store, read_grid
 from prunehal.experiments.images import image_keys
 from prunehal.files.paths import data_path
-from prunehal.trigger import at_edge, chosen_factors, factors_at_equal_budget, on_mentions, saturation, time_to_prune, vote_rate
+from prunehal.studies.nb06_trigger.votes import (
+    at_edge,
+    chosen_factors,
+    factors_at_equal_budget,
+    on_mentions,
+    saturation,
+    time_to_prune,
+    vote_rate,
+)
 
 T = 2
 ONE = Experiment(n_images=12, policy=PruneHal(r=0.7, t=T))
@@ -150,7 +158,7 @@ def test_a_factor_that_keeps_the_recall_is_chosen_by_distinct_chair_and_not_by_r
     with store.writing():
         for experiment, text in [(plain, "A dog and a cat."), *((cells[factor], text) for factor, text in factors.items())]:
             store.append(experiment, [row(key, 9, True, []) | {"caption": text} for key in image_keys(plain)])
-    monkeypatch.setattr("prunehal.trigger.read_grid", lambda path: list(cells.values()))
+    monkeypatch.setattr("prunehal.studies.nb06_trigger.votes.read_grid", lambda path: list(cells.values()))
     monkeypatch.setattr("prunehal.experiments.store.truth", lambda *args: {key: {"dog", "cat"} for key in image_keys(plain)})
     scores = {factor: store.score(cell).metrics for factor, cell in cells.items()}
     assert scores[0.5]["chair_i"] < scores[0.25]["chair_i"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from prunehal.trigger_reading import FEWEST, singles_out, votes_at_names
+from prunehal.studies.nb06_trigger.at_names import FEWEST, singles_out, votes_at_names
 
 N_IMAGES = 40
 

@@ -68,8 +68,8 @@ def draw_verdicts(axes: Sequence[Axes], table: pd.DataFrame, metrics: Mapping[st
 
     Args:
         axes: one for each metric; the first gets the names of the options.
-        table: columns option, and for each metric d_, d_..._low, d_..._high and verdict_, as `prunehal.options.one_at_a_time`
-            returns it.
+        table: columns option, and for each metric d_, d_..._low, d_..._high and verdict_, as
+            `prunehal.studies.nb05_options.compare.one_at_a_time` returns it.
         metrics: metric -> its label.
         margin: points within which a change does not matter, drawn as a grey band.
     """

@@ -210,7 +210,7 @@ def draw_doses(axis: Axes, curve: pd.DataFrame, color: str, label: str, x: str =
 
     Args:
         axis: where to draw.
-        curve: columns ``x``, change, low, high, as `prunehal.dose.curves` gives them.
+        curve: columns ``x``, change, low, high, as `prunehal.studies.nb09_causal.comparisons.curves` gives them.
         color: of line, points and whiskers.
         label: of the group, for a legend.
         x: the column of the x axis.

@@ -1,0 +1,1 @@
+"""Notebook 08: pruning among redundant visual tokens."""

@@ -1,0 +1,1 @@
+"""Notebook 09: attention changed at the step that chooses a word."""

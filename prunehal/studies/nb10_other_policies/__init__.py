@@ -1,0 +1,1 @@
+"""Notebook 10: policies beyond the paper."""
