@@ -17,16 +17,17 @@ from transformers import LlavaForConditionalGeneration
 import prunehal as ph
 from prunehal.benchmarks import BadInput
 from prunehal.benchmarks.chair.captions import read_caption_file
+from prunehal.benchmarks.chair.images import images_of
 from prunehal.benchmarks.pope import score as pope
 from prunehal.core.keyword import as_option, cache_among
 from prunehal.experiments.captioning import caption_scenes
 from prunehal.files.locking import locked
 from prunehal.files.paths import data_path
-from prunehal.models.chat import encode, render
+from prunehal.models.chat import CAPTION_PROMPT, encode, render
 from prunehal.running import Run, named_policy, run
 from prunehal.running import engine as answering
 from prunehal.running.engine import SEARCHES, Engine
-from prunehal.running.tasks import CAPTION_PROMPT, images_of, items_of
+from prunehal.running.tasks import items_of
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 

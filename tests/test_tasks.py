@@ -10,11 +10,13 @@ import sys
 import pytest
 from PIL import Image
 
+from prunehal.benchmarks.chair.images import Item, image_key, images_of
 from prunehal.files.locking import locked
 from prunehal.files.paths import data_path
 from prunehal.files.records import BadInput, read_records
 from prunehal.files.rows import RowFile, keep_settings, refuse_other_settings
-from prunehal.running.tasks import BENCHMARKS, CAPTION_PROMPT, Item, image_key, images_of, items_of, write_result
+from prunehal.models.chat import CAPTION_PROMPT
+from prunehal.running.tasks import BENCHMARKS, items_of, write_result
 
 
 def pictures(folder, *names):

@@ -15,12 +15,13 @@ from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.core import NoPruning, Policy, PrunableCache, attach
 from prunehal.core.observed import PRUNES
 from prunehal.core.visual import generating
+from prunehal.models.chat import new_tokens
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.captions import PROMPT
 from prunehal.testbed.world.final import FINAL_SPLITS, is_kept_back
 from prunehal.testbed.world.scenes import Scene
 
-__all__ = ["Captioned", "caption_batch", "caption_scenes", "mention_attention", "new_tokens"]
+__all__ = ["Captioned", "caption_batch", "caption_scenes", "mention_attention"]
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,6 @@ def caption_batch(
     frame.insert(3, "prunes", frame["image_id"].map(prunes).fillna(0).astype(int))
     observed = origin.merge(_observed(cache), on=["step", "row"]).drop(columns="row") if trace else pd.DataFrame()
     return Captioned(frame, events, observed)
-
-
-def new_tokens(sequences: Tensor, prompt: Tensor) -> Tensor:
-    """Return the tokens after the prompt; a model whose generate() starts from embeddings returns those alone.
-
-    >>> new_tokens(torch.tensor([[1, 2, 7, 8]]), torch.tensor([[1, 2]])).tolist()
-    [[7, 8]]
-    """
-    width = prompt.shape[1]
-    has_prompt = sequences.shape[1] > width and torch.equal(sequences[:, :width], prompt.to(sequences.device))
-    return sequences[:, width if has_prompt else 0 :]
 
 
 def mention_attention(done: Captioned, result: ChairResult) -> pd.DataFrame:

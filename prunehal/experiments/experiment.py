@@ -29,9 +29,8 @@ from prunehal.core.checks import as_count
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.experiments.modes import check_mode
-from prunehal.models.chat import check_template
-from prunehal.models.load import EMBEDDED
-from prunehal.running.loop import DTYPES, MOST_NEW_TOKENS
+from prunehal.models.chat import MOST_NEW_TOKENS, check_template
+from prunehal.models.load import DTYPES, EMBEDDED
 from prunehal.testbed.world.final import FINAL, FINAL_SPLITS, final_indices, purpose_of
 from prunehal.testbed.world.scenes import MOST_SCENES, SPLITS
 

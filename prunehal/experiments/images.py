@@ -11,11 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 from prunehal.benchmarks import ground_truth_coco, ground_truth_testbed
+from prunehal.benchmarks.chair.images import distinct_items, images_of, items_in
 from prunehal.benchmarks.chair.truth import PATTERN
 from prunehal.experiments.experiment import TESTBED, Experiment
 from prunehal.files.images import load_image
 from prunehal.files.records import some
-from prunehal.running.tasks import images_of, items_of
 from prunehal.testbed.world.final import refuse_other_ranges
 from prunehal.testbed.world.scenes import image_ids, scene_of
 
@@ -127,5 +127,6 @@ def _folder_version(folder: str, questions: str | None) -> str:
 
 @cache
 def _files(folder: str, questions: str | None) -> dict[int | str, Path]:
-    items, found = images_of(items_of("chair", Path(folder), questions), Path(folder))
+    asked = distinct_items(items_in(Path(folder), questions), questions or folder)
+    items, found = images_of(asked, Path(folder))
     return {item.key: found[item.image][0] for item in items}

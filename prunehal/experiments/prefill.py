@@ -15,8 +15,7 @@ from prunehal.core import Draft, FirstToken, Keep, NoPruning, PrunableCache, Sha
 from prunehal.decoding.named import BEAMS
 from prunehal.experiments.experiment import TESTBED, Experiment
 from prunehal.experiments.images import pictures
-from prunehal.models.chat import encode, render, to_model
-from prunehal.running.tasks import CAPTION_PROMPT
+from prunehal.models.chat import CAPTION_PROMPT, encode, render, to_model
 from prunehal.testbed.world.captions import PROMPT
 from prunehal.testbed.world.oracle import object_tokens
 from prunehal.testbed.world.scenes import GRID, scene_of

@@ -26,13 +26,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prunehal.benchmarks.chair.images import left_out
 from prunehal.core.checks import as_count
 from prunehal.experiments.experiment import TESTBED, Experiment
 from prunehal.experiments.images import truth
 from prunehal.experiments.store import Store
 from prunehal.experiments.versions import made_by, refuse_other_worker
 from prunehal.experiments.worker import Made, Task, same_prefill, work
-from prunehal.running.tasks import left_out
 
 __all__ = ["sweep"]
 
@@ -88,7 +88,7 @@ def sweep(
     for experiment in {same_prefill(each): each for each in wanted}.values():
         _check_model(experiment, here=executor is None)
     for folder, questions in dict.fromkeys((each.images, each.questions) for each in wanted if each.images != TESTBED):
-        if others := left_out("chair", Path(folder), questions):
+        if others := left_out(Path(folder), questions):
             counted = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
             _say(f"{folder}: files of other formats are left out: {counted}; expected .jpg, .jpeg or .png")
     store = store if isinstance(store, Store) else Store(store)

@@ -26,8 +26,7 @@ from prunehal.experiments.images import truth
 from prunehal.experiments.prefill import batch_inputs, caches
 from prunehal.experiments.sampling import KeyedSampling
 from prunehal.experiments.versions import MadeBy, made_by
-from prunehal.models.load import load
-from prunehal.running.loop import is_out_of_memory
+from prunehal.models.load import is_out_of_memory, load
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
 

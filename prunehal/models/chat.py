@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
-__all__ = ["check_template", "encode", "render", "to_model"]
+__all__ = ["CAPTION_PROMPT", "MOST_NEW_TOKENS", "check_template", "encode", "new_tokens", "render", "to_model"]
 
 # Checkpoints of LLaVA-1.5 that were saved before there were chat templates.
+CAPTION_PROMPT = "Please describe this image in detail."
+MOST_NEW_TOKENS = 1_000_000  # of a text: more than any context holds
 _LLAVA = "USER: {image}\n{prompt} ASSISTANT:"
 
 
@@ -127,3 +129,14 @@ def _applied(processor: ProcessorMixin, content: list[dict[str, str]]) -> str:
     own = {} if getattr(processor, "chat_template", None) else {"chat_template": processor.tokenizer.get_chat_template()}
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **own)
+
+
+def new_tokens(sequences: Tensor, prompt: Tensor) -> Tensor:
+    """Return the tokens after the prompt; a model whose generate() starts from embeddings returns those alone.
+
+    >>> new_tokens(torch.tensor([[1, 2, 7, 8]]), torch.tensor([[1, 2]])).tolist()
+    [[7, 8]]
+    """
+    width = prompt.shape[1]
+    has_prompt = sequences.shape[1] > width and torch.equal(sequences[:, :width], prompt.to(sequences.device))
+    return sequences[:, width if has_prompt else 0 :]

@@ -22,9 +22,10 @@ from prunehal.models.adapters import ADAPTER, base_of, put_on
 from prunehal.models.checkpoint_files import check_folder, file_at_fault
 from prunehal.testbed.training.model import LlavaProcessor
 
-__all__ = ["EMBEDDED", "load", "weights_mark"]
+__all__ = ["DTYPES", "EMBEDDED", "is_out_of_memory", "load", "weights_mark"]
 
 EMBEDDED = "embedded"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -189,3 +190,9 @@ def weights_mark(name: str | Path) -> str | None:
         base, revision = base_of(folder)
         mark.update(f"{weights_mark(base) or base} {revision}".encode())
     return mark.hexdigest()[:16]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory did not suffice, on whatever device."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
+from prunehal.benchmarks.chair.images import Item
 from prunehal.core import NoPruning, attach
 from prunehal.core.visual import generating
 from prunehal.decoding.named import BEAMS
-from prunehal.experiments.captioning import new_tokens
 from prunehal.files.images import load_image
 from prunehal.files.rows import Keyed
-from prunehal.models.chat import encode, render, to_model
+from prunehal.models.chat import encode, new_tokens, render, to_model
 from prunehal.models.load import load
-from prunehal.running.tasks import BENCHMARKS, Item
+from prunehal.running.tasks import BENCHMARKS
 
 if TYPE_CHECKING:
     from prunehal.running.loop import Run

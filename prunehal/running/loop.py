@@ -26,21 +26,19 @@ import transformers
 from tqdm import tqdm
 
 import prunehal
+from prunehal.benchmarks.chair.images import Item, images_of, left_out
 from prunehal.core import NoPruning, Policy, PruneHal, TopK
 from prunehal.core.checks import as_count
 from prunehal.decoding.named import Decoding, described, named_decoding
 from prunehal.files.locking import locked
 from prunehal.files.rows import RowFile, keep_free, keep_settings, refuse_other_settings
-from prunehal.models.chat import check_template
-from prunehal.models.load import EMBEDDED, weights_mark
+from prunehal.models.chat import MOST_NEW_TOKENS, check_template
+from prunehal.models.load import DTYPES, EMBEDDED, is_out_of_memory, weights_mark
 from prunehal.running.engine import Engine, Row
-from prunehal.running.tasks import BENCHMARKS, Item, images_of, items_of, left_out, write_result
+from prunehal.running.tasks import BENCHMARKS, items_of, write_result
 from prunehal.testbed.world.captions import PROMPT
 
-__all__ = ["DTYPES", "MOST_NEW_TOKENS", "POLICIES", "Run", "is_out_of_memory", "named_policy", "run"]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-MOST_NEW_TOKENS = 1_000_000  # of a text: more than any context holds
+__all__ = ["POLICIES", "Run", "named_policy", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +212,10 @@ def run(settings: Run) -> Path:
     chosen, images = images_of(chosen, settings.images, settings.skip_missing)
     chosen = chosen[: settings.limit]
     images = {item.image: images[item.image] for item in chosen}
-    counts = {"items": len(chosen), "left_out": left_out(settings.benchmark, settings.images, settings.questions)}
+    counts = {
+        "items": len(chosen),
+        "left_out": left_out(settings.images, settings.questions) if BENCHMARKS[settings.benchmark].prompted else {},
+    }
     with locked(settings.out):
         file = RowFile(settings.out / "rows.jsonl", Row)
         mark = weights_mark(settings.model)  # so that weights trained anew are not taken for the old; the hub has commits
@@ -303,12 +304,6 @@ def _smaller(engine: Engine, batch: Sequence[Item], full: str) -> int:
     size = len(batch) // 2
     _say(f"memory does not suffice for {len(batch)} items at once ({full}); going on with {size}")
     return size
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory did not suffice, on whatever device."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _refuse_other_items(file: RowFile, items: Sequence[Item], suffix: str) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin
 
 from prunehal.core import Listener, NoPruning, Policy, PruneHal, SharedPrefill, listening
-from prunehal.experiments.captioning import new_tokens
+from prunehal.models.chat import new_tokens
 from prunehal.stats.bootstrap import bca
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import Scene

@@ -6,11 +6,14 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.testbed.world.captions import TEMPLATES, compiled
+
+if TYPE_CHECKING:
+    from prunehal.benchmarks.chair.score import ChairResult
 
 __all__ = ["GROUPS", "mention_patterns", "sentence_pattern"]
 
