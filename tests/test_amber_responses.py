@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
 from prunehal.benchmarks.amber.files import annotations
 from prunehal.benchmarks.amber.score import (
     queries,
@@ -22,6 +21,7 @@ from prunehal.benchmarks.amber.score import (
     write_responses,
 )
 from prunehal.benchmarks.pope.score import score_files
+from prunehal.commands.app import app
 from prunehal.files.records import BadInput
 from prunehal.running.tasks import items_of, write_result
 

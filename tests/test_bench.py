@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 import prunehal.measuring.engine as bench
-from prunehal.__main__ import app
+from prunehal.commands.app import app
 from prunehal.core.blocks import BLOCK
 
 CASE = bench.Case("dry-run", "float32", batch=1, beams=2, new_tokens=4)

@@ -7,8 +7,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput, Report
+from prunehal.commands.app import app
 from prunehal.files.paths import written
 from prunehal.files.records import bad_lines, read_records
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput, drop_unfinished, ground_truth_coco, read_captions, score
 from prunehal.benchmarks.chair.captions import read_caption_file
+from prunehal.commands.app import app
 
 
 @pytest.mark.parametrize("key", ["image_id", "image", "file_name"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
+from prunehal.commands.app import app
 from prunehal.commands.errors import named_errors, usable
 
 KNOWN = "cuda or cpu" if torch.cuda.is_available() else "cpu"

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import prunehal as ph
-from prunehal.__main__ import app
+from prunehal.commands.app import app
 from prunehal.files.records import BadInput
 from prunehal.running import Run, run
 from prunehal.running.engine import Engine

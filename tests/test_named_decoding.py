@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import prunehal as ph
-from prunehal.__main__ import app
+from prunehal.commands.app import app
 from prunehal.decoding import OPERA, PAI, VCD, DeCo, DoLa, FastV, KVSmooth, named_decoding
 from prunehal.decoding.named import NAMES, described
 from prunehal.experiments import Experiment, read_grid

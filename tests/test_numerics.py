@@ -3,7 +3,7 @@
 import pandas as pd
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
+from prunehal.commands.app import app
 from prunehal.measuring.half_precision import as_table
 
 

@@ -3,12 +3,12 @@
 import pytest
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
 from prunehal.benchmarks import read_captions
 from prunehal.benchmarks.amber.files import annotations
 from prunehal.benchmarks.amber.score import queries, score_discriminative, score_generative
 from prunehal.benchmarks.other_keys import free_text, undecided
 from prunehal.benchmarks.pope.score import questions, score_files
+from prunehal.commands.app import app
 from prunehal.files.records import BadInput
 
 ASKED = questions("coco", "adversarial")

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
 from prunehal.benchmarks.judged import pairwise
+from prunehal.commands.app import app
 from prunehal.files import reading
 from prunehal.files.reading import convert, read_bytes, read_json, read_text
 from prunehal.files.records import BadInput, read_records, read_values

@@ -5,10 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from prunehal.__main__ import app
 from prunehal.benchmarks.judged import hallusionbench as hallusion
 from prunehal.benchmarks.judged import mmhal as judged
 from prunehal.benchmarks.judged import mmvet
+from prunehal.commands.app import app
 
 KEYS = [hallusion.question_key(question) for question in hallusion.questions()]
 MM_VET = {

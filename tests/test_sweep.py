@@ -21,8 +21,8 @@ from reference_sweep import same_rows
 from typer.testing import CliRunner
 
 import prunehal as ph
-from prunehal.__main__ import app
 from prunehal.benchmarks import BadInput
+from prunehal.commands.app import app
 from prunehal.core import NoPruning, PruneHal, SharedPrefill, TopK
 from prunehal.decoding import PAI, KVSmooth
 from prunehal.experiments import Experiment, Store, grid, read_grid, sweep
