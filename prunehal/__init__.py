@@ -9,10 +9,10 @@
         ids = model.generate(**inputs, max_new_tokens=64)
     run.caches[0].events
 
-Rooms: ``core`` (attention observes, policy decides, cache acts), ``decoding`` (mitigation decoders beside it), ``testbed`` (the
-world, the grammar and the training of the embedded model), ``benchmarks`` (scores by published rules), ``running`` (real models
-on benchmarks), ``experiments`` (ablations that resume), ``commands`` (of ``python -m prunehal``), ``captioning`` (many scenes at
-once), ``statistics``, ``figures``.
+Rooms, from the ground up: ``files``, ``stats``, ``core`` (attention observes, policy decides, cache acts), ``testbed`` (the world
+and the training of the embedded model), ``models`` (load and ask them), ``decoding`` (mitigation decoders), ``benchmarks``
+(scores by published rules), ``experiments`` (ablations that resume), ``running`` (real models on benchmarks), ``figures``,
+``measuring``, ``studies`` (the code of the notebooks), ``commands`` (of ``python -m prunehal``).
 
 Words used throughout, with the symbols of the paper (arXiv 2510.19183):
 
