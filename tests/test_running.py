@@ -256,7 +256,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded(options, match, c
 @pytest.mark.parametrize("package", ["prunehal", "transformers"])
 def test_rows_of_another_version_are_refused(package, checkpoint, images, whole, tmp_path, monkeypatch):
     shutil.copytree(whole("llava"), tmp_path / "copy")
-    monkeypatch.setattr(f"prunehal.running.loop.{package}.__version__", "0.0")
+    monkeypatch.setattr(f"prunehal.running.settings.{package}.__version__", "0.0")
     with pytest.raises(ValueError, match=rf"{package} was '.*', is now '0\.0'"):
         run(settings(checkpoint("llava"), images, tmp_path / "copy", policy=PRUNE))
 

@@ -135,7 +135,7 @@ def fake(task, lengths=None):
         each.key: [{"key": key, "caption": f"{each.key} {key}", "tokens": lengths.get(key, key % 7)} | row for key in task.keys]
         for each in task.experiments
     }
-    return Made(rows, made_by(task.experiments[0]))
+    return Made(rows, {each.key: made_by(each) for each in task.experiments})
 
 
 WANTED = [Experiment(n_images=7, policy=policy) for policy in (NoPruning(), TopK(3), PruneHal())] + [
@@ -379,7 +379,8 @@ def test_rows_of_a_worker_of_other_code_are_refused_by_name(tmp_path, monkeypatc
 
 
 def test_rows_carry_the_versions_of_the_process_that_made_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(MODULE, "work", lambda task: replace(fake(task), made_by=made_by(GREEDY) | {"torch": "99.0"}))
+    theirs = {GREEDY.key: made_by(GREEDY) | {"torch": "99.0"}}
+    monkeypatch.setattr(MODULE, "work", lambda task: replace(fake(task), made_by=theirs))
     sweep([GREEDY], tmp_path, progress=False)
     header = json.loads(gzip.decompress(Store(tmp_path).path(GREEDY).read_bytes()).partition(b"\n")[0])
     assert header["made_by"] == made_by(GREEDY) | {"torch": "99.0"}

@@ -18,7 +18,7 @@ def run_benchmark(
     benchmark: Annotated[str, typer.Option(help="chair, pope, amber or mmhal.")],
     images: Annotated[Path, typer.Option(help="Folder of the benchmark's images.")],
     out: Annotated[Path, typer.Option(help="Folder of the rows and the result; the same call goes on there.")],
-    policy: Annotated[str, typer.Option(help="prunehal, topk, or none: stock generate().")] = "prunehal",
+    policy: Annotated[str, typer.Option(help="prunehal, topk, none (stock generate()), or your own module:Class.")] = "prunehal",
     r: Annotated[float | None, typer.Option(help="Retention ratio of prunehal; 0.4 by default.")] = None,
     t: Annotated[int | None, typer.Option(help="Largest number of prunes of prunehal; 3 by default.")] = None,
     k: Annotated[int | None, typer.Option(help="Visual tokens that topk keeps; it needs them.")] = None,

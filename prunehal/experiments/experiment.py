@@ -29,6 +29,7 @@ from prunehal.core.checks import as_count
 from prunehal.decoding.base import Decoder
 from prunehal.decoding.named import Decoding, described, name_of, named_decoding
 from prunehal.experiments.modes import check_mode
+from prunehal.experiments.own_policies import named_class, policy_name
 from prunehal.models.chat import MOST_NEW_TOKENS, check_template
 from prunehal.models.load import DTYPES, EMBEDDED
 from prunehal.testbed.world.final import FINAL, FINAL_SPLITS, final_indices, purpose_of
@@ -178,7 +179,7 @@ class Experiment:
     def description(self) -> dict[str, Any]:
         """All fields as JSON, policy and decoder with their names."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        policy = {"name": type(self.policy).__name__} | asdict(self.policy)
+        policy = {"name": policy_name(type(self.policy))} | asdict(self.policy)
         return found | {"decoding": described(self.decoding), "policy": policy}
 
     @cached_property
@@ -273,6 +274,8 @@ _SHORT = ("n_images", "split", "tiles", "clutter", "policy", "decoding")  # said
 def policy_from(options: Mapping[str, Any]) -> Policy:
     """Return the policy that a table such as ``{"name": "PruneHal", "r": 0.4}`` describes.
 
+    A policy of the user's own is named by its module, too: ``{"name": "my_policies:MyPolicy"}``.
+
     Raises:
         ValueError: no such policy or option, or a value that cannot be.
 
@@ -281,12 +284,14 @@ def policy_from(options: Mapping[str, Any]) -> Policy:
     """
     given = dict(options)
     name = given.pop("name", None)
-    if not isinstance(name, str) or name not in POLICIES:
-        raise ValueError(f"policy name={name!r}: expected one of {', '.join(map(repr, POLICIES))}")
-    known = [f.name for f in fields(POLICIES[name]) if f.init]
+    if not isinstance(name, str) or (name not in POLICIES and ":" not in name):
+        known = ", ".join(map(repr, POLICIES))
+        raise ValueError(f"policy name={name!r}: expected one of {known}, or 'module:Class' for one of your own")
+    kind = POLICIES[name] if name in POLICIES else named_class(name)
+    known = [f.name for f in fields(kind) if f.init]
     if unknown := [option for option in given if option not in known]:
         raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}")
     try:
-        return POLICIES[name](**given)
+        return kind(**given)
     except TypeError as error:
         raise ValueError(f"policy {name}: {error}; expected the options that it needs, e.g. k of TopK") from error

@@ -82,6 +82,8 @@ def sweep(
     if as_count(batch_size) is None or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: expected at least 1, as an integer; the default is 50")
     _check_executor(executor)
+    for experiment in wanted if executor is not None else ():
+        _refuse_main(experiment)
     for (folder, _), experiment in {(e.images, e.questions): e for e in sorted(wanted, key=lambda e: e.n_images)}.items():
         if folder != TESTBED:
             truth(experiment)  # which every caption is compared with
@@ -125,6 +127,17 @@ def _check_executor(executor: Executor | None) -> None:
         )
 
 
+def _refuse_main(experiment: Experiment) -> None:
+    """Raise a ValueError for a policy that other processes cannot import."""
+    kind = type(experiment.policy)
+    if kind.__module__ == "__main__":
+        raise ValueError(
+            f"policy={experiment.policy!r}: is a class of this notebook or script, which worker processes cannot import; "
+            f"expected one of a module; move {kind.__qualname__} to a file such as my_policies.py and import it from there, or "
+            "sweep without an executor"
+        )
+
+
 def _check_model(experiment: Experiment, here: bool) -> None:
     """Raise an OSError if a model is not there; of one on the hub only if it is to be loaded in this process."""
     by = made_by(experiment)
@@ -142,9 +155,9 @@ def _check_model(experiment: Experiment, here: bool) -> None:
 
 def _keep(store: Store, by_key: Mapping[str, Experiment], missing: Mapping[str, dict], made: Made) -> None:
     for key in made.rows:
-        refuse_other_worker(by_key[key], made.made_by)
+        refuse_other_worker(by_key[key], made.made_by[key])
     for key, rows in made.rows.items():
-        store.append(by_key[key], rows, made.made_by)
+        store.append(by_key[key], rows, made.made_by[key])
         for row in rows:
             del missing[key][row["key"]]
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 import prunehal
 from prunehal.experiments.experiment import Experiment
 from prunehal.experiments.images import pictures_version
+from prunehal.experiments.own_policies import source_mark
 from prunehal.models.load import weights_mark
 
 __all__ = ["CODE", "MadeBy", "made_by", "refuse_other_versions", "refuse_other_worker"]
@@ -23,13 +24,14 @@ CODE = 1
 
 MadeBy = Mapping[str, str | int | None]
 
-_MUST_AGREE = ("code", "weights", "pictures")
+_MUST_AGREE = ("code", "weights", "pictures", "policy")
 
 
 def made_by(experiment: Experiment) -> dict[str, str | int | None]:
     """Return what makes the rows of an experiment now.
 
-    The weights of a hub name are marked by their commit; None where neither the hub nor a local copy tells it.
+    The weights of a hub name are marked by their commit; None where neither the hub nor a local copy tells it. A policy that is
+    not the package's has a mark of its source.
 
     Raises:
         OSError: the model is neither a folder that is there nor a hub name.
@@ -44,7 +46,7 @@ def made_by(experiment: Experiment) -> dict[str, str | int | None]:
         "prunehal": prunehal.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
-    }
+    } | ({} if (mark := source_mark(type(experiment.policy))) is None else {"policy": mark})
 
 
 def refuse_other_versions(path: Path, before: MadeBy, now: MadeBy) -> None:

@@ -54,11 +54,12 @@ class Made:
 
     Attributes:
         rows: ``{key of the experiment: rows}``; see `prunehal.experiments.store` for what a row holds.
-        made_by: code, weights and images of the process that made them, which may be another one than stores them.
+        made_by: key of the experiment -> code, weights, images and own policy of the process that made its rows, which may be
+            another one than stores them.
     """
 
     rows: Rows
-    made_by: MadeBy
+    made_by: Mapping[str, MadeBy]
 
 
 def same_prefill(experiment: Experiment) -> Experiment:
@@ -82,7 +83,7 @@ def work(task: Task) -> Made:
     ['The photo was taken']
     """
     with _BUSY:
-        return Made(_halving(task), made_by(task.experiments[0]))  # the others have the same model and images
+        return Made(_halving(task), {each.key: made_by(each) for each in task.experiments})
 
 
 def _halving(task: Task) -> Rows:

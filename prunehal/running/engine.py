@@ -24,7 +24,7 @@ from prunehal.models.load import load
 from prunehal.running.tasks import BENCHMARKS
 
 if TYPE_CHECKING:
-    from prunehal.running.loop import Run
+    from prunehal.running.settings import Run
 
 __all__ = ["SEARCHES", "Engine", "Prune", "Row"]
 
