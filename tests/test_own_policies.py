@@ -3,7 +3,7 @@
 import importlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import pytest
@@ -159,9 +159,10 @@ def test_a_class_of_a_notebook_is_refused_for_other_processes(module, tmp_path):
 
 
 def test_rows_of_several_own_policies_carry_the_mark_of_each(module, tmp_path):
-    mine, theirs = module().Mine(9), module("their_policies", budget="n // 2").Mine(9)
-    store = sweep([short(mine), short(theirs), short(PruneHal())], tmp_path / "rows", progress=False)
-    for policy in (mine, theirs):
-        assert store.missing(short(policy)) == []
-        assert made_by(short(policy))["policy"] == source_mark(type(policy))
-    assert replace(short(mine), policy=theirs).key == short(theirs).key
+    budgets = {"my_policies": "int(n * self.share)", "their_policies": "n // 2", "third_policies": "n // 4"}
+    policies = [module(name, budget).Mine(9) for name, budget in budgets.items()]
+    wanted = [short(policy) for policy in (*policies, PruneHal())]
+    store = sweep(wanted, tmp_path / "rows", progress=False)  # the last two own ones are of one task
+    assert [store.missing(each) for each in wanted] == [[]] * 4
+    assert len({made_by(each)["policy"] for each in wanted[:3]}) == 3
+    assert "policy" not in made_by(wanted[3])
