@@ -38,7 +38,8 @@ from prunehal.studies.nb10_other_policies.compare import (
     verdict,
 )
 from prunehal.studies.nb10_other_policies.controls import against_controls
-from prunehal.studies.nb10_other_policies.families import FALLBACK, Setting, candidates, standing, tried
+from prunehal.studies.nb10_other_policies.families import FALLBACK, candidates, standing, tried
+from prunehal.studies.settings import Setting
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 

@@ -15,7 +15,8 @@ from prunehal.experiments.captioning import caption_scenes, mention_attention
 from prunehal.experiments.images import image_keys
 from prunehal.files.paths import data_path
 from prunehal.studies.nb08_redundancy.evidence import FILE, evidence, kept_patches, measure, stored
-from prunehal.studies.nb08_redundancy.rules import CELLS, ORACLE, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.rules import CELLS, ORACLE, all_rules, chosen_rules
+from prunehal.studies.settings import Setting
 from prunehal.testbed.training.model import build_prompt
 from prunehal.testbed.world.scenes import scene
 from prunehal.testbed.world.world import NAMES
@@ -105,8 +106,8 @@ def test_the_stored_rows_are_those_of_the_shipped_model_and_rules():
     expected = {("no pruning", *cell) for cell in CELLS} | {(rule, 3, clutter) for rule in rules for clutter in (False, True)}
     assert set(cells.index) == expected
     plain = Experiment(split="test", n_images=2)
-    for name, rule in (("no pruning", ("decoding", NoPruning())), (ORACLE, ("first-token", Keep()))):
-        again = evidence(*load(), with_rule(replace(plain, tiles=3, clutter=True), rule), image_keys(plain)).set_index("image_id")
+    for name, rule in (("no pruning", Setting(NoPruning())), (ORACLE, Setting(Keep(), "first-token"))):
+        again = evidence(*load(), rule.on(replace(plain, tiles=3, clutter=True)), image_keys(plain)).set_index("image_id")
         rows = frame[(frame["rule"] == name) & (frame["tiles"] == 3) & frame["clutter"]].set_index("image_id")
         assert rows.loc[again.index, again.columns].to_numpy() == pytest.approx(again.to_numpy(), abs=1e-3, nan_ok=True)
 

@@ -21,19 +21,19 @@ from prunehal.studies.nb08_redundancy.rules import (
     recall_by_patches,
     responses,
     share_of_gain,
-    with_rule,
 )
+from prunehal.studies.settings import Setting
 from prunehal.testbed.world.scenes import scene_of
 
 PLAIN = Experiment(split="test", n_images=6, max_new_tokens=40)
-RULES = {"published": ("decoding", PruneHal(r=0.4, t=3)), ORACLE: ("first-token", Keep())}
+RULES = {"published": Setting(PruneHal(r=0.4, t=3)), ORACLE: Setting(Keep(), "first-token")}
 CELLS = ((0, False), (1, True))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Return rows of two rules in two cells, and of no pruning in those that `levels` asks for."""
-    wanted = [with_rule(replace(PLAIN, tiles=k, clutter=clutter), rule) for k, clutter in CELLS for rule in RULES.values()]
+    wanted = [rule.on(replace(PLAIN, tiles=k, clutter=clutter)) for k, clutter in CELLS for rule in RULES.values()]
     wanted += [replace(PLAIN, tiles=k, clutter=clutter) for k, clutter in ((0, False), (1, False), (1, True))]
     wanted += [replace(PLAIN, tiles=1, positions_only=True)]
     return sweep(wanted, tmp_path_factory.mktemp("rows"), progress=False)
@@ -48,7 +48,7 @@ def f1(items):
 
 def test_the_share_of_the_gain_is_that_of_the_pooled_f1(store, monkeypatch):
     cell = replace(PLAIN, tiles=1, clutter=True)
-    ours, oracle = (with_rule(cell, rule) for rule in RULES.values())
+    ours, oracle = (rule.on(cell) for rule in RULES.values())
     gain, none = share_of_gain(store, ours, oracle, cell, n_resamples=200)
     assert gain.low <= 0  # of six images
     assert none is None
@@ -84,7 +84,7 @@ def test_responses_are_the_changes_within_each_cell(store):
     ]
     for line in table.itertuples():
         cell = replace(PLAIN, tiles=line.tiles, clutter=line.clutter)
-        alone = changes(store, [with_rule(cell, RULES[line.rule])], cell, n_resamples=200)
+        alone = changes(store, [RULES[line.rule].on(cell)], cell, n_resamples=200)
         assert line.d_chair_i == alone["d_chair_i"].item()
         assert line.experiment == alone["experiment"].item()
         assert line.d_distinct_chair_i == alone["d_distinct_chair_i"].item()
@@ -135,8 +135,8 @@ def test_a_rule_is_chosen_over_clean_and_cluttered_scenes_together(monkeypatch, 
 
     chosen = chosen_rules(Told(tmp_path))
     assert {name: each.setting for name, each in chosen.items()} == {
-        "one step": ("decoding", BETTER),
-        "per step, nothing lost": ("decoding", StepTopK(16)),  # none keeps the recall: that of highest recall
+        "one step": Setting(BETTER),
+        "per step, nothing lost": Setting(StepTopK(16)),  # none keeps the recall: that of highest recall
     }
     assert [each.by for each in chosen.values()] == ["distinct_chair_i", "recall"]
     assert [each.n_candidates for each in chosen.values()] == [5, 2]
@@ -148,16 +148,16 @@ def test_a_rule_is_chosen_over_clean_and_cluttered_scenes_together(monkeypatch, 
 
 def test_every_setting_of_the_grid_belongs_to_one_way_of_selecting():
     named = {
-        ("decoding", NoPruning()): "",
-        ("decoding", Keep()): "",
-        ("first-token", Keep()): "",
-        ("decoding", PruneHal()): "one step",
-        ("decoding", PruneHal(selection="random")): "random",
-        ("decoding", Accumulated()): "accumulated steps",
-        ("draft", Accumulated()): "draft, then prune",
-        ("decoding", StepTopK(8)): "per step, nothing lost",
-        ("first-token", Informative()): "informative tokens",
-        ("first-token", Standout()): "standout tokens",
+        Setting(NoPruning()): "",
+        Setting(Keep()): "",
+        Setting(Keep(), "first-token"): "",
+        Setting(PruneHal()): "one step",
+        Setting(PruneHal(selection="random")): "random",
+        Setting(Accumulated()): "accumulated steps",
+        Setting(Accumulated(), "draft"): "draft, then prune",
+        Setting(StepTopK(8)): "per step, nothing lost",
+        Setting(Informative(), "first-token"): "informative tokens",
+        Setting(Standout(), "first-token"): "standout tokens",
     }
     assert {rule: redundancy._family(rule) for rule in named} == named
 
@@ -165,10 +165,12 @@ def test_every_setting_of_the_grid_belongs_to_one_way_of_selecting():
 def test_the_shipped_rows_choose_rules_and_the_test_grid_holds_them():
     chosen = chosen_rules(Store.shipped())
     assert all(isinstance(each, Chosen) and not each.selected_on_test for each in chosen.values())
-    reported = {(each.mode, each.policy) for each in redundancy.read_grid(redundancy.data_path("grids", "redundancy_test.toml"))}
-    assert reported == {("decoding", NoPruning()), *all_rules(chosen).values(), *controls(chosen).values()}
-    for name, (mode, policy) in controls(chosen).items():
+    reported = {
+        Setting(each.policy, each.mode) for each in redundancy.read_grid(redundancy.data_path("grids", "redundancy_test.toml"))
+    }
+    assert reported == {Setting(NoPruning()), *all_rules(chosen).values(), *controls(chosen).values()}
+    for name, (policy, mode) in controls(chosen).items():
         rule = chosen[name.removesuffix(": random")].setting
-        assert (mode, replace(policy, selection="top", kept="layer")) == rule
+        assert Setting(replace(policy, selection="top", kept="layer"), mode) == rule
         assert policy.kept == ("shared" if isinstance(policy, Informative | Standout) else "layer")
     assert np.isfinite([each.value for each in chosen.values()]).all()

@@ -8,7 +8,7 @@ from prunehal.core import Accumulated, Keep, PruneHal
 from prunehal.experiments import Experiment, Store
 from prunehal.experiments.compare import LEVELS
 from prunehal.stats.testing import holm
-from prunehal.studies.nb08_redundancy.rules import CELLS, ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.rules import CELLS, ORACLE, PUBLISHED, all_rules, chosen_rules
 from prunehal.studies.nb08_redundancy.tables import (
     NONE,
     STANDOUT,
@@ -21,9 +21,10 @@ from prunehal.studies.nb08_redundancy.tables import (
     shares,
     verdicts,
 )
+from prunehal.studies.settings import Setting
 
 BASE = Experiment(split="test", n_images=50)
-RULES = {PUBLISHED: ("decoding", PruneHal(r=0.4, t=3)), ORACLE: ("first-token", Keep())}
+RULES = {PUBLISHED: Setting(PruneHal(r=0.4, t=3)), ORACLE: Setting(Keep(), "first-token")}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_scores_stand_beside_each_other_in_every_cell(store):
     assert list(found.columns) == list(LEVELS.values())
     assert len(found) == 2 * (1 + len(RULES))
     cell = Experiment(split="test", n_images=50, tiles=1, clutter=True)
-    for name, experiment in {NONE: cell, PUBLISHED: with_rule(cell, RULES[PUBLISHED])}.items():
+    for name, experiment in {NONE: cell, PUBLISHED: RULES[PUBLISHED].on(cell)}.items():
         metrics = store.score(experiment).metrics
         assert found.loc[("1 cluttered tile", name), "distinct CHAIR_i"] == pytest.approx(100 * metrics["distinct_chair_i"])
         assert found.loc[("1 cluttered tile", name), "absent objects"] == pytest.approx(metrics["absent"])
@@ -99,7 +100,7 @@ def test_rules_are_compared_with_random_tokens_at_their_own_time(store):
     assert found["clutter"].tolist() == [False, True]
     line = found.iloc[1]
     cell = Experiment(split="test", n_images=50, tiles=3, clutter=True)
-    pair = [store.score(with_rule(cell, ("decoding", Accumulated(r=0.5, t=1, wait=16, selection=s)))) for s in ("random", "top")]
+    pair = [store.score(Setting(Accumulated(r=0.5, t=1, wait=16, selection=s)).on(cell)) for s in ("random", "top")]
     random, top = (each.metrics["distinct_chair_i"] for each in pair)
     assert line["d_distinct_chair_i"] == pytest.approx(100 * (top - random))
 

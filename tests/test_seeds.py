@@ -15,7 +15,7 @@ from prunehal.experiments import Experiment, Store
 from prunehal.experiments.images import truth
 from prunehal.files.paths import data_path
 from prunehal.stats.distinct_bounds import bounded, level_bounds
-from prunehal.studies.nb08_redundancy.rules import ORACLE, PUBLISHED, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.rules import ORACLE, PUBLISHED, all_rules, chosen_rules
 from prunehal.studies.nb11_seeds import in_words as seeds_reading
 from prunehal.studies.nb11_seeds import rows as seeds
 from prunehal.studies.nb11_seeds.in_words import (
@@ -31,13 +31,14 @@ from prunehal.studies.nb11_seeds.in_words import (
     within,
 )
 from prunehal.studies.nb11_seeds.rows import COUNTS, NONE, measure, setting_name, stored
+from prunehal.studies.settings import Setting
 
 LENGTH = 30  # tokens of a caption
 OTHER = {  # what the model of the other seed may choose from; the first and the last are the embedded model's choices, too
-    "one step": ("decoding", PruneHal(r=0.9, t=1)),
-    "accumulated steps": ("decoding", Accumulated(r=0.5, t=1, wait=8)),
-    "informative tokens": ("first-token", Informative(p=0.8, grid=12, window=23)),
-    "standout tokens": ("first-token", Standout(part=0.25, grid=12, window=23)),
+    "one step": Setting(PruneHal(r=0.9, t=1)),
+    "accumulated steps": Setting(Accumulated(r=0.5, t=1, wait=8)),
+    "informative tokens": Setting(Informative(p=0.8, grid=12, window=23), "first-token"),
+    "standout tokens": Setting(Standout(part=0.25, grid=12, window=23), "first-token"),
 }
 
 
@@ -58,12 +59,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(folder, tmp_path_factory):
     """Return the rows, the file and the folder of work, of three scenes, two for what others chose."""
-    rules = [("decoding", NoPruning()), *OTHER.values()]
-    grid = [
-        Experiment(n_images=1, max_new_tokens=LENGTH, tiles=3, clutter=c, mode=m, policy=p)
-        for c in (False, True)
-        for m, p in rules
-    ]
+    rules = [Setting(NoPruning()), *OTHER.values()]
+    plain = Experiment(n_images=1, max_new_tokens=LENGTH, tiles=3)
+    grid = [rule.on(replace(plain, clutter=clutter)) for clutter in (False, True) for rule in rules]
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seeds, "candidates", lambda: grid)
@@ -308,14 +306,14 @@ def test_transfer_compares_with_the_own_choice_on_the_scenes_of_both():
 def test_the_shipped_lines_of_the_embedded_model_are_those_of_the_shipped_captions():
     """Equal where both were counted, and the distinct objects of the captions lie within the range of their counts."""
     store, rows = Store.shipped(), stored()
-    rules = {NONE: ("decoding", NoPruning())} | all_rules(chosen_rules(store))
+    rules = {NONE: Setting(NoPruning())} | all_rules(chosen_rules(store))
     names = {setting_name(rule) for rule in rules.values()}  # by today's rule, which the stored lines were not chosen by
     own = rows[(rows["seed"] == 0) & rows["setting"].isin(names)].set_index(["rule", "clutter", "image_id"]).sort_index()
     counted, seen = COUNTS[:3], 0
     for rule in own.index.unique("rule"):
         for clutter in (False, True):
             cell = Experiment(split="test", n_images=100, tiles=3, clutter=clutter)
-            items = store.score(with_rule(cell, rules[rule])).items.set_index("image_id")
+            items = store.score(rules[rule].on(cell)).items.set_index("image_id")
             lines = own.loc[(rule, clutter)].loc[items.index]
             pd.testing.assert_frame_equal(lines[counted], items[counted], check_dtype=False)
             least, most = level_bounds(bounded(lines), "distinct_chair_i")

@@ -293,7 +293,7 @@ def _redundant(store: Store) -> Iterator[Claim]:
     rules = redundancy.all_rules(redundancy.chosen_rules(store))
     for clutter, kind in ((False, "clean"), (True, "cluttered")):
         cell = replace(base, clutter=clutter)
-        pairs = {f"3 {kind} tiles, {name}": (cell, redundancy.with_rule(cell, rule)) for name, rule in rules.items()}
+        pairs = {f"3 {kind} tiles, {name}": (cell, rule.on(cell)) for name, rule in rules.items()}
         yield from _compared(store, "08", pairs, PRIMARY)
 
 

@@ -26,7 +26,6 @@ from prunehal.studies.nb09_causal.comparisons import comparisons, responses
 from prunehal.studies.nb09_causal.in_words import answer, reading
 from prunehal.studies.nb09_causal.rows import interventions
 from prunehal.studies.nb10_other_policies import compare as beyond
-from prunehal.studies.nb10_other_policies.families import Setting
 from prunehal.studies.nb11_seeds import in_words as seeds_reading
 from prunehal.studies.nb11_seeds import rows as seeds
 
@@ -190,10 +189,10 @@ def redundant() -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     cells = {kind: replace(base, tiles=3, clutter=kind == "cluttered") for kind in _TILES}
     for name, rule in rules.items():
-        found = [name, Setting(rule[1], rule[0]).label]
+        found = [name, rule.label]
         for cell in cells.values():
             line = table.loc[(cell.clutter, name)]
-            ours, oracle = (redundancy.with_rule(cell, each) for each in (rule, rules[redundancy.ORACLE]))
+            ours, oracle = (each.on(cell) for each in (rule, rules[redundancy.ORACLE]))
             _, won = redundancy.share_of_gain(STORED, ours, oracle, cell)
             share = "no gain shown" if won is None else f"{won.estimate:.2f} [{won.low:.2f}, {won.high:.2f}]"
             found += [between(line, "d_distinct_chair_i"), between(line, "d_recall"), share]

@@ -29,7 +29,8 @@ from prunehal.experiments.tables import read_marked, write_marked
 from prunehal.figures import patch_counts
 from prunehal.files.paths import data_path
 from prunehal.models.load import load
-from prunehal.studies.nb08_redundancy.rules import CELLS, all_rules, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.rules import CELLS, all_rules, chosen_rules
+from prunehal.studies.settings import Setting
 from prunehal.testbed.world.scenes import Scene
 
 __all__ = ["FILE", "evidence", "kept_patches", "measure", "stored"]
@@ -148,12 +149,12 @@ def measure(out: Path, n_images: int = 60, progress: bool = True) -> pd.DataFram
         FileNotFoundError: the rows of the validation split, which choose the rules, are not stored.
     """
     model, processor = load()
-    rules = {"no pruning": ("decoding", NoPruning())} | all_rules(chosen_rules(Store.shipped()))
+    rules = {"no pruning": Setting(NoPruning())} | all_rules(chosen_rules(Store.shipped()))
     plain = Experiment(split="test", n_images=n_images)
     jobs = [(name, *cell) for cell in CELLS for name in rules if name == "no pruning" or cell[0] == RULES_AMONG]
     parts = []
     for name, tiles, clutter in tqdm(jobs, desc="evidence", unit="cell", disable=not progress):
-        experiment = with_rule(replace(plain, tiles=tiles, clutter=clutter), rules[name])
+        experiment = rules[name].on(replace(plain, tiles=tiles, clutter=clutter))
         found = evidence(model, processor, experiment, image_keys(plain))
         parts.append(found.assign(rule=name, tiles=tiles, clutter=clutter))
     frame = pd.concat(parts, ignore_index=True).round(4)

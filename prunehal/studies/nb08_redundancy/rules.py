@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from prunehal.benchmarks.chair.score import ChairResult, score
-from prunehal.core import Accumulated, Informative, Keep, NoPruning, Policy, PruneHal, Standout, StepTopK
-from prunehal.core.informative import Telling
+from prunehal.core import Accumulated, Informative, Keep, NoPruning, PruneHal, Standout, StepTopK
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, read_grid
 from prunehal.experiments.choosing import CHOSEN_BY, ROUNDING, Chosen, Graded, choose, choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES
@@ -24,6 +23,7 @@ from prunehal.files.paths import data_path
 from prunehal.stats.bootstrap import Interval
 from prunehal.stats.gain import gain_in_f1
 from prunehal.stats.intervals import bootstrap_interval, paired_bootstrap
+from prunehal.studies.settings import Setting, at_random
 from prunehal.testbed.world.scenes import scene_of
 from prunehal.testbed.world.world import NAMES
 
@@ -32,7 +32,6 @@ __all__ = [
     "ORACLE",
     "PUBLISHED",
     "all_rules",
-    "at_random",
     "candidates",
     "chosen_rules",
     "controls",
@@ -40,27 +39,15 @@ __all__ = [
     "recall_by_patches",
     "responses",
     "share_of_gain",
-    "with_rule",
 ]
 
 CELLS = ((0, False), (1, False), (3, False), (7, False), (1, True), (3, True), (7, True))  # background tiles, cluttered
 PUBLISHED, ORACLE = "published (r = 0.4, t = 3)", "oracle: objects only"
 
-Rule = tuple[str, Policy]  # mode and policy of an experiment
 _ACCUMULATED, _DRAFT, _INFORMATIVE, _STANDOUT = "accumulated steps", "draft, then prune", "informative tokens", "standout tokens"
-_NONE: Rule = ("decoding", NoPruning())
-_PUBLISHED: Rule = ("decoding", PruneHal(r=0.4, t=3))
-_ORACLE: Rule = ("first-token", Keep())
-
-
-def with_rule(base: Experiment, rule: Rule) -> Experiment:
-    """Return the experiment with the mode and the policy of a rule.
-
-    >>> with_rule(Experiment(tiles=3), ("first-token", Keep())).name
-    'validation_mode-first-token_tiles3clean_keep'
-    """
-    mode, policy = rule
-    return replace(base, mode=mode, policy=policy)
+_NONE = Setting(NoPruning())
+_PUBLISHED = Setting(PruneHal(r=0.4, t=3))
+_ORACLE = Setting(Keep(), "first-token")
 
 
 def candidates() -> list[Experiment]:
@@ -84,14 +71,14 @@ def chosen_rules(store: Store, experiments: Sequence[Experiment] | None = None) 
         experiments: to choose from, those of one model; by default :func:`candidates`.
 
     Returns:
-        Way of selecting -> the choice, whose ``setting`` is the rule (mode, policy).
+        Way of selecting -> the choice, whose ``setting`` is the rule, a `Setting`.
 
     Raises:
         FileNotFoundError: rows are missing.
     """
-    cells: dict[Rule, list[Experiment]] = {}
+    cells: dict[Setting, list[Experiment]] = {}
     for experiment in candidates() if experiments is None else experiments:
-        cells.setdefault((experiment.mode, experiment.policy), []).append(experiment)
+        cells.setdefault(Setting(experiment.policy, experiment.mode), []).append(experiment)
     none, before, chosen = _pooled(store, cells[_NONE]), _recall_by_kind(store, cells[_NONE]), {}
     for family in dict.fromkeys(filter(None, map(_family, cells))):
         of_family = {rule: _pooled(store, cells[rule]) for rule in cells if _family(rule) == family}
@@ -111,33 +98,24 @@ def _recall_by_kind(store: Store, experiments: Sequence[Experiment]) -> dict[boo
     return {each.clutter: _pooled(store, [each]).metrics["recall"] for each in experiments}
 
 
-def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
+def all_rules(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     """Return every rule that is reported, by name: the published setting, the chosen ones, the oracle that knows the objects."""
     return {PUBLISHED: _PUBLISHED} | {name: each.setting for name, each in chosen.items()} | {ORACLE: _ORACLE}
 
 
-def controls(chosen: Mapping[str, Chosen]) -> dict[str, Rule]:
+def controls(chosen: Mapping[str, Chosen]) -> dict[str, Setting]:
     """Return, for the rules that do not prune at the published step, as many random tokens at their own time.
 
     Whoever beats them does so by which tokens stay, not by when or how many. `Informative` and `Standout` keep the same tokens
     in all layers, and so do their controls.
     """
     later = {name: each.setting for name, each in chosen.items() if name in (_ACCUMULATED, _DRAFT, _INFORMATIVE, _STANDOUT)}
-    return {f"{name}: random": (mode, at_random(policy)) for name, (mode, policy) in later.items()}
+    return {f"{name}: random": Setting(at_random(policy), mode) for name, (policy, mode) in later.items()}
 
 
-def at_random(policy: Policy) -> Policy:
-    """Return the policy with as many random tokens: the same in all layers where it keeps the same in all layers.
-
-    >>> at_random(Informative()).kept, at_random(Accumulated()).kept
-    ('shared', 'layer')
-    """
-    return replace(policy, selection="random", kept="shared" if isinstance(policy, Telling) else policy.kept)
-
-
-def _family(rule: Rule) -> str:
+def _family(rule: Setting) -> str:
     """Return the way of selecting that a rule is a setting of; "" for no pruning and the oracles."""
-    mode, policy = rule
+    policy, mode = rule
     if isinstance(policy, NoPruning | Keep):
         return ""
     if mode == "draft":
@@ -203,7 +181,7 @@ def levels(store: Store, base: Experiment, *, n_resamples: int = N_RESAMPLES) ->
 def responses(
     store: Store,
     base: Experiment,
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, Setting],
     cells: Iterable[tuple[int, bool]] = CELLS,
     *,
     n_resamples: int = N_RESAMPLES,
@@ -227,7 +205,7 @@ def responses(
     parts = []
     for tiles, clutter in cells:
         cell = replace(base, tiles=tiles, clutter=clutter)
-        experiments = [with_rule(cell, rule) for rule in rules.values()]
+        experiments = [rule.on(cell) for rule in rules.values()]
         part = changes(store, experiments, cell, p_values=True, n_resamples=n_resamples)
         part = part.join(equal_lengths(store, experiments, cell, n_resamples=n_resamples))
         parts.append(part.assign(rule=list(rules), tiles=tiles, clutter=clutter))

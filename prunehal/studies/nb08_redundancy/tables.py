@@ -1,6 +1,6 @@
 """Tables of notebook 08 beyond `prunehal.studies.nb08_redundancy.rules.levels` and ``responses``, and its answer in words.
 
-All of them are over cells, (background tiles, cluttered), and rules, name -> (mode, policy), as
+All of them are over cells, (background tiles, cluttered), and rules, name -> setting, as
 `prunehal.studies.nb08_redundancy.rules.all_rules` returns them. Changes are in percent points with paired 95% intervals over
 scenes; corrections are within one table.
 """
@@ -24,12 +24,11 @@ from prunehal.studies.nb08_redundancy.rules import (
     CELLS,
     ORACLE,
     PUBLISHED,
-    Rule,
     controls,
     recall_by_patches,
     share_of_gain,
-    with_rule,
 )
+from prunehal.studies.settings import Setting
 from prunehal.testbed.world.captions import BRIEF
 
 __all__ = [
@@ -62,7 +61,9 @@ def cell_name(tiles: int, clutter: bool) -> str:
     return f"{tiles} {'cluttered' if clutter else 'clean'} tile{'s' if tiles > 1 else ''}" if tiles else "the scene alone"
 
 
-def scores(store: Store, base: Experiment, rules: Mapping[str, Rule], cells: Iterable[tuple[int, bool]] = THREE) -> pd.DataFrame:
+def scores(
+    store: Store, base: Experiment, rules: Mapping[str, Setting], cells: Iterable[tuple[int, bool]] = THREE
+) -> pd.DataFrame:
     """Return the scores without pruning and with every rule.
 
     Args:
@@ -84,7 +85,7 @@ def scores(store: Store, base: Experiment, rules: Mapping[str, Rule], cells: Ite
     lines = {}
     for tiles, clutter in cells:
         cell = replace(base, tiles=tiles, clutter=clutter)
-        for name, experiment in {NONE: cell, **{name: with_rule(cell, rule) for name, rule in rules.items()}}.items():
+        for name, experiment in {NONE: cell, **{name: rule.on(cell) for name, rule in rules.items()}}.items():
             metrics = store.score(experiment).metrics
             lines[cell_name(tiles, clutter), name] = {label: METRICS[key] * metrics[key] for key, label in LEVELS.items()}
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -149,7 +150,7 @@ def against_random(
         cell = replace(base, tiles=tiles, clutter=clutter)
         for name, control in controls(chosen).items():
             rule = name.removesuffix(": random")
-            ours, random = (with_rule(cell, each) for each in (chosen[rule].setting, control))
+            ours, random = (each.on(cell) for each in (chosen[rule].setting, control))
             part = changes(store, [ours], random, n_resamples=n_resamples)
             parts.append(part.assign(rule=rule, tiles=tiles, clutter=clutter))
     return pd.concat(parts, ignore_index=True)
@@ -158,7 +159,7 @@ def against_random(
 def shares(
     store: Store,
     base: Experiment,
-    rules: Mapping[str, Rule],
+    rules: Mapping[str, Setting],
     cells: Iterable[tuple[int, bool]] = CELLS,
     *,
     n_resamples: int = N_RESAMPLES,
@@ -175,9 +176,9 @@ def shares(
     lines = []
     for tiles, clutter in cells:
         cell = replace(base, tiles=tiles, clutter=clutter)
-        oracle = with_rule(cell, rules[ORACLE])
+        oracle = rules[ORACLE].on(cell)
         for name in [name for name in rules if name != ORACLE]:
-            gain, won = share_of_gain(store, with_rule(cell, rules[name]), oracle, cell, n_resamples=n_resamples)
+            gain, won = share_of_gain(store, rules[name].on(cell), oracle, cell, n_resamples=n_resamples)
             line = {"tiles": tiles, "clutter": clutter, "rule": name}
             line |= {"gain": 100 * gain.estimate, "gain_low": 100 * gain.low, "gain_high": 100 * gain.high}
             ends = (np.nan,) * 3 if won is None else (won.estimate, won.low, won.high)
@@ -185,7 +186,7 @@ def shares(
     return pd.DataFrame(lines)
 
 
-def lengths(store: Store, base: Experiment, rules: Mapping[str, Rule], *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+def lengths(store: Store, base: Experiment, rules: Mapping[str, Setting], *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
     """Return what rules change in captions that are asked to be brief, in usual ones and in those that must go on.
 
     Returns:
@@ -199,14 +200,14 @@ def lengths(store: Store, base: Experiment, rules: Mapping[str, Rule], *, n_resa
     for form, options in FORMS.items():
         for tiles, clutter in THREE:
             cell = replace(base, tiles=tiles, clutter=clutter, **options)
-            part = changes(store, [with_rule(cell, rule) for rule in rules.values()], cell, n_resamples=n_resamples)
+            part = changes(store, [rule.on(cell) for rule in rules.values()], cell, n_resamples=n_resamples)
             metrics = store.score(cell).metrics
             before = {"base_words": metrics["words"], "base_distinct_chair_i": 100 * metrics["distinct_chair_i"]}
             parts.append(part.assign(rule=list(rules), form=form, clutter=clutter, tiles=tiles, **before))
     return pd.concat(parts, ignore_index=True)
 
 
-def by_patches(store: Store, base: Experiment, rules: Mapping[str, Rule], *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
+def by_patches(store: Store, base: Experiment, rules: Mapping[str, Setting], *, n_resamples: int = N_RESAMPLES) -> pd.DataFrame:
     """Return the change of recall of objects on few patches and on many, among three tiles.
 
     Returns:
@@ -221,13 +222,13 @@ def by_patches(store: Store, base: Experiment, rules: Mapping[str, Rule], *, n_r
         cell = replace(base, tiles=tiles, clutter=clutter)
         before = recall_by_patches(store, cell)
         for name, rule in rules.items():
-            for kind, items in recall_by_patches(store, with_rule(cell, rule)).items():
+            for kind, items in recall_by_patches(store, rule.on(cell)).items():
                 d = paired_bootstrap(before[kind], items, "recall", n_resamples)
                 lines.append((clutter, name, kind, 100 * d.estimate, 100 * d.low, 100 * d.high))
     return pd.DataFrame(lines, columns=["clutter", "rule", "evidence", "d_recall", "d_recall_low", "d_recall_high"])
 
 
-def needed(store: Store, base: Experiment, rules: Mapping[str, Rule], points: float = 1) -> int:
+def needed(store: Store, base: Experiment, rules: Mapping[str, Setting], points: float = 1) -> int:
     """Return how many scenes would resolve a change of distinct CHAIR_i, for the rule and kind of three tiles that need most.
 
     Args:
@@ -237,7 +238,7 @@ def needed(store: Store, base: Experiment, rules: Mapping[str, Rule], points: fl
         points: the change, in percent points.
     """
     cells = [replace(base, tiles=tiles, clutter=clutter) for tiles, clutter in THREE]
-    pairs = [(store.score(each).items for each in (cell, with_rule(cell, rule))) for cell in cells for rule in rules.values()]
+    pairs = [(store.score(each).items for each in (cell, rule.on(cell))) for cell in cells for rule in rules.values()]
     return max(images_needed(*pair, "distinct_chair_i", points / 100) for pair in pairs)
 
 

@@ -21,8 +21,8 @@ from prunehal.experiments.readable import between, levels
 from prunehal.models.load import EMBEDDED
 from prunehal.stats.gain import part_of_change
 from prunehal.stats.testing import holm
-from prunehal.studies.nb08_redundancy.rules import at_random
-from prunehal.studies.nb10_other_policies.families import FALLBACK, Setting, candidates, standing
+from prunehal.studies.nb10_other_policies.families import FALLBACK, candidates, standing
+from prunehal.studies.settings import Setting, at_random
 
 __all__ = [
     "as_table",

@@ -10,7 +10,7 @@ from prunehal.experiments import Experiment, Store, changes, equal_lengths
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.stats.testing import holm
 from prunehal.studies.nb10_other_policies.compare import AT_RANDOM, INT8
-from prunehal.studies.nb10_other_policies.families import Setting
+from prunehal.studies.settings import Setting
 
 __all__ = ["against_controls"]
 
@@ -34,7 +34,7 @@ def against_controls(
         FileNotFoundError: rows are missing.
 
     >>> from prunehal.core import PruneHal
-    >>> from prunehal.studies.nb08_redundancy.rules import at_random
+    >>> from prunehal.studies.settings import at_random
     >>> pair = {"P": Setting(PruneHal(r=0.9, t=1)), "P, random tokens": Setting(at_random(PruneHal(r=0.9, t=1)))}
     >>> base = Experiment(split="test", n_images=50)
     >>> against_controls(Store.shipped(), pair, base, n_resamples=200).index.tolist()

@@ -7,48 +7,22 @@ it on the test split.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import pandas as pd
 
-from prunehal.core import Bank, NoPruning, Policy
+from prunehal.core import Bank, NoPruning
 from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, read_grid
 from prunehal.experiments.choosing import Chosen
 from prunehal.experiments.compare import N_RESAMPLES
 from prunehal.files.paths import data_path
 from prunehal.models.load import EMBEDDED
+from prunehal.studies.settings import Setting
 
-__all__ = ["FALLBACK", "Setting", "candidates", "standing", "tried"]
+__all__ = ["FALLBACK", "candidates", "standing", "tried"]
 
 FALLBACK = "fallback: no setting kept the recall"
-_SAID = ("r", "t", "k", "p", "part", "z")  # options that a label always has
-
-
-class Setting(NamedTuple):
-    """A policy and when it acts; what is chosen and reported, whatever the images.
-
-    >>> from prunehal.core import PruneHal
-    >>> Setting(PruneHal(r=0.9, t=1)).on(Experiment(split="test")).name
-    'test_prunehal_r0.9_t1'
-    >>> Setting(PruneHal(r=0.9, t=1), "first-token").label
-    'PruneHal(r = 0.9, t = 1), first-token'
-    """
-
-    policy: Policy
-    mode: str = "decoding"
-
-    @property
-    def label(self) -> str:
-        """The policy with the options that are always said or not the defaults, and the mode if it is not decoding."""
-        values = {f.name: (getattr(self.policy, f.name), f.default) for f in fields(self.policy) if f.init}
-        said = [f"{name} = {value}" for name, (value, usual) in values.items() if name in _SAID or value != usual]
-        return f"{type(self.policy).__name__}({', '.join(said)})" + ("" if self.mode == "decoding" else f", {self.mode}")
-
-    def on(self, experiment: Experiment) -> Experiment:
-        """Return the experiment with this policy and mode."""
-        return replace(experiment, policy=self.policy, mode=self.mode)
 
 
 def candidates(tiles: int = 0, model: str = EMBEDDED) -> dict[str, list[Experiment]]:

@@ -27,7 +27,8 @@ from prunehal.experiments.tables import read_marked, write_marked
 from prunehal.experiments.versions import made_by
 from prunehal.files.paths import data_path
 from prunehal.models.load import EMBEDDED
-from prunehal.studies.nb08_redundancy.rules import Rule, all_rules, candidates, chosen_rules, with_rule
+from prunehal.studies.nb08_redundancy.rules import all_rules, candidates, chosen_rules
+from prunehal.studies.settings import Setting
 
 __all__ = ["COUNTS", "FAMILIES", "FILE", "NONE", "measure", "setting_name", "stored"]
 
@@ -77,7 +78,7 @@ def measure(
     for seed, model in models.items():
         rules = _rules(chosen, seed)
         wanted = {
-            (line, clutter): with_rule(replace(_of(model, n_images if line[2] else n_transfer), clutter=clutter), rule)
+            (line, clutter): rule.on(replace(_of(model, n_images if line[2] else n_transfer), clutter=clutter))
             for line, rule in rules.items()
             for clutter in (False, True)
         }
@@ -120,9 +121,9 @@ def _chosen(model: str, store: Store, executor: Executor | None, progress: bool)
     return chosen_rules(sweep(experiments, store, executor, progress=progress), experiments)
 
 
-def _rules(chosen: Mapping[int, Mapping[str, Chosen]], seed: int) -> dict[tuple[str, str, bool], Rule]:
+def _rules(chosen: Mapping[int, Mapping[str, Chosen]], seed: int) -> dict[tuple[str, str, bool], Setting]:
     """Return (rule, setting, own) -> rule of what a seed's model is captioned under."""
-    fixed = {NONE: ("decoding", NoPruning())} | all_rules({})
+    fixed = {NONE: Setting(NoPruning())} | all_rules({})
     rules = {(name, setting_name(rule), True): rule for name, rule in fixed.items()}
     for family in FAMILIES:
         mine = chosen[seed][family].setting
@@ -131,10 +132,10 @@ def _rules(chosen: Mapping[int, Mapping[str, Chosen]], seed: int) -> dict[tuple[
     return rules
 
 
-def setting_name(rule: Rule) -> str:
+def setting_name(rule: Setting) -> str:
     """Return the name of a rule's setting, as it stands in the rows.
 
-    >>> setting_name(("decoding", NoPruning()))
+    >>> setting_name(Setting(NoPruning()))
     'nopruning'
     """
-    return with_rule(Experiment(), rule).name.removeprefix("validation_")
+    return rule.on(Experiment()).name.removeprefix("validation_")
