@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from prunehal.experiments.images import pictures_version
 from prunehal.experiments.own_policies import source_mark
 from prunehal.models.load import weights_mark
 
-__all__ = ["CODE", "MadeBy", "made_by", "refuse_other_versions", "refuse_other_worker"]
+__all__ = ["CODE", "MadeBy", "made_by", "made_by_each", "refuse_other_versions", "refuse_other_worker"]
 
 # Raise this number with every change of the code after which a row comes out otherwise than before (tests/golden_rows.json).
 CODE = 1
@@ -39,14 +39,26 @@ def made_by(experiment: Experiment) -> dict[str, str | int | None]:
     >>> sorted(made_by(Experiment()))
     ['code', 'pictures', 'prunehal', 'torch', 'transformers', 'weights']
     """
-    return {
+    return made_by_each([experiment])[experiment.key]
+
+
+def made_by_each(experiments: Sequence[Experiment]) -> dict[str, dict[str, str | int | None]]:
+    """Return key -> :func:`made_by` of experiments of one model and the same images, which are read once for all.
+
+    >>> list(made_by_each([Experiment()]).values()) == [made_by(Experiment())]
+    True
+    """
+    first = experiments[0]
+    shared = {
         "code": CODE,
-        "weights": weights_mark(experiment.model) or _hub_mark(experiment.model, experiment.revision),
-        "pictures": _pictures(experiment.images, experiment.split, experiment.questions, experiment.tiles, experiment.clutter),
+        "weights": weights_mark(first.model) or _hub_mark(first.model, first.revision),
+        "pictures": _pictures(first.images, first.split, first.questions, first.tiles, first.clutter),
         "prunehal": prunehal.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
-    } | ({} if (mark := source_mark(type(experiment.policy))) is None else {"policy": mark})
+    }
+    marks = {each.key: source_mark(type(each.policy)) for each in experiments}
+    return {key: shared | ({} if mark is None else {"policy": mark}) for key, mark in marks.items()}
 
 
 def refuse_other_versions(path: Path, before: MadeBy, now: MadeBy) -> None:

@@ -25,7 +25,7 @@ from prunehal.experiments.experiment import Experiment
 from prunehal.experiments.images import truth
 from prunehal.experiments.prefill import batch_inputs, caches
 from prunehal.experiments.sampling import KeyedSampling
-from prunehal.experiments.versions import MadeBy, made_by
+from prunehal.experiments.versions import MadeBy, made_by_each
 from prunehal.models.load import is_out_of_memory, load
 
 __all__ = ["Made", "Rows", "Task", "same_prefill", "work"]
@@ -83,7 +83,7 @@ def work(task: Task) -> Made:
     ['The photo was taken']
     """
     with _BUSY:
-        return Made(_halving(task), {each.key: made_by(each) for each in task.experiments})
+        return Made(_halving(task), made_by_each(task.experiments))
 
 
 def _halving(task: Task) -> Rows:
