@@ -20,15 +20,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from prunehal.benchmarks import ground_truth_coco, score, truncate_to_mean
-from prunehal.benchmarks.chair.length import equal_objects
+from prunehal.benchmarks import ground_truth_coco, score
+from prunehal.benchmarks.chair.length import equal_objects, equal_words
 from prunehal.benchmarks.chair.released import MODELS, released_captions
 from prunehal.benchmarks.chair.score import ChairResult
 from prunehal.core import NoPruning, PruneHal, TopK
 from prunehal.decoding.named import STOCK, name_of
 from prunehal.experiments import Experiment, Store, graded, read_grid
 from prunehal.experiments.choosing import choose_by_rule
-from prunehal.experiments.compare import LEVELS, METRICS, PRIMARY
+from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
 from prunehal.experiments.over_images import SharedImages
 from prunehal.files.paths import data_path, written
 from prunehal.stats.intervals import adjusted_logit, paired_bootstrap
@@ -48,7 +48,6 @@ __all__ = ["ALPHA", "Claim", "claims", "corrected", "in_words", "lines", "of", "
 ALPHA = 0.05  # of Holm's correction: P(any false claim) of all notebooks together
 FILE = "claims.csv"  # among the shipped results
 _NULLS = {"points": 0.0, "odds ratio": 1.0, "share": 0.0}  # unit -> no difference
-_RESAMPLES = 5000
 # Random swaps of a test; a p-value below _SMALL is estimated again by more: Holm multiplies it by the number of claims.
 _SWAPS, _SMALL, _MANY_SWAPS = 9_999, 0.005, 99_999
 
@@ -198,7 +197,7 @@ def _paired(notebook: str, what: str, base: pd.DataFrame, ours: pd.DataFrame, me
         base, ours: items of `prunehal.benchmarks.score`, of the same images.
         metric: a name of `prunehal.experiments.compare.METRICS`.
     """
-    found, unit = paired_bootstrap(base, ours, metric, _RESAMPLES), METRICS[metric]
+    found, unit = paired_bootstrap(base, ours, metric, N_RESAMPLES), METRICS[metric]
     ends = (unit * found.estimate, unit * found.low, unit * found.high)
     p = paired_p_value(base, ours, metric, _SWAPS)
     if p < _SMALL:
@@ -248,8 +247,7 @@ def _released(_: Store) -> Iterator[Claim]:
     for model, name in MODELS.items():
         pair = [captions[model, decoding] for decoding in ("greedy", "ours")]
         base, ours = (score(texts, truth, "wordnet") for texts in pair)
-        target = min(each.metrics["words"] for each in (base, ours))
-        cut = (score(truncate_to_mean(texts, target).captions, truth, "wordnet").items for texts in pair)
+        cut = (score(texts, truth, "wordnet").items for texts in equal_words(*pair))
         for metric in ("chair_i", "distinct_chair_i"):
             yield _paired("04", f"{name}: OPERA minus greedy, as written", base.items, ours.items, metric)
         yield _paired("04", f"{name}: OPERA minus greedy, at equal words", *cut, "chair_i")
@@ -260,7 +258,7 @@ def _options(store: Store) -> Iterator[Claim]:
     of_options = read_grid(data_path("grids", "options.toml"))
     sample = [each for each in of_options if each.n_images == 100 and isinstance(each.policy, PruneHal)]
     shared = SharedImages.read(store, sample, replace(sample[0], policy=NoPruning()))
-    table = at_equal_budget(shared, sampled(shared, n_resamples=100), "distinct_chair_i", n_resamples=_RESAMPLES)
+    table = at_equal_budget(shared, sampled(shared, n_resamples=100), "distinct_chair_i", n_resamples=N_RESAMPLES)
     for line in table.itertuples():
         what = f"option {line.term} at an equal number of visual tokens, distinct CHAIR_i"
         yield Claim("05", what, "share", line.share, line.low, line.high, line.p)
@@ -273,7 +271,7 @@ def _options(store: Store) -> Iterator[Claim]:
 def _trigger(store: Store) -> Iterator[Claim]:
     for r in (0.4, 0.7):
         policy = PruneHal(r=r, t=8, forced_first=False)
-        line = votes_at_names(vote_rate(store, Experiment(split="test", n_images=200, policy=policy)), n_resamples=_RESAMPLES)
+        line = votes_at_names(vote_rate(store, Experiment(split="test", n_images=200, policy=policy)), n_resamples=N_RESAMPLES)
         what = f"r = {r}: votes at hallucinated against faithful names, with the step held"
         yield Claim("06", what, "odds ratio", line["odds_ratio"], line["odds_low"], line["odds_high"], line["p"])
 

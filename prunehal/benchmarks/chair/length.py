@@ -25,6 +25,7 @@ __all__ = [
     "difference",
     "early_and_late",
     "equal_objects",
+    "equal_words",
     "first_objects",
     "rate_by_position",
     "truncation_curve",
@@ -192,6 +193,17 @@ def equal_objects(a: ChairResult, b: ChairResult) -> tuple[pd.DataFrame, pd.Data
     return first_objects(a, fewest), first_objects(b, fewest)
 
 
+def equal_words(a: Mapping[Hashable, str], b: Mapping[Hashable, str]) -> tuple[dict[Hashable, str], dict[Hashable, str]]:
+    """Return two sets of captions of the same images, both cut to the mean number of words of the shorter set.
+
+    >>> equal_words({1: "A dog."}, {1: "A dog by a bus."})
+    ({1: 'A dog.'}, {1: 'A dog'})
+    """
+    target = min(sum(len(text.split()) for text in texts.values()) / len(texts) for texts in (a, b))
+    first, second = (truncate_to_mean(texts, target).captions for texts in (a, b))
+    return first, second
+
+
 def difference(
     base: Mapping[Hashable, str],
     other: Mapping[Hashable, str],
@@ -224,8 +236,7 @@ def difference(
     shared = [image for image in base if image in other]
     pair = [{image: texts[image] for image in shared} for texts in (base, other)]
     if equal == "words":
-        target = min(sum(len(text.split()) for text in texts.values()) / len(shared) for texts in pair)
-        pair = [truncate_to_mean(texts, target).captions for texts in pair]
+        pair = equal_words(*pair)
     scored = [score(texts, ground_truth, scorer) for texts in pair]
     a, b = equal_objects(*scored) if equal == "objects" else (each.items for each in scored)
     return {metric: paired_bootstrap(a, b, metric, n_resamples=n_resamples) for metric in COMPARED}
