@@ -9,7 +9,7 @@ import pandas as pd
 from prunehal.experiments.compare import LEVELS, PRIMARY
 from prunehal.stats.bootstrap import Interval, verdict
 
-__all__ = ["between", "compared", "differences", "in_points", "levels", "readable"]
+__all__ = ["between", "compared", "differences", "head_of_table", "in_points", "levels", "readable"]
 
 
 def between(line: Mapping[str, float] | pd.Series, name: str, digits: int = 1) -> str:
@@ -20,6 +20,15 @@ def between(line: Mapping[str, float] | pd.Series, name: str, digits: int = 1) -
     """
     low, high = (line[f"{name}_{end}"] for end in ("low", "high"))
     return f"{line[name]:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def head_of_table(names: Sequence[str]) -> list[str]:
+    """Return the first two lines of a Markdown table: the names of its columns, and the line below them.
+
+    >>> head_of_table(["", "recall"])
+    ['|  | recall |', '|---|---|']
+    """
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
 def in_points(interval: Interval) -> str:

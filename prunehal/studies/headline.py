@@ -15,7 +15,7 @@ from prunehal.decoding import Decoder
 from prunehal.experiments import Experiment, Store, changes, equal_lengths, graded, grid, read_grid
 from prunehal.experiments.choosing import Chosen, choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
-from prunehal.experiments.readable import between, levels
+from prunehal.experiments.readable import between, head_of_table, levels
 from prunehal.files.paths import data_path
 from prunehal.stats.testing import holm
 from prunehal.studies import claims
@@ -83,7 +83,7 @@ def findings() -> str:
         "PruneHal, r = 0.4, t = 3, 576 visual tokens": replace(redundant, policy=published.policy),
     }
     head = ["test split", *LEVELS.values(), *_CHANGES]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = head_of_table(head)
     for name, experiment in conditions.items():
         base = redundant if experiment.tiles else plain
         line = changes(STORED, [experiment], base).join(equal_lengths(STORED, [experiment], base)).iloc[0]
@@ -98,7 +98,7 @@ def released() -> str:
     scored = {key: score(texts, truth, "wordnet").metrics for key, texts in captions.items()}
     n_met = met({key: (100 * metrics["chair_s"], 100 * metrics["chair_i"]) for key, metrics in scored.items()})
     head = ["model", "decoding", *LEVELS.values()]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = head_of_table(head)
     for model, name in MODELS.items():
         for decoding, label in (("greedy", "greedy"), ("ours", "OPERA")):
             in_units = pd.Series({metric: METRICS[metric] * scored[model, decoding][metric] for metric in LEVELS})
@@ -106,7 +106,7 @@ def released() -> str:
     kinds = {"CHAIR_i, as written": ("chair_i", None), "CHAIR_i, at equal words": ("chair_i", "words")}
     kinds |= {"distinct CHAIR_i, as written": ("distinct_chair_i", None)}
     kinds |= {"distinct CHAIR_i, at equal objects": ("distinct_chair_i", "objects")}
-    lines += ["", f"| OPERA minus greedy | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    lines += ["", *head_of_table(["OPERA minus greedy", *kinds])]
     lower = dict.fromkeys(kinds, 0)
     for model, name in MODELS.items():
         cells, pair = [], (captions[model, "greedy"], captions[model, "ours"])
@@ -135,7 +135,7 @@ def decoders() -> str:
     table = matrix(STORED, chosen, policies=shown).set_index(["policy", "decoding"])
     plain, published = (table.loc[policy] for policy in shown)
     head = ["decoding", *LEVELS.values(), *_CHANGES, "what PruneHal (r = 0.4, t = 3) adds to distinct CHAIR_i"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = head_of_table(head)
     for name, line in plain.iterrows():
         setting = "" if name not in chosen else _values(chosen[name].setting)
         told = [""] * 4 if line["experiment"].decoding == "greedy" else _changes(line)
@@ -162,7 +162,7 @@ def causal() -> str:
     """Return the README's section of interventions on attention: what they say, and the comparisons behind it."""
     rows = interventions()
     table = comparisons(responses(rows), N_RESAMPLES)
-    lines = ["| intervention | mentions | n | change, nats | p (Holm) |", "|---" * 5 + "|"]
+    lines = head_of_table(["intervention", "mentions", "n", "change, nats", "p (Holm)"])
     groups = table.index.get_level_values("group").isin(["hallucinated", "faithful", "hallucinated - faithful, matched"])
     for (name, group), line in table[groups & table["p"].notna()].iterrows():
         change = f"{line['estimate']:+.3f} [{line['low']:.3f}, {line['high']:.3f}]"
@@ -186,7 +186,7 @@ def redundant() -> str:
         "setting",
         *(f"{kind} tiles: {what}" for kind in _TILES for what in ("distinct CHAIR_i", "recall", "share of the oracle's gain")),
     ]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = head_of_table(head)
     cells = {kind: replace(base, tiles=3, clutter=kind == "cluttered") for kind in _TILES}
     for name, rule in rules.items():
         found = [name, rule.label]
@@ -209,7 +209,7 @@ def redundant() -> str:
         ]
     lines += ["", _fallbacks(chosen)]
     head = ["no pruning", *LEVELS.values()]
-    without = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    without = head_of_table(head)
     for kind, cell in cells.items():
         without.append(f"| {kind} tiles | {' | '.join(levels(changes(STORED, [cell], cell, n_resamples=100).iloc[0]))} |")
     note = f"{base.n_images} images; changes against no pruning, percent points; paired 95% BCa intervals over images."
@@ -245,7 +245,7 @@ def all_claims() -> str:
     counted["other, shown"] = ~pd.DataFrame(counted).any(axis=1)
     sums = pd.DataFrame(counted).groupby(shown["notebook"]).sum().reindex(table["notebook"].unique(), fill_value=0)
     sums["unclear"] = (table["verdict"] == "unclear").groupby(table["notebook"]).sum()
-    lines = [f"| notebook | {' | '.join(sums.columns)} |", "|---" * (1 + sums.shape[1]) + "|"]
+    lines = head_of_table(["notebook", *sums.columns])
     lines += [f"| {number} | {' | '.join(map(str, sums.loc[number]))} |" for number in sums.index]
     other = "other: the odds ratio of attention (01), official CHAIR_i (04), a share of variance (05) and vote rates (06)"
     return "\n".join([*lines, "", f"{len(table)} claims; Holm's correction over all of them; {other}."])

@@ -13,7 +13,7 @@ import pandas as pd
 from prunehal.core import PruneHal
 from prunehal.experiments import Experiment, Store, changes
 from prunehal.experiments.compare import LEVELS, N_RESAMPLES
-from prunehal.experiments.readable import between, levels
+from prunehal.experiments.readable import between, head_of_table, levels
 from prunehal.studies.nb03_thresholds.compare import SELECTIONS
 
 __all__ = ["SETTINGS", "as_table", "repetition", "settings"]
@@ -66,7 +66,7 @@ def as_table(table: pd.DataFrame) -> str:
     """
     both = ("chair_i", "distinct_chair_i")
     head = ["setting", *LEVELS.values(), *(f"change of {LEVELS[metric]}" for metric in both)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = head_of_table(head)
     for number, (name, line) in enumerate(table.iterrows()):
         changed = [between(line, f"d_{metric}") if number else "" for metric in both]
         lines.append(f"| {' | '.join([str(name), *levels(line), *changed])} |")

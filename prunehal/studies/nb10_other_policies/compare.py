@@ -17,7 +17,7 @@ from prunehal.core.informative import Telling
 from prunehal.experiments import Experiment, Store, changes, equal_lengths
 from prunehal.experiments.choosing import CHOSEN_BY, Chosen, Graded, choose_by_rule
 from prunehal.experiments.compare import LEVELS, METRICS, N_RESAMPLES, PRIMARY
-from prunehal.experiments.readable import between, levels
+from prunehal.experiments.readable import between, head_of_table, levels
 from prunehal.models.load import EMBEDDED
 from prunehal.stats.gain import part_of_change
 from prunehal.stats.testing import holm
@@ -180,7 +180,7 @@ def as_table(table: pd.DataFrame, settings: Mapping[str, Setting], chosen: Mappi
     """
     head = ["policy", "setting", "held in the cache", "attended to", *LEVELS.values()]
     head += ["change of distinct CHAIR_i", "of recall", "of distinct CHAIR_i at equal objects", "of recall at equal objects"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = head_of_table(head)
     first = table.iloc[0]
     plain = {metric: first[metric] - first[f"d_{metric}"] for metric in LEVELS}
     lines.append(f"| {' | '.join(['no pruning', '', '100%', '100%', *levels(plain), '', '', '', ''])} |")
